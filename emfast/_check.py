@@ -1,0 +1,45 @@
+"""Argument checks: every error of emfast is one sentence of the same form, and says how to put it right."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def check(
+    condition: bool,
+    function: str,
+    name: str,
+    requirement: str,
+    value: object,
+    fix: str | None = None,
+    error: type[Exception] = ValueError,
+) -> None:
+    """Raises `<function>: expected <name> <requirement>, got <value>. <fix>` unless the condition holds.
+
+    Arguments:
+        condition: The fact that must hold.
+        function: The public function the caller used.
+        name: The argument at fault.
+        requirement: What it must be, as the rest of a sentence: "to be positive", "of shape (B, C)".
+        value: What came instead; a tensor is shown by its shape and dtype.
+        fix: A sentence that tells the caller what to do, without its full stop.
+        error: ValueError (value or shape), TypeError (kind), NotImplementedError, RuntimeError (machine state).
+    """
+    if not condition:
+        raise error(message(function, name, requirement, value, fix))
+
+
+def message(function: str, name: str, requirement: str, value: object, fix: str | None = None) -> str:
+    """Returns the sentence that `check` raises."""
+    sentence = f"{function}: expected {name} {requirement}, got {show(value)}."
+    return f"{sentence} {fix}." if fix else sentence
+
+
+def show(value: Any) -> str:
+    """Returns a value as an error sentence shows it: tensors by shape and dtype, the rest shortened."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, type):
+        return value.__name__
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

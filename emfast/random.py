@@ -1,0 +1,88 @@
+r"""Counter-based noise: every number is a pure function of (seed, id, step, element).
+
+The generator is Philox4x32-10 with key = seed and counter = (element // 4, step, id low, id high), so the noise of an
+image does not depend on the batch it sits in, the order of the batches, the number of workers or the device.
+
+References:
+    | Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011), doi 10.1145/2063384.2063405
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+
+MASK = 0xFFFFFFFF
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """Returns a 64-bit seed for one named purpose, statistically independent of those of all other names.
+
+    Arguments:
+        seed: The seed of the whole run.
+        names: What the numbers are for, e.g. `("round", 3, "e_step")`.
+    """
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the four 32-bit words of Philox4x32-10, each an int64 tensor with values below 2^32.
+
+    Arguments:
+        counter: Four broadcastable int64 tensors with values below 2^32.
+        seed: The key, 0 <= seed < 2^64.
+    """
+    check(0 <= seed < 2**64, "philox", "seed", "to be in [0, 2^64)", seed)
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & MASK, seed >> 32
+    for _ in range(10):
+        p0 = c0 * 0xD2511F53  # int64 wraps around, its 64 bits are those of the unsigned product
+        p1 = c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK, ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
+    return c0, c1, c2, c3
+
+
+def _words(count: int, ids: Tensor, seed: int, step: int | Tensor) -> Tensor:
+    """Returns (B, ceil(count / 4), 4) Philox words."""
+    block = torch.arange(-(-count // 4), device=ids.device)
+    ids = ids.to(torch.int64)[:, None]
+    step = torch.as_tensor(step, device=ids.device, dtype=torch.int64)
+    return torch.stack(philox((block, step, ids & MASK, (ids >> 32) & MASK), seed), dim=-1)
+
+
+def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor = 0) -> Tensor:
+    """Returns float32 uniform numbers in [0, 1), one image of `shape` for every id: (B, *shape).
+
+    Arguments:
+        shape: The shape of one image, without the batch.
+        ids: (B,) integer ids; the numbers live on their device.
+        seed: The key, 0 <= seed < 2^64.
+        step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
+    """
+    count = math.prod(shape)
+    words = _words(count, ids, seed, step)
+    values = (words >> 8).to(torch.float32) * 2.0**-24
+    return values.flatten(1)[:, :count].reshape(-1, *shape)
+
+
+def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor = 0) -> Tensor:
+    """Returns float32 standard normal numbers (Box-Muller), one image of `shape` for every id: (B, *shape).
+
+    Arguments:
+        shape: The shape of one image, without the batch.
+        ids: (B,) integer ids; the numbers live on their device.
+        seed: The key, 0 <= seed < 2^64.
+        step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
+    """
+    count = math.prod(shape)
+    words = _words(count, ids, seed, step)
+    u = (words.to(torch.float32) + 0.5) * 2.0**-32  # in (0, 1]
+    radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
+    angle = (2.0 * math.pi) * u[..., 1::2]
+    values = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return values.flatten(1)[:, :count].reshape(-1, *shape)
