@@ -1,0 +1,112 @@
+"""The denoiser: any trained network as the estimate of the clean image from a noisy one."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from emfast._check import check
+from emfast.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
+
+Prediction = Literal["eps", "v", "x0", "edm"]
+DIFFUSERS_NAMES: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+class Denoiser(nn.Module):
+    r"""The posterior mean of the clean image under the model, :math:`\hat x_0(x_t, t) \approx E[x_0 | x_t]`.
+
+    Arguments:
+        network: Any module called as network(x_t, t) with t of shape (B,), returning a tensor, a tuple or a diffusers
+            output object. Of twice as many output channels the second half, a learned variance, is ignored.
+        schedule: A `Schedule`, or a diffusers scheduler, whose prediction type is then used too.
+        prediction: What the network predicts: "eps", "v" (sqrt(1 - a) and sqrt(a) mixed), "x0", or "edm" (the raw
+            network inside EDM's preconditioning, called with log(sigma) / 4; sigma_data = 0.5). A network that applies
+            the preconditioning itself is an "x0" network. "eps" by default.
+        dtype: The dtype the network computes in, by autocast, e.g. bfloat16; its own by default. Everything outside the
+            network stays in the dtype of the images.
+
+    References:
+        | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022), arXiv 2202.00512
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Any,
+        prediction: Prediction | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            name = getattr(getattr(schedule, "config", None), "prediction_type", "epsilon")
+            prediction = prediction or DIFFUSERS_NAMES.get(name)
+            schedule = VPSchedule.from_diffusers(schedule)
+        prediction = prediction or "eps"
+        check(prediction in ("eps", "v", "x0", "edm"), "Denoiser", "prediction", "to be eps, v, x0 or edm", prediction)
+        edm = prediction == "edm" and not isinstance(schedule, EDMSchedule)
+        check(not edm, "Denoiser", "schedule", 'to be an EDMSchedule with prediction "edm"', type(schedule))
+        self.network, self.schedule, self.prediction, self.dtype = network, schedule, prediction, dtype
+        self.sigma_data = 0.5
+
+    def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns alpha_t and sigma_t, (B or 1, 1, 1, 1), in the dtype of `like`."""
+        t = t.reshape(-1, 1, 1, 1)
+        return self.schedule.alpha(t).to(like.dtype), self.schedule.sigma(t).to(like.dtype)
+
+    def raw(self, x: Tensor, time: Tensor) -> Tensor:
+        """Returns the bare output of the network, (B, C, H, W), in the dtype of x."""
+        dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
+        half = self.dtype is not None and self.dtype != torch.float32
+        with torch.autocast(x.device.type, self.dtype if half else torch.bfloat16, enabled=half):
+            output = self.network(x.to(dtype), time.to(torch.float32).expand(len(x)))
+        output = getattr(output, "sample", output)
+        output = output[0] if isinstance(output, tuple) else output
+        channels = x.shape[1]
+        check(
+            output.shape[1] in (channels, 2 * channels),
+            "Denoiser",
+            "the network's output",
+            f"to have {channels} channels (or {2 * channels} with a learned variance)",
+            output.shape[1],
+        )
+        return output[:, :channels].to(x.dtype)
+
+    def forward(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """Returns x0-hat, (B, C, H, W), in the dtype of x_t.
+
+        Arguments:
+            x_t: (B, C, H, W) noisy images.
+            t: The time, a number, a 0-dimensional or a (B,) tensor, in the units of the schedule.
+        """
+        t = torch.as_tensor(t, device=x_t.device).reshape(-1)
+        alpha, sigma = self.levels(t, x_t)
+        if self.prediction == "edm":
+            norm = (sigma**2 + self.sigma_data**2).sqrt()
+            output = self.raw(x_t / norm, sigma.flatten().log() / 4)
+            return (self.sigma_data / norm) ** 2 * x_t + sigma * self.sigma_data / norm * output
+        output = self.raw(x_t, t)
+        if self.prediction == "eps":
+            return (x_t - sigma * output) / alpha
+        if self.prediction == "v":
+            return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
+        return output
+
+    def loss(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Returns the training loss of each image, (B,): the mean squared error of what the network predicts.
+
+        Arguments:
+            x_0: (B, C, H, W) clean images.
+            t: (B,) times.
+            noise: (B, C, H, W) standard normal noise.
+        """
+        alpha, sigma = self.levels(t, x_0)
+        x_t = alpha * x_0 + sigma * noise
+        if self.prediction in ("eps", "v"):
+            target = noise if self.prediction == "eps" else alpha * noise - sigma * x_0
+            error = self.raw(x_t, t) - target
+        else:
+            error = self(x_t, t) - x_0
+            if self.prediction == "edm":
+                error = error * (sigma**2 + self.sigma_data**2).sqrt() / (sigma * self.sigma_data)
+        return error.square().flatten(1).mean(1)

@@ -1,0 +1,174 @@
+r"""Noise schedules: how much signal and noise is left at time t.
+
+.. math:: x_t = \alpha_t x_0 + \sigma_t \epsilon, \quad \epsilon \sim \mathcal N(0, I)
+
+Time t is the index 0 ... T-1 of the training steps for VP (DDPM) schedules, fractions included; for VE (EDM) schedules
+it is sigma itself, in data units. Every formula of emfast uses alpha_t and sigma_t only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+
+
+class Schedule:
+    """What samplers and training need of a noise schedule; all values are float64 tensors shaped like t."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Returns the scale alpha_t of the signal."""
+        raise NotImplementedError
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Returns the standard deviation sigma_t of the noise in x_t."""
+        raise NotImplementedError
+
+    def times(self, steps: int) -> Tensor:
+        """Returns (steps,) decreasing times, from pure noise to the last step before the clean image."""
+        raise NotImplementedError
+
+    def time_of(self, ratio: float) -> float:
+        """Returns the time t at which sigma_t / alpha_t is the given noise level."""
+        raise NotImplementedError
+
+    def training_times(self, u: Tensor) -> Tensor:
+        """Returns times to train at from uniform numbers u in [0, 1)."""
+        raise NotImplementedError
+
+
+class VPSchedule(Schedule):
+    """A variance-preserving (DDPM) schedule given by its table of cumulative products; linear in log sigma between.
+
+    Arguments:
+        alphas_cumprod: (T,) decreasing squares of alpha_t, in (0, 1].
+
+    References:
+        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), arXiv 2006.11239
+        | Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021), arXiv 2102.09672
+    """
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+        check(table.ndim == 1 and len(table) > 1, "VPSchedule", "alphas_cumprod", "to have shape (T,), T > 1", table)
+        check(
+            bool((table[1:] < table[:-1]).all()) and bool(table[0] < 1) and bool(table[-1] >= 0),
+            "VPSchedule",
+            "alphas_cumprod",
+            "to decrease inside [0, 1)",
+            f"{float(table[0])} ... {float(table[-1])}",
+        )
+        table = table.clamp_min(1e-12)  # a terminal signal-to-noise ratio of zero has no logarithm
+        self.alphas_cumprod = table
+        self._log_ratio = {torch.device("cpu"): 0.5 * (torch.log1p(-table) - torch.log(table))}  # log(sigma / alpha)
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @classmethod
+    def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VPSchedule:
+        """Returns the DDPM schedule with linear betas."""
+        return cls(torch.cumprod(1 - torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), 0))
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> VPSchedule:
+        """Returns the cosine schedule, its betas clipped at beta_max."""
+        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+        return cls(torch.cumprod(1 - (1 - bar[1:] / bar[:-1]).clamp_max(beta_max), 0))
+
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> VPSchedule:
+        """Returns the schedule of a diffusers scheduler (DDPM, DDIM, DPM-Solver, ...)."""
+        table = getattr(scheduler, "alphas_cumprod", None)
+        name = type(scheduler)
+        check(table is not None, "VPSchedule", "scheduler", "to have alphas_cumprod", name, error=TypeError)
+        return cls(torch.as_tensor(table))
+
+    def _log_ratio_at(self, t: Tensor) -> Tensor:
+        table = self._log_ratio.get(t.device)
+        if table is None:
+            table = self._log_ratio.setdefault(t.device, self._log_ratio[torch.device("cpu")].to(t.device))
+        t = t.to(torch.float64).clamp(0, len(table) - 1)
+        low = t.floor().long()
+        high = (low + 1).clamp_max(len(table) - 1)
+        return torch.lerp(table[low], table[high], t - low)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Returns sqrt(alphas_cumprod[t])."""
+        return torch.sigmoid(-2 * self._log_ratio_at(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Returns sqrt(1 - alphas_cumprod[t])."""
+        return torch.sigmoid(2 * self._log_ratio_at(t)).sqrt()
+
+    def times(self, steps: int) -> Tensor:
+        """Returns `steps` of the indices T-1 ... 0, evenly spaced."""
+        total = len(self.alphas_cumprod)
+        check(1 <= steps <= total, "times", "steps", f"to be in 1 ... {total}", steps)
+        return torch.linspace(total - 1, 0, steps, dtype=torch.float64).round()
+
+    def time_of(self, ratio: float) -> float:
+        """Returns the fractional index t at which sigma_t / alpha_t is the given ratio."""
+        table = self._log_ratio[torch.device("cpu")]
+        target = torch.tensor(math.log(max(ratio, 1e-300)), dtype=torch.float64)
+        check(
+            bool(table[0] <= target) and bool(target <= table[-1]),
+            "time_of",
+            "ratio",
+            f"to be in [{float(table[0].exp()):.3g}, {float(table[-1].exp()):.3g}], the noise levels of the schedule",
+            ratio,
+        )
+        high = int(torch.searchsorted(table, target).clamp(1, len(table) - 1))
+        return high - 1 + float((target - table[high - 1]) / (table[high] - table[high - 1]))
+
+    def training_times(self, u: Tensor) -> Tensor:
+        """Returns uniform indices."""
+        return (u * len(self.alphas_cumprod)).floor()
+
+
+class EDMSchedule(Schedule):
+    """A variance-exploding schedule with t = sigma_t and alpha_t = 1.
+
+    Arguments:
+        sigma_min, sigma_max, rho: The noise levels a sampler visits.
+        mean, std: The training distribution, log sigma ~ N(mean, std^2).
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
+    """
+
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, mean: float = -1.2, std: float = 1.2
+    ) -> None:
+        check(0 < sigma_min < sigma_max, "EDMSchedule", "sigma_min", f"to be in (0, {sigma_max})", sigma_min)
+        self.sigma_min, self.sigma_max, self.rho, self.mean, self.std = sigma_min, sigma_max, rho, mean, std
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Returns one."""
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Returns t."""
+        return t.to(torch.float64)
+
+    def times(self, steps: int) -> Tensor:
+        """Returns the noise levels of the paper's equation 5."""
+        check(steps >= 1, "times", "steps", "to be >= 1", steps)
+        u = torch.linspace(0, 1, steps, dtype=torch.float64)
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (high + u * (low - high)) ** self.rho
+
+    def time_of(self, ratio: float) -> float:
+        """Returns the ratio."""
+        check(0 < ratio <= self.sigma_max, "time_of", "ratio", f"to be in (0, {self.sigma_max}]", ratio)
+        return ratio
+
+    def training_times(self, u: Tensor) -> Tensor:
+        """Returns log-normal noise levels."""
+        normal = torch.special.ndtri(u.to(torch.float64).clamp(1e-9, 1 - 1e-9))
+        return torch.exp(self.mean + self.std * normal)

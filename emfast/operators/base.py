@@ -1,0 +1,69 @@
+"""The measurement operator A of y = A x + n."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast._check import check
+
+Parameters = Mapping[str, Tensor]
+
+
+class Operator:
+    r"""A linear measurement operator A with parameters of its own for every observation.
+
+    A subclass has three methods, `parameters`, `apply` and `adjoint`; an operator without parameters needs only the
+    last two. All tensors are batched: row b of every parameter belongs to image b, and images do not mix. An instance
+    holds hyper-parameters only.
+
+    .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
+    """
+
+    def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
+        """Returns what distinguishes the observations, e.g. their masks: a mapping of (B, ...) or (1, ...) tensors.
+
+        Arguments:
+            ids: (B,) int64 ids of the observations; the parameters live on their device and depend on nothing else.
+            shape: The shape (C, H, W) of one observation.
+        """
+        return {}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Returns A x: images (B, C, H, W) to observations."""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method apply(x, parameters), got none.")
+
+    def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns A^T y: observations to images (B, C, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method adjoint(y, parameters), got none.")
+
+    def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
+        """Returns measurement noise made of standard normal z; a detector that records nothing has no noise either."""
+        return z
+
+    def observe(self, x: Tensor, sigma: float = 0.0, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Returns simulated observations y = A x + n.
+
+        Arguments:
+            x: (B, C, H, W) clean images in data units.
+            sigma: The standard deviation of the noise, in data units, >= 0.
+            ids: (B,) stable ids of the observations; 0 ... B-1 by default.
+            seed: The key of the noise: the same (seed, id) gives the same observation.
+        """
+        check(sigma >= 0, "observe", "sigma", "to be >= 0", sigma)
+        ids = default_ids(x, ids)
+        parameters = self.parameters(ids, tuple(x.shape[1:]))
+        y = self.apply(x, parameters)
+        if sigma > 0:
+            z = random.normal(tuple(y.shape[1:]), ids=ids, seed=random.derive(seed, "observe")).to(y)
+            y = y + sigma * self.noise(z, parameters)
+        return y
+
+
+def default_ids(x: Tensor, ids: Tensor | None) -> Tensor:
+    """Returns the ids on the device of x; 0 ... B-1 if none are given."""
+    if ids is None:
+        return torch.arange(len(x), device=x.device)
+    check(ids.shape == (len(x),), "observe", "ids", f"to have shape ({len(x)},), one id per image", tuple(ids.shape))
+    return ids.to(x.device, torch.int64)

@@ -1,0 +1,39 @@
+"""Observations that bring the parameters of their operator along."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from emfast._check import check
+from emfast.operators.base import Operator, Parameters
+
+
+class Given(Operator):
+    """An operator whose parameters are given for each observation rather than drawn: row id for observation id.
+
+    Arguments:
+        operator: The operator; its own parameters of other names stay in force.
+        given: (N, ...) tensors, e.g. {"mask": (N, 1, H, W)}.
+    """
+
+    def __init__(self, operator: Operator, given: Mapping[str, Tensor]) -> None:
+        rows = {name: len(value) for name, value in given.items()}
+        check(len(set(rows.values())) == 1, "Given", "the parameters", "to have one row per observation", rows)
+        self.operator, self.given = operator, dict(given)
+
+    def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
+        """Returns the rows of the given parameters."""
+        rows = {name: value.to(ids.device)[ids] for name, value in self.given.items()}
+        return {**self.operator.parameters(ids, shape), **rows}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Returns A x of the operator."""
+        return self.operator.apply(x, parameters)
+
+    def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns A^T y of the operator."""
+        return self.operator.adjoint(y, parameters)
+
+    def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
+        """Returns the noise of the operator."""
+        return self.operator.noise(z, parameters)

@@ -1,0 +1,112 @@
+"""Inpainting: A keeps the pixels where the mask is 1."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast._check import check, message
+from emfast.operators.base import Operator, Parameters
+
+
+class Mask(Operator):
+    r"""A mask, 1 where a pixel is observed and 0 where it is missing, shared by the channels.
+
+    .. math:: A x = m \odot x
+
+    Give one of `missing`, `box` or `mask`; or none, where a file of observations brings the masks along.
+
+    Arguments:
+        missing: The probability in [0, 1] that a pixel is missing, drawn for each pixel and observation.
+        box: The side in pixels of a missing square, placed at random in each observation.
+        mask: A given mask with values 0 and 1: (H, W) or (1, H, W) for all observations, or (N, 1, H, W) with row id
+            for observation id. A tensor, or the path of a `.npy` file.
+        seed: The key of the random masks: observation id always has the mask of (seed, id).
+    """
+
+    def __init__(
+        self, missing: float | None = None, box: int | None = None, mask: str | Tensor | None = None, seed: int = 0
+    ) -> None:
+        given = [name for name, value in (("missing", missing), ("box", box), ("mask", mask)) if value is not None]
+        check(len(given) <= 1, "Mask", "one of missing, box and mask", "to be given", " and ".join(given))
+        if missing is not None:
+            check(0 <= missing <= 1, "Mask", "missing", "to be a probability in [0, 1]", missing)
+        if box is not None:
+            check(box > 0, "Mask", "box", "to be > 0 pixels", box)
+        self.missing, self.box, self.seed = missing, box, seed
+        self.mask = None if mask is None else _given(mask)
+
+    def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
+        """Returns {"mask": (B, 1, H, W) float32}."""
+        _, height, width = shape
+        if self.mask is not None:
+            return {"mask": _rows(self.mask, ids, height, width)}
+        key = random.derive(self.seed, "mask")
+        if self.missing is not None:
+            keep = random.uniform((1, height, width), ids=ids, seed=key) >= self.missing
+            return {"mask": keep.to(torch.float32)}
+        if self.box is None:
+            return {}
+        side = self.box
+        check(side <= min(height, width), "Mask", "box", f"to be <= {min(height, width)}, the side of the images", side)
+        u = random.uniform((2,), ids=ids, seed=key)
+        top, left = (u * torch.tensor([height - side + 1, width - side + 1], device=ids.device)).long().unbind(1)
+        rows = torch.arange(height, device=ids.device) - top[:, None]
+        columns = torch.arange(width, device=ids.device) - left[:, None]
+        inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+        return {"mask": (~inside).to(torch.float32)[:, None]}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Returns m * x."""
+        return _mask(parameters).to(x.dtype) * x
+
+    def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns m * y: a mask is its own adjoint."""
+        return _mask(parameters).to(y.dtype) * y
+
+    def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
+        """Returns m * z: a missing pixel stays zero."""
+        return _mask(parameters).to(z.dtype) * z
+
+
+def _mask(parameters: Parameters) -> Tensor:
+    fix = "Give missing, box or mask, or observations that bring their masks along"
+    check("mask" in parameters, "Mask", "a mask", "to be given", "none", fix)
+    return parameters["mask"]
+
+
+def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
+    """Returns the rows of a given mask (N, 1, H, W) that belong to the ids; a single mask serves all."""
+    expected = f"to have the size of the images, {height} x {width}"
+    check(mask.shape[-2:] == (height, width), "Mask", "mask", expected, f"{mask.shape[-2]} x {mask.shape[-1]}")
+    mask = mask.to(ids.device)
+    if len(mask) == 1:
+        return mask.expand(len(ids), 1, height, width)
+    last = int(ids.max()) if len(ids) else -1
+    check(last < len(mask), "Mask", "mask", f"to have a row for every observation ({last + 1} or more)", len(mask))
+    return mask[ids]
+
+
+def _given(mask: str | Tensor) -> Tensor:
+    """Returns a given mask as float32 (N, 1, H, W)."""
+    mask = mask if isinstance(mask, Tensor) else _read(Path(mask))
+    check(2 <= mask.ndim <= 4, "Mask", "mask", "to have shape (H, W), (1, H, W) or (N, 1, H, W)", tuple(mask.shape))
+    mask = mask.to(torch.float32)
+    if mask.ndim < 4:
+        mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    check(mask.shape[1] == 1, "Mask", "mask", "to be shared by the channels, (N, 1, H, W)", tuple(mask.shape))
+    check(bool(((mask == 0) | (mask == 1)).all()), "Mask", "mask", "to be made of 0 and 1", "other values")
+    return mask
+
+
+def _read(path: Path) -> Tensor:
+    """Returns the array of a .npy file."""
+    import numpy as np
+
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except FileNotFoundError:
+        raise FileNotFoundError(message("Mask", "mask", "to be a tensor or the path of a .npy file", path)) from None
+    except (ValueError, EOFError, OSError, TypeError):
+        raise ValueError(message("Mask", "mask", "to be a .npy file of numbers", path)) from None
