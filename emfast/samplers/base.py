@@ -1,0 +1,164 @@
+"""The loop that every posterior sampler shares; a sampler file holds one paper's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast._check import check
+from emfast.diffusion import Denoiser, Schedule
+from emfast.operators import Operator
+from emfast.operators.base import Parameters, default_ids
+
+Callback = Callable[[int, int], None]
+
+
+class Coefficients(NamedTuple):
+    r"""One step from x_t to x_s, as 0-dimensional tensors.
+
+    .. math:: x_s = c_x x_t + c_0 \hat x_0 + \mathrm{std} \, z
+    """
+
+    t: Tensor
+    alpha_t: Tensor
+    sigma_t: Tensor
+    c_x: Tensor
+    c_0: Tensor
+    std: Tensor
+
+
+def transitions(schedule: Schedule, times: Tensor, eta: float) -> Tensor:
+    r"""Returns the table of `Coefficients`, (len(times), 6) float64, from each time to the next, the last to t = clean.
+
+    .. math::
+        \mathrm{std} = \eta \frac{\sigma_s}{\sigma_t} \sqrt{\sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2}, \quad
+        c_x = \sqrt{\sigma_s^2 - \mathrm{std}^2} / \sigma_t, \quad c_0 = \alpha_s - c_x \alpha_t
+
+    Arguments:
+        schedule: The noise schedule.
+        times: (n,) decreasing times.
+        eta: 1 for ancestral (DDPM) steps, 0 for deterministic (DDIM) steps.
+
+    References:
+        | Denoising Diffusion Implicit Models (Song et al., 2020), arXiv 2010.02502
+    """
+    alpha_t, sigma_t = schedule.alpha(times), schedule.sigma(times)
+    alpha_s = torch.cat((alpha_t[1:], torch.ones(1, dtype=torch.float64)))
+    sigma_s = torch.cat((sigma_t[1:], torch.zeros(1, dtype=torch.float64)))
+    fresh = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp_min(0).sqrt()
+    std = eta * sigma_s / sigma_t * fresh
+    c_x = (sigma_s**2 - std**2).clamp_min(0).sqrt() / sigma_t
+    return torch.stack((times, alpha_t, sigma_t, c_x, alpha_s - c_x * alpha_t, std), dim=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a step reads besides x_t: the observations, their operator and the tables, all on one device."""
+
+    denoiser: Denoiser
+    y: Tensor
+    operator: Operator
+    parameters: Parameters
+    sigma: float
+    ids: Tensor
+    seed: int
+    table: Tensor  # (n, 6)
+
+    def coefficients(self, k: Tensor, like: Tensor) -> Coefficients:
+        """Returns the coefficients of step k, a 0-dimensional tensor, in the dtype of `like` (t in float64)."""
+        row = self.table[k]
+        return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
+
+    def noise(self, k: Tensor, like: Tensor) -> Tensor:
+        """Returns the standard normal noise of step k."""
+        return random.normal(tuple(like.shape[1:]), ids=self.ids, seed=self.seed, step=k).to(like.dtype)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Returns y - A x."""
+        return self.y - self.operator.apply(x, self.parameters)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Returns A^T y."""
+        return self.operator.adjoint(y, self.parameters)
+
+
+class Sampler:
+    """A posterior sampler: hyper-parameters only, no state. A subclass gives `step`, and others where it differs.
+
+    A step has static shapes, reads its time through the step counter k (a 0-dimensional tensor on the device), takes
+    its noise from Philox(seed, id, k), and never waits for the device.
+    """
+
+    steps: int
+    eta: float
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image; a backward pass to the input counts as one."""
+        return self.steps
+
+    def times(self, schedule: Schedule, sigma: float) -> Tensor:
+        """Returns the (n,) decreasing times to visit."""
+        return schedule.times(self.steps)
+
+    def initial(self, problem: Problem) -> Tensor:
+        """Returns x at the first time: pure noise, as the schedule has it there."""
+        like = problem.adjoint(problem.y)
+        first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
+        k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
+        return first.sigma_t * problem.noise(k, like)
+
+    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns x_s from x_t."""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method step(problem, x_t, k), got none.")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        y: Tensor,
+        operator: Operator,
+        *,
+        sigma: float = 0.0,
+        ids: Tensor | None = None,
+        seed: int = 0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Returns one sample of p(x | y) for every observation, (B, C, H, W), dtype of y.
+
+        Arguments:
+            denoiser: The prior.
+            y: (B, ...) observations, in data units.
+            operator: The operator that made them.
+            sigma: The standard deviation of their noise, in data units.
+            ids: (B,) their stable ids: the operator's parameters and the sampler's noise belong to them. 0 ... B-1 by
+                default.
+            seed: The key of the sampler's noise: the same (seed, id) gives the same sample, whatever the batch.
+            callback: Called as callback(steps done, steps in all).
+        """
+        name = type(self).__name__
+        check(isinstance(operator, Operator), name, "operator", "to be an emfast Operator", operator, error=TypeError)
+        check(y.is_floating_point(), name, "y", "to be a floating-point tensor", y.dtype, error=TypeError)
+        check(sigma >= 0, name, "sigma", "to be >= 0", sigma)
+        ids = default_ids(y, ids)
+        table = transitions(denoiser.schedule, self.times(denoiser.schedule, sigma), self.eta).to(y.device)
+        parameters = operator.parameters(ids, tuple(y.shape[1:]))
+        problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
+        x = self.initial(problem)
+        k = torch.zeros((), dtype=torch.int64, device=y.device)
+        for done in range(1, len(table) + 1):
+            x = self.step(problem, x, k)
+            k = k + 1
+            if callback is not None:
+                callback(done, len(table))
+        return x
+
+
+def clip_values(x: Tensor, clip: bool) -> Tensor:
+    """Returns x limited to the data range [-1, 1] if asked to."""
+    return x.clamp(-1, 1) if clip else x

@@ -1,0 +1,56 @@
+"""Samples of the prior itself, without observations."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast.diffusion import Denoiser
+from emfast.operators import Identity
+from emfast.samplers.base import Callback, Problem, Sampler, clip_values
+
+
+@dataclass(frozen=True)
+class Prior(Sampler):
+    """Unconditional DDIM or ancestral sampling: how the images of a model look.
+
+    Arguments:
+        steps: The number of network evaluations.
+        clip: Clips x0-hat to [-1, 1], the range of images.
+        eta: 0 for deterministic (DDIM) steps, 1 for ancestral (DDPM) steps.
+
+    References:
+        | Denoising Diffusion Implicit Models (Song et al., 2020), arXiv 2010.02502
+    """
+
+    steps: int = 50
+    clip: bool = True
+    eta: float = 0.0
+
+    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns x_s from x_t."""
+        c = problem.coefficients(k, x_t)
+        x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
+        return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, int, int],
+        *,
+        ids: Tensor,
+        seed: int = 0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Returns one image for every id, (B, C, H, W) float32.
+
+        Arguments:
+            denoiser: The model.
+            shape: (C, H, W) of one image.
+            ids: (B,) ids of the images, on the device to use: the same (seed, id) gives the same image.
+            seed: The key of the noise.
+            callback: Called as callback(steps done, steps in all).
+        """
+        nothing = torch.zeros(len(ids), *shape, device=ids.device)
+        return self(denoiser, nothing, Identity(), ids=ids, seed=random.derive(seed, "prior"), callback=callback)

@@ -1,0 +1,52 @@
+"""Denoising without a likelihood gradient: the reverse process started from y."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+from emfast.diffusion import Schedule
+from emfast.operators import Identity
+from emfast.samplers.base import Problem, Sampler, clip_values
+
+
+@dataclass(frozen=True)
+class ReverseFromObservation(Sampler):
+    r"""The reverse process from the time whose noise level is that of the observation; for denoising (A = I).
+
+    A noisy image is a point of the forward process: at the time t* with sigma_t / alpha_t = sigma, the vector alpha_t y
+    is distributed as x_t. Running the ancestral sampler from there draws from the posterior of the current prior,
+    exactly but for the discretisation, with neither a gradient nor a parameter to tune.
+
+    Arguments:
+        steps: The number of network evaluations from t* down.
+        clip: Clips x0-hat to [-1, 1], the range of images.
+        eta: 1 for posterior samples; 0 follows the probability flow.
+
+    References:
+        | Stochastic Forward-Backward Deconvolution (Lu et al., 2025), arXiv 2502.05446
+    """
+
+    steps: int = 40
+    clip: bool = True
+    eta: float = 1.0
+
+    def times(self, schedule: Schedule, sigma: float) -> Tensor:
+        """Returns the times from t* (a fraction, the noise levels match exactly) down to the lowest, evenly spaced."""
+        check(sigma > 0, "ReverseFromObservation", "sigma", "to be > 0: it starts at the noise level of y", sigma)
+        start = schedule.time_of(sigma)
+        last = float(schedule.times(2)[-1])
+        return torch.linspace(start, min(last, start), self.steps, dtype=torch.float64)
+
+    def initial(self, problem: Problem) -> Tensor:
+        """Returns alpha_t y."""
+        name = type(problem.operator)
+        check(isinstance(problem.operator, Identity), "ReverseFromObservation", "operator", "to be Identity", name)
+        return problem.table[0, 1].to(problem.y.dtype) * problem.y
+
+    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns x_s from x_t."""
+        c = problem.coefficients(k, x_t)
+        x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
+        return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)
