@@ -1,0 +1,215 @@
+"""The typed experiment config: the YAML file, the command-line flags and their documentation are these classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from emfast._check import check
+from emfast.operators import Mask, Operator
+from emfast.samplers import DPS, Sampler
+
+
+@dataclass
+class DataConfig:
+    """Where the images come from.
+
+    Args:
+        images: Clean images to corrupt in simulation, so that the truth is known: a folder of pictures, .npz/.npy, IDX,
+            HDF5 or CIFAR binary files, or "sample:train" / "sample:test" (Fashion-MNIST, part of the package).
+        observations: Corrupted observations instead of images: a file with `y` and the operator's parameters.
+        clean: Clean images for the initial model; `clean_count` of them are taken. If it names the same images as
+            `images`, those taken are left out of the observations.
+        clean_count: How many clean images the initial model is trained on.
+        reference: Clean images the Frechet distance compares samples with; none: no distance.
+        size: Resize to this many pixels a side.
+        crop: Centre crop of this many pixels before resizing (CelebA: 140).
+        limit: Use only the first so many observations.
+    """
+
+    images: str | None = "sample:train"
+    observations: str | None = None
+    clean: str | None = "sample:train"
+    clean_count: int = 50
+    reference: str | None = "sample:test"
+    size: int | None = None
+    crop: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("data", self, "clean_count", "size", "crop", "limit")
+
+
+@dataclass
+class NetworkConfig:
+    """The U-Net (diffusers UNet2DModel) and its noise schedule.
+
+    Args:
+        channels: The width of each resolution; each but the last halves the image.
+        layers: Residual blocks per resolution.
+        attention: Which resolutions have attention, counted from 0 (full size).
+        head_dim: Channels per attention head; none: a single head.
+        groups: Groups of the group normalisation.
+        dropout: Dropout in the residual blocks, active in training only.
+        schedule: The noise schedule.
+        schedule_steps: Its number of steps T.
+        prediction: What the network predicts.
+    """
+
+    channels: list[int] = field(default_factory=lambda: [128, 256, 256, 256])
+    layers: int = 2
+    attention: list[int] = field(default_factory=lambda: [1])
+    head_dim: int | None = 64
+    groups: int = 32
+    dropout: float = 0.0
+    schedule: Literal["linear", "cosine"] = "linear"
+    schedule_steps: int = 1000
+    prediction: Literal["eps", "v", "x0"] = "eps"
+
+    def __post_init__(self) -> None:
+        _positive("network", self, "layers", "head_dim", "groups")
+        check(len(self.channels) > 0, "config", "network.channels", "to name at least one width", self.channels)
+        check(min(self.channels) > 0, "config", "network.channels", "to be positive", self.channels)
+        check(0 <= self.dropout < 1, "config", "network.dropout", "to be in [0, 1)", self.dropout)
+        check(self.schedule_steps > 1, "config", "network.schedule_steps", "to be > 1", self.schedule_steps)
+
+
+@dataclass
+class EStepConfig:
+    """The E-step: one posterior sample for every observation.
+
+    Args:
+        batch_size: Observations reconstructed together.
+        shard_size: Observations in one file of the store: what an interruption costs at most.
+        subset: Random observations per warm-started round; none: all.
+        scales: Candidates for the sampler's scale, tried each round, the smallest data misfit wins; empty: keep it.
+        scale_images: Observations the candidates are tried on.
+    """
+
+    batch_size: int = 64
+    shard_size: int = 256
+    subset: int | None = 5000
+    scales: list[float] = field(default_factory=list)
+    scale_images: int = 16
+
+    def __post_init__(self) -> None:
+        _positive("e_step", self, "batch_size", "shard_size", "subset", "scale_images")
+        check(all(scale > 0 for scale in self.scales), "config", "e_step.scales", "to be positive", self.scales)
+
+
+@dataclass
+class MStepConfig:
+    """The M-step: training on the reconstructions.
+
+    Args:
+        initial_steps: Training steps of the initial model on the clean images.
+        steps: Training steps of a warm-started round.
+        final_steps: Training steps of a from-scratch round.
+        batch_size: Images per step, over all processes.
+        learning_rate: AdamW's learning rate.
+        warmup: Steps of linear warm-up of the learning rate.
+        weight_decay: AdamW's weight decay.
+        ema: Decay of the moving average of the weights, which is the model; it warms up over the first steps.
+        clip_norm: Largest norm of the gradient.
+        flip: Mirrors images at random (do not use where left and right differ).
+        checkpoint: Steps between checkpoints: what an interruption costs at most.
+    """
+
+    initial_steps: int = 2000
+    steps: int = 5000
+    final_steps: int = 20000
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip_norm: float = 1.0
+    flip: bool = False
+    checkpoint: int = 500
+
+    def __post_init__(self) -> None:
+        _positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
+        _positive("m_step", self, "learning_rate", "clip_norm")
+        check(self.warmup >= 0, "config", "m_step.warmup", "to be >= 0", self.warmup)
+        check(self.weight_decay >= 0, "config", "m_step.weight_decay", "to be >= 0", self.weight_decay)
+        check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured after every round.
+
+    Args:
+        samples: Images sampled from the model for the Frechet distance and the pictures; 0: none.
+        steps: Deterministic sampling steps for them.
+        features: Feature space of the distance; auto: "fashion-mnist" for one channel, "efficientnet-lite0" for RGB.
+        weights: Path of the weights where the feature space needs a file ("inception").
+        pictures: Images per row of the pictures.
+    """
+
+    samples: int = 512
+    steps: int = 50
+    features: Literal["auto", "fashion-mnist", "efficientnet-lite0", "inception", "none"] = "auto"
+    weights: str | None = None
+    pictures: int = 8
+
+    def __post_init__(self) -> None:
+        _positive("evaluation", self, "steps", "pictures")
+        check(self.samples >= 0, "config", "evaluation.samples", "to be >= 0", self.samples)
+
+
+@dataclass
+class Config:
+    """One EM run.
+
+    Args:
+        output: The folder of the run; the same command again resumes it.
+        model: A diffusers model folder as the initial model, instead of training one on clean images.
+        data: Where the images come from.
+        operator: The measurement operator A.
+        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
+        sampler: The posterior sampler of the E-step.
+        network: The U-Net.
+        e_step: The E-step.
+        m_step: The M-step.
+        evaluation: What is measured after every round.
+        rounds: Warm-started rounds, at most.
+        final_rounds: From-scratch rounds on all observations after them.
+        switch: Go to the final rounds early by the paper's rule: the best scale has not fallen for 3 rounds or is
+            below 1. Needs `e_step.scales`.
+        seed: The seed of everything random.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: Compute precision; auto: bfloat16 where the hardware is good at it.
+        tensorboard: Also write TensorBoard events.
+    """
+
+    output: str = "runs/emfast"
+    model: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    operator: Operator = field(default_factory=lambda: Mask(missing=0.6))
+    sigma: float = 0.0
+    sampler: Sampler = field(default_factory=DPS)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    e_step: EStepConfig = field(default_factory=EStepConfig)
+    m_step: MStepConfig = field(default_factory=MStepConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    rounds: int = 8
+    final_rounds: int = 3
+    switch: bool = True
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.sigma >= 0, "config", "sigma", "to be >= 0", self.sigma)
+        check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
+        check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)
+        check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
+
+
+def _positive(group: str, config: object, *names: str) -> None:
+    """Checks that numbers of a group, where they are given, are positive."""
+    for name in names:
+        value = getattr(config, name)
+        check(value is None or value > 0, "config", f"{group}.{name}", "to be positive", value)

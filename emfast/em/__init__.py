@@ -1,0 +1,9 @@
+"""Expectation-maximization: clean diffusion models from corrupted observations."""
+
+from emfast.em.e_step import e_step
+from emfast.em.events import Event, Progress, RoundFinished
+from emfast.em.loop import train
+from emfast.em.model import load_model
+from emfast.em.observations import Observations
+
+__all__ = ["Event", "Observations", "Progress", "RoundFinished", "e_step", "load_model", "train"]

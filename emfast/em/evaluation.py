@@ -1,0 +1,88 @@
+"""What is measured after a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast.data import Images
+from emfast.diffusion import Denoiser
+from emfast.em.observations import Observations
+from emfast.samplers import Prior, data_misfit
+
+if TYPE_CHECKING:
+    from emfast.config import EvaluationConfig
+
+
+class Evaluator:
+    """Measures reconstructions against the truth and samples against reference images.
+
+    Arguments:
+        config: What to measure.
+        reference: Clean images the Frechet distance compares with; None: no distance.
+        shape: (C, H, W) of the images.
+    """
+
+    def __init__(self, config: EvaluationConfig, reference: Images | None, shape: tuple[int, int, int]) -> None:
+        self.config, self.shape = config, shape
+        self.features = None
+        auto = config.features == "auto"
+        unknown = config.features == "none" or (auto and shape[0] not in (1, 3))
+        if reference is not None and config.samples > 0 and not unknown:
+            from emfast import metrics
+            from emfast.features import default_features, features
+
+            self.features = default_features(shape[0]) if auto else features(config.features, config.weights)
+            self.distance = metrics.frechet_distance
+            self.reference = self.features.extract(reference)
+
+    def reconstructions(self, x: Tensor, ids: Tensor, observations: Observations) -> dict[str, float | None]:
+        """Returns the means of psnr and ssim (None if the truth is not known) and misfit."""
+        from emfast.metrics import psnr, ssim
+
+        totals = torch.zeros(3, dtype=torch.float64)
+        known = observations.images is not None
+        for rows in torch.arange(len(ids)).split(512):
+            part, where = x[rows], ids[rows]
+            totals[2] += data_misfit(part, observations.read(where), observations.operator, where).sum()
+            truth = observations.truth(where)
+            if truth is not None:
+                totals[0] += psnr(part, truth).sum()
+                totals[1] += ssim(part, truth).sum()
+        mean = (totals / len(ids)).tolist()
+        return {"psnr": mean[0] if known else None, "ssim": mean[1] if known else None, "misfit": mean[2]}
+
+    def samples(
+        self, denoiser: Denoiser, seed: int, callback: Callable[[int, int], None] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Returns samples of the model, (N, C, H, W), and their `fd` and the `features` it is measured in.
+
+        Arguments:
+            denoiser: The model, on the device to use.
+            seed: The key of the samples: the same for every round, so that rounds can be compared.
+            callback: Called as callback(done, in all).
+        """
+        count, steps = self.config.samples, self.config.steps
+        if count == 0:
+            return torch.empty(0, *self.shape), {"fd": None, "features": None}
+        sampler = Prior(steps=steps)
+        device = next(denoiser.parameters()).device
+        parts: list[Tensor] = []
+        total = -(-count // 128) * steps
+
+        def progress(done: int, of: int) -> None:
+            if callback is not None:
+                callback(len(parts) * of + done, total)
+
+        key = random.derive(seed, "samples")
+        for ids in torch.arange(count, device=device).split(128):
+            parts.append(sampler.sample(denoiser, self.shape, ids=ids, seed=key, callback=progress).cpu())
+        images = torch.cat(parts)
+        if self.features is None:
+            return images, {"fd": None, "features": None}
+        distance = self.distance(self.features.extract(images), self.reference)
+        return images, {"fd": float(distance), "features": self.features.name}

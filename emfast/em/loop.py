@@ -1,0 +1,51 @@
+"""Expectation-maximization: E-step and M-step in turn until the plan is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emfast.em.events import Event
+from emfast.em.run import Run
+
+if TYPE_CHECKING:
+    from emfast.config import Config
+
+
+def train(config: Config, *, yaml: str, callback: Callable[[Event], None] | None = None) -> Path:
+    """Runs EM, or goes on with it where an earlier process was interrupted, and returns the folder of the model.
+
+    Arguments:
+        config: The run.
+        yaml: The complete config as YAML: what is kept in the folder and must not change on resuming.
+        callback: Called with `Progress` and `RoundFinished` events, in the main process only.
+    Raises:
+        ValueError: If config and data do not fit together, or the folder belongs to another run.
+        OSError: If the folder cannot be written.
+
+    References:
+        | An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted Observations
+        | (Bai et al., 2024), arXiv 2407.01014
+    """
+    run = Run(config, yaml, callback)
+    if not run.folder.rows():
+        run.initial_round()
+    while phase := next_phase(run.folder.rows(), config):
+        run.round(len(run.folder.rows()), phase)
+    run.publish()
+    return run.folder.model
+
+
+def next_phase(rows: list[dict[str, Any]], config: Config) -> str | None:
+    """Returns "warm", "final" or, at the end, None: what the round after these rows is.
+
+    The paper's rule ends the warm-started rounds early: the best scale has not fallen for 3 rounds, or is below 1.
+    """
+    phases = [row["phase"] for row in rows]
+    scales = [row["scale"] for row in rows if row["phase"] == "warm" and row["scale"] is not None]
+    stalled = len(scales) > 3 and min(scales[-3:]) >= min(scales[:-3])
+    switch = config.switch and bool(config.e_step.scales) and bool(scales) and (stalled or scales[-1] < 1)
+    if "final" not in phases and phases.count("warm") < config.rounds and not switch:
+        return "warm"
+    return "final" if phases.count("final") < config.final_rounds else None

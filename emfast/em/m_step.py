@@ -1,0 +1,192 @@
+"""The M-step: training the diffusion model on images, with a checkpoint to go on from after an interruption."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from emfast import random
+from emfast._check import check
+from emfast._files import read_tensors_and_metadata, write_tensors
+from emfast.diffusion import Denoiser
+from emfast.em.processes import Processes
+from emfast.em.state import Stopwatch
+
+if TYPE_CHECKING:
+    from emfast.config import MStepConfig
+
+
+class Trainer:
+    """Everything that training changes: the weights, their moving average, the optimizer, the step and the seconds.
+
+    Arguments:
+        network: The network, on the device to use; its weights are the starting point.
+        config: The M-step's settings.
+        identity: What this training is; a checkpoint of another is refused.
+    """
+
+    def __init__(self, network: nn.Module, config: MStepConfig, identity: str) -> None:
+        self.network, self.config, self.identity = network, config, identity
+        self.parameters = list(network.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.step = 0
+        self.watch = Stopwatch()
+
+    def update(self) -> None:
+        """Makes one optimizer step from the gradients at hand and moves the average towards the new weights."""
+        rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.step += 1
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint."""
+        tensors: dict[str, Tensor] = {f"network/{i}": p for i, p in enumerate(self.parameters)}
+        tensors |= {f"average/{i}": p for i, p in enumerate(self.average)}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
+        tensors |= {f"buffer/{name}": value for name, value in self.network.named_buffers()}
+        metadata = {"identity": self.identity, "step": str(self.step), "seconds": str(self.watch.seconds)}
+        write_tensors(path, tensors, metadata)
+
+    @torch.no_grad()
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Goes back to a checkpoint.
+
+        Raises:
+            ValueError: If the file is damaged, or of another training; it is named.
+        """
+        tensors, metadata = read_tensors_and_metadata(path)
+        fix = "Delete the file to start this round's training again"
+        own = metadata.get("identity") == self.identity
+        check(own, "train", str(path), "to be a checkpoint of this training", metadata.get("identity", "none"), fix)
+        for i, (p, average) in enumerate(zip(self.parameters, self.average, strict=True)):
+            p.copy_(tensors[f"network/{i}"])
+            average.copy_(tensors[f"average/{i}"])
+        for name, value in self.network.named_buffers():
+            value.copy_(tensors[f"buffer/{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, place, name = key.split("/")
+                state.setdefault(int(place), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.step = int(metadata["step"])
+        self.watch = Stopwatch(float(metadata["seconds"]))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Puts the averaged weights into the network: they are the model."""
+        for p, average in zip(self.parameters, self.average, strict=True):
+            p.copy_(average)
+        self.network.eval()
+
+
+def m_step(
+    denoiser: Denoiser,
+    images: Tensor,
+    *,
+    steps: int,
+    config: MStepConfig,
+    seed: int,
+    checkpoint: str | os.PathLike[str],
+    processes: Processes | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> float:
+    """Trains the denoiser's network on images, in place, and returns the seconds it took, interruptions left out.
+
+    Every step's images, times and noise are a function of (seed, step): a resumed training ends with the same weights,
+    and another number of processes with the same up to rounding. The network ends with the averaged weights.
+
+    Arguments:
+        denoiser: The denoiser, its network on the device to use and with the weights to start from.
+        images: (N, C, H, W) float32 training images, on the CPU.
+        steps: The number of optimizer steps.
+        config: Batch size, learning rate and so on.
+        seed: The key of everything random.
+        checkpoint: The file to write checkpoints to, and to go on from if it exists.
+        processes: The processes that share each batch; this one alone by default.
+        callback: Called as callback(steps done, steps in all).
+    """
+    processes = processes or Processes()
+    check(config.batch_size % processes.world == 0, "m_step", "batch_size", f"to be a multiple of {processes.world}, "
+          "the number of processes", config.batch_size)  # fmt: skip
+    trainer = Trainer(denoiser.network, config, f"seed {seed} steps {steps} images {len(images)}")
+    if Path(checkpoint).exists():
+        trainer.load(checkpoint)
+    device = trainer.parameters[0].device
+    network = denoiser.network.train()
+    shared = Denoiser(processes.wrap(network, device), denoiser.schedule, denoiser.prediction, denoiser.dtype)
+    batches = Batches(len(images), config.batch_size, seed)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        while trainer.step < steps:
+            k = trainer.step
+            torch.manual_seed(random.derive(seed, "dropout", k, processes.rank) % 2**63)
+            part = slice(processes.rank, None, processes.world)
+            x_0, t, noise = training_batch(shared, images, batches.ids(k), part, config, seed, k, device)
+            shared.loss(x_0, t, noise).mean().backward()
+            trainer.update()
+            if processes.main and trainer.step % config.checkpoint == 0 and trainer.step < steps:
+                trainer.save(checkpoint)
+            if callback is not None:
+                callback(trainer.step, steps)
+    trainer.finish()
+    return trainer.watch.seconds
+
+
+class Batches:
+    """Which images make up each batch: every image once an epoch, in an order of (seed, epoch)."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epoch, self.order = -1, torch.empty(0, dtype=torch.int64)
+
+    def ids(self, k: int) -> Tensor:
+        """Returns the (batch_size,) rows of batch k; one that crosses the end of an epoch goes on in the next."""
+        position, last, parts = k * self.batch_size, (k + 1) * self.batch_size, []
+        while position < last:
+            epoch, start = divmod(position, self.count)
+            stop = min(self.count, start + last - position)
+            parts.append(self._order(epoch)[start:stop])
+            position += stop - start
+        return torch.cat(parts)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(random.derive(self.seed, "epoch", epoch) % 2**63)
+            self.epoch, self.order = epoch, torch.randperm(self.count, generator=generator)
+        return self.order
+
+
+def training_batch(
+    denoiser: Denoiser,
+    images: Tensor,
+    rows: Tensor,
+    part: slice,
+    config: MStepConfig,
+    seed: int,
+    k: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the images x_0, times t and noise of this process's part of batch k, on the device."""
+    place = torch.arange(len(rows))[part].to(device)  # the place in the batch, whatever the number of processes
+    x_0 = images[rows[part]].to(device, non_blocking=True)
+    u = random.uniform((2,), ids=place, seed=random.derive(seed, "time"), step=k)
+    if config.flip:
+        x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
+    noise = random.normal(tuple(x_0.shape[1:]), ids=place, seed=random.derive(seed, "noise"), step=k)
+    return x_0, denoiser.schedule.training_times(u[:, 0]), noise

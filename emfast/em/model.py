@@ -1,0 +1,181 @@
+"""The model of a run: a U-Net and its schedule, kept as a diffusers pipeline folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from emfast import random
+from emfast._check import check, message
+from emfast._files import settle_folder, write_folder, write_json
+from emfast.diffusion import Denoiser
+from emfast.diffusion.denoiser import DIFFUSERS_NAMES
+
+if TYPE_CHECKING:
+    from emfast.config import NetworkConfig
+
+DIFFUSERS_PREDICTIONS = {ours: theirs for theirs, ours in DIFFUSERS_NAMES.items()}
+
+
+def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -> tuple[Denoiser, Any]:
+    """Returns a new, randomly initialised diffusers UNet2DModel as denoiser, and its diffusers scheduler.
+
+    Arguments:
+        config: The network and schedule.
+        shape: (C, H, W) of the images.
+        seed: The key of the initial weights.
+    Raises:
+        ValueError: If the images cannot be halved as often as the network asks, or its widths do not fit.
+    """
+    from diffusers import UNet2DModel
+
+    channels, height, width = shape
+    levels = len(config.channels)
+    factor = 2 ** (levels - 1)
+    fits = height % factor == 0 and width % factor == 0
+    fix = "Set data.size to such a number, or give the network fewer resolutions"
+    check(fits, "network", "the side of the images", f"to be a multiple of {factor}", f"{height} x {width}", fix)
+    attention = {level % levels if -levels <= level < levels else levels for level in config.attention}
+    check(levels not in attention, "network", "attention", f"to list resolutions 0 ... {levels - 1}", config.attention)
+    groups, head = config.groups, config.head_dim or 1
+    for level, wide in enumerate(config.channels):
+        check(wide % groups == 0, "network", "channels", f"to be multiples of groups = {groups}", config.channels)
+        attends = level in attention or level == levels - 1  # the middle block always has attention
+        fits = not attends or wide % head == 0
+        check(fits, "network", "channels with attention", f"to be multiples of head_dim = {head}", config.channels)
+    arguments = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": tuple(config.channels),
+        "layers_per_block": config.layers,
+        "norm_num_groups": config.groups,
+        "dropout": config.dropout,
+        "attention_head_dim": config.head_dim,
+        "down_block_types": tuple("AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(levels)),
+        "up_block_types": tuple("AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(levels))),
+    }
+    with seeded(random.derive(seed, "weights")):
+        network: Any = UNet2DModel(**arguments)
+    scheduler = _scheduler(config)
+    return Denoiser(network, scheduler), scheduler
+
+
+def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
+    """Returns a denoiser with a network of the same architecture and new random weights."""
+    network: Any = denoiser.network
+    with seeded(seed):
+        network = type(network).from_config(network.config)
+    return Denoiser(network, scheduler)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the global generator, which weight initialisation draws from, and puts its state back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+def _scheduler(config: NetworkConfig) -> Any:
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=config.schedule_steps,
+        beta_schedule="linear" if config.schedule == "linear" else "squaredcos_cap_v2",
+        prediction_type=DIFFUSERS_PREDICTIONS[config.prediction],
+    )
+
+
+def save_model(
+    denoiser: Denoiser, scheduler: Any, folder: str | os.PathLike[str], note: dict[str, Any] | None = None
+) -> None:
+    """Writes a pipeline folder that `DDPMPipeline.from_pretrained` opens; whole or not at all.
+
+    Arguments:
+        denoiser: The model, its network a diffusers module.
+        scheduler: The diffusers scheduler it was trained with.
+        folder: The folder, replaced if it exists.
+        note: Written beside it as `emfast.json`: where the model comes from.
+    """
+    from diffusers import DDPMPipeline
+
+    def fill(path: Path) -> None:
+        pipeline: Any = DDPMPipeline(denoiser.network, scheduler)
+        pipeline.save_pretrained(path)
+        write_json(path / "emfast.json", note or {})
+
+    write_folder(folder, fill)
+
+
+def load_model(
+    folder: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[Denoiser, tuple[int, int, int]]:
+    """Returns the denoiser of a diffusers folder, in evaluation mode, and the shape (C, H, W) of its images.
+
+    Arguments:
+        folder: A pipeline folder (with `unet/` and `scheduler/`), or that of a bare UNet2DModel, which is taken to
+            predict the noise of the linear DDPM schedule.
+        device: Where to put it.
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no model, or a damaged one.
+    """
+    denoiser, _, shape = load_pipeline(folder)
+    return denoiser.to(device), shape
+
+
+def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[int, int, int]]:
+    """Returns the denoiser of a diffusers folder, its diffusers scheduler, and the shape (C, H, W) of its images."""
+    path = Path(folder)
+    settle_folder(path)
+    if not path.is_dir():
+        raise FileNotFoundError(message("load_model", str(folder), "to be a model folder", "nothing there"))
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    unet = path / "unet" if (path / "unet").is_dir() else path
+    fix = "Give a folder written by diffusers or by emfast train"
+    check((unet / "config.json").is_file(), "load_model", str(folder), "to hold a UNet2DModel", "none", fix)
+    try:
+        network: Any = UNet2DModel.from_pretrained(unet, local_files_only=True, low_cpu_mem_usage=False)
+        has_scheduler = (path / "scheduler").is_dir()
+        scheduler = DDPMScheduler.from_pretrained(path / "scheduler") if has_scheduler else DDPMScheduler()
+    except Exception as error:  # diffusers raises whatever its parts do
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(message("load_model", str(folder), "to hold a whole UNet2DModel", reason, fix)) from error
+    size = network.config.sample_size or 0
+    height, width = (size, size) if isinstance(size, int) else size
+    return Denoiser(network.eval(), scheduler), scheduler, (int(network.config.in_channels), height, width)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device of a config: "auto" is CUDA if there is one.
+
+    Raises:
+        ValueError: If the name is not a device's, or there is no such device.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(message("device", "device", 'to be "auto", "cpu", "cuda", ...', name)) from None
+    missing = device.type == "cuda" and not torch.cuda.is_available()
+    check(not missing, "device", "device", "to exist", f"{name}, but no CUDA device is visible")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it."""
+    if name == "auto":
+        if device.type == "cuda":
+            good = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            good = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        name = "bfloat16" if good else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -1,0 +1,224 @@
+"""One EM run in this process: each round's pieces, every finished one on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast._check import check
+from emfast._files import read_json, settle_folder, write_json, write_tensors
+from emfast.data.store import Store
+from emfast.diffusion import Denoiser
+from emfast.em.e_step import e_step
+from emfast.em.evaluation import Evaluator
+from emfast.em.events import Event, Progress, RoundFinished
+from emfast.em.inputs import read_inputs
+from emfast.em.m_step import m_step
+from emfast.em.model import build_model, load_pipeline, reinitialise, resolve_device, resolve_precision, save_model
+from emfast.em.processes import join
+from emfast.em.state import RunFolder, Stopwatch
+from emfast.samplers import DPS, choose_scale
+
+if TYPE_CHECKING:
+    from emfast.config import Config
+
+
+class Run:
+    """The state of a run in this process; everything that matters is on disk.
+
+    Arguments:
+        config, yaml, callback: Those of `train`.
+    """
+
+    def __init__(self, config: Config, yaml: str, callback: Callable[[Event], None] | None) -> None:
+        self.config, self.callback = config, callback
+        self.device = resolve_device(config.device)
+        self.dtype = resolve_precision(config.precision, self.device)
+        self.processes = join(self.device)
+        self.inputs = read_inputs(config)
+        self.observations = self.inputs.observations
+        shape = self.observations.shape
+        if config.model is not None:
+            self.denoiser, self.scheduler, model_shape = load_pipeline(config.model)
+            check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
+        else:
+            self.denoiser, self.scheduler = build_model(config.network, shape, config.seed)
+        self.folder = RunFolder(config.output)
+        if self.processes.main:
+            self.folder.claim(yaml, self.inputs.fingerprints)
+        self.processes.wait()
+        self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape) if self.processes.main else None
+
+    def seed(self, *names: str | int) -> int:
+        """Returns the seed of a purpose."""
+        return random.derive(self.config.seed, *names)
+
+    def progress(self, phase: str, number: int) -> Callable[[int, int], None]:
+        """Returns a callback(done, total) that reports a phase."""
+
+        def report(done: int, total: int) -> None:
+            if self.callback is not None and self.processes.main:
+                self.callback(Progress(phase, number, done, total))
+
+        return report
+
+    def initial_round(self) -> None:
+        """Round 0: the model given, or one trained on the clean images."""
+        folder = self.folder.round(0)
+        if self.inputs.clean is not None:
+            steps = self.config.m_step.initial_steps
+            self.maximize(0, "initial training", self.denoiser, self.inputs.clean[:], steps)
+        elif not (folder / "model").exists() and self.processes.main:
+            save_model(self.denoiser, self.scheduler, folder / "model")
+        self.processes.wait()
+        empty = dict.fromkeys(("scale", "psnr", "ssim", "misfit", "network_evaluations", "seconds_e_step"))
+        self.finish(0, {"round": 0, "phase": "initial", "observations": 0, **empty}, {})
+
+    def round(self, number: int, phase: str) -> None:
+        """One E-step with the model of the round before, one M-step on its reconstructions."""
+        denoiser = self.model(number - 1)
+        ids = self.subset(number, phase)
+        sampler, scale = self.scaled(number, denoiser)
+        store = self.store(number, phase, len(ids))
+        seed = self.seed("round", number, "e_step")
+        e_step(
+            sampler,
+            denoiser,
+            self.observations,
+            ids,
+            store,
+            batch_size=self.config.e_step.batch_size,
+            seed=seed,
+            processes=self.processes,
+            callback=self.progress("e-step", number),
+        )
+        images = store.load("images")
+        steps = self.config.m_step.final_steps if phase == "final" else self.config.m_step.steps
+        if phase == "final":
+            denoiser = reinitialise(denoiser, self.scheduler, self.seed("round", number, "weights"))
+        self.maximize(number, "m-step", denoiser, images.clamp(-1, 1), steps)
+        if not self.processes.main or self.evaluator is None:
+            self.processes.wait()
+            return
+        row = {"round": number, "phase": phase, "observations": len(ids), "scale": scale}
+        row |= self.evaluator.reconstructions(images, ids, self.observations)
+        row |= {"network_evaluations": sampler.evaluations, "seconds_e_step": float(store.load("seconds").sum())}
+        self.finish(number, row, self.preview(images, ids))
+
+    def model(self, number: int) -> Denoiser:
+        """Returns the model of a finished M-step, on the device."""
+        denoiser, _, _ = load_pipeline(self.folder.round(number) / "model")
+        denoiser.dtype = self.dtype
+        return denoiser.to(self.device)
+
+    def subset(self, number: int, phase: str) -> Tensor:
+        """Returns the ids of a round's observations: those of the pictures, and a random rest."""
+        count, wanted = len(self.observations), self.config.e_step.subset
+        if phase == "final" or wanted is None or wanted >= count:
+            return torch.arange(count)
+        shown = min(self.config.evaluation.pictures, wanted)
+        generator = torch.Generator().manual_seed(self.seed("round", number, "subset") % 2**63)
+        rest = shown + torch.randperm(count - shown, generator=generator)[: wanted - shown]
+        return torch.cat((torch.arange(shown), rest))
+
+    def store(self, number: int, phase: str, count: int) -> Store:
+        """Returns the store of a round's reconstructions, created by the main process."""
+        folder = self.folder.round(number) / "reconstructions"
+        identity = {"round": number, "phase": phase, "seed": self.config.seed}
+        arguments: dict[str, Any] = {"count": count, "shard_size": self.config.e_step.shard_size, "identity": identity}
+        if self.processes.main:
+            Store(folder, **arguments)
+        self.processes.wait()
+        return Store(folder, **arguments)
+
+    def scaled(self, number: int, denoiser: Denoiser) -> tuple[Any, float | None]:
+        """Returns the sampler with this round's scale, tried on a few observations if candidates are given."""
+        sampler, candidates = self.config.sampler, self.config.e_step.scales
+        if not candidates or not isinstance(sampler, DPS):
+            return sampler, getattr(sampler, "scale", None)
+        path = self.folder.round(number) / "scale.json"
+        if self.processes.main and not path.exists():
+            ids = self.subset(number, "final")[: self.config.e_step.scale_images]
+            y = self.observations.read(ids).to(self.device)
+            seed = self.seed("round", number, "scale")
+            operator = self.observations.operator
+            scale, misfits = choose_scale(
+                sampler,
+                denoiser,
+                y,
+                operator,
+                candidates=candidates,
+                ids=ids.to(self.device),
+                seed=seed,
+                callback=self.progress("scale", number),
+            )
+            write_json(path, {"scale": scale, "candidates": candidates, "misfits": [str(m) for m in misfits]})
+        self.processes.wait()
+        scale = float(read_json(path)["scale"])
+        return dataclasses.replace(sampler, scale=scale), scale
+
+    def maximize(self, number: int, phase: str, denoiser: Denoiser, images: Tensor, steps: int) -> None:
+        """Trains the model of a round and writes it, unless that is done."""
+        folder = self.folder.round(number)
+        settle_folder(folder / "model")
+        if not (folder / "model").exists():
+            denoiser.dtype = self.dtype
+            seconds = m_step(
+                denoiser.to(self.device),
+                images,
+                steps=steps,
+                config=self.config.m_step,
+                seed=self.seed("round", number, "m_step"),
+                checkpoint=folder / "training.safetensors",
+                processes=self.processes,
+                callback=self.progress(phase, number),
+            )
+            if self.processes.main:
+                write_json(folder / "seconds.json", {"m_step": seconds})
+                save_model(denoiser, self.scheduler, folder / "model")
+        self.processes.wait()
+        if self.processes.main:
+            (folder / "training.safetensors").unlink(missing_ok=True)
+
+    def preview(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        """Returns the images that the pictures of a round show."""
+        shown = slice(0, self.config.evaluation.pictures)
+        first = {"observation": self.observations.read(ids[shown]), "reconstruction": images[shown]}
+        truth = self.observations.truth(ids[shown])
+        return first if truth is None else {"truth": truth, **first}
+
+    def finish(self, number: int, row: dict[str, Any], preview: dict[str, Tensor]) -> None:
+        """Measures the model of a round, writes its row and pictures, and publishes the model."""
+        if self.evaluator is not None:
+            watch = Stopwatch()
+            folder = self.folder.round(number)
+            denoiser = self.model(number)
+            callback = self.progress("samples", number)
+            samples, distance = self.evaluator.samples(denoiser, self.config.seed, callback)
+            timing = folder / "seconds.json"
+            seconds = read_json(timing)["m_step"] if timing.exists() else 0.0
+            row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}
+            row["seconds"] = seconds + watch.seconds + (row["seconds_e_step"] or 0.0)
+            shown = self.config.evaluation.pictures**2
+            write_tensors(folder / "preview.safetensors", {**preview, "samples": samples[:shown]})
+            self.folder.finish(row)
+            self.publish()
+            if self.callback is not None:
+                self.callback(RoundFinished(row, folder))
+        self.processes.wait()
+
+    def publish(self) -> None:
+        """Copies the newest model to `model/`, if it is not there yet."""
+        if self.processes.main:
+            last = self.folder.rows()[-1]["round"]
+            marker = {"round": last}
+            path = self.folder.model / "emfast.json"
+            settle_folder(self.folder.model)
+            if not path.exists() or read_json(path) != marker:
+                denoiser, scheduler, _ = load_pipeline(self.folder.round(last) / "model")
+                save_model(denoiser, scheduler, self.folder.model, marker)

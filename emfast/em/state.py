@@ -1,0 +1,110 @@
+"""The folder of a run: what is in it, and whether what is asked for may go on in it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from emfast._check import check
+from emfast._files import read_json, write_json, write_text
+
+# May differ between the command that began a run and the one that resumes it: they do not change its results.
+FREE = {"output", "device", "tensorboard", "rounds", "final_rounds", "m_step.checkpoint", "evaluation.pictures"}
+
+
+class Stopwatch:
+    """Seconds since it was made, plus those an earlier process has spent on the same work."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self.start = time.perf_counter() - before
+
+    @property
+    def seconds(self) -> float:
+        """The seconds so far."""
+        return time.perf_counter() - self.start
+
+
+class RunFolder:
+    """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run.
+
+    A round folder holds `scale.json`, `reconstructions/`, `training.safetensors` (only while it trains), `model/`,
+    `preview.safetensors` and, written last, `row.json`: the round is finished if that exists.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.model = self.path / "model"
+
+    def round(self, number: int) -> Path:
+        """Returns the folder of a round; 0 is the initial model."""
+        return self.path / "rounds" / f"{number:03d}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the metrics of the finished rounds, in order."""
+        rows: list[dict[str, Any]] = []
+        while (path := self.round(len(rows)) / "row.json").exists():
+            rows.append(read_json(path))
+        return rows
+
+    def finish(self, row: dict[str, Any]) -> None:
+        """Marks a round as finished and brings metrics.jsonl up to date."""
+        write_json(self.round(row["round"]) / "row.json", row)
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Writes metrics.jsonl from the rows."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows()))
+
+    def claim(self, config: str, data: dict[str, str]) -> None:
+        """Begins a run, or goes on with it if config and data are those it began with.
+
+        Arguments:
+            config: The complete config as YAML.
+            data: Fingerprints of the data by name.
+        Raises:
+            ValueError: If the folder belongs to another run, or holds something else; the difference is named.
+            OSError: If it cannot be written.
+        """
+        fix = "Choose another output, or delete the folder"
+        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if taken:
+            ours = self.path.is_dir() and any((self.path / name).exists() for name in ("config.yaml", "data.json"))
+            check(ours, "train", f"output {self.path}", "to be empty or an emfast run", "other files", fix)
+        if (self.path / "config.yaml").exists():
+            self._compare(config, fix)
+        if (self.path / "data.json").exists():
+            before = read_json(self.path / "data.json")
+            for name, value in data.items():
+                same = before.get(name) == value
+                fix = "Give the same data, or choose another output"
+                check(same, "train", f"the {name} of {self.path}", "to be those it began with", "others", fix)
+        else:
+            write_json(self.path / "data.json", data)
+        write_text(self.path / "config.yaml", config)
+
+    def _compare(self, config: str, fix: str) -> None:
+        import yaml
+
+        path = self.path / "config.yaml"
+        try:
+            before = _flat(yaml.safe_load(path.read_text()))
+        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            check(False, "train", str(path), "to be the config of a run", "a damaged file", fix)
+        now = _flat(yaml.safe_load(config))
+        for key in sorted((before.keys() | now.keys()) - FREE):
+            old, new = before.get(key), now.get(key)
+            check(old == new, "train", key, f"to stay {old}, as the run in {self.path} began with", new, fix)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"a.b": value} of nested mappings; `init_args` and `class_path` levels are left out of the names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix.rstrip(".") if key == "class_path" else prefix if key == "init_args" else f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flat(value, name if key == "init_args" else f"{name}.")
+        else:
+            flat[name] = value
+    return flat
