@@ -1,0 +1,268 @@
+"""Files that are never half-written: written under a temporary name in the same folder, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from emfast._check import message
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: leftovers of killed writers stay where they are
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = ".tmp-"
+CHECKSUM = "crc32"
+
+
+def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file atomically: after a kill at any moment the path holds the old or the new content.
+
+    Arguments:
+        path: The file. Missing parent folders are created.
+        write: Writes the content to the open binary file that it is given (readable and seekable too).
+    Raises:
+        OSError: If the folder cannot be written or the disk is full; nothing partial is left.
+    """
+    path = Path(path)
+    with _sentence(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        descriptor, temporary = _create(path)
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                # Renamed while the lock is held, so that no other writer takes the file for a leftover.
+                os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync(path.parent)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes bytes to a file atomically."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    write_file(path, write)
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Writes text to a file atomically, as UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a value to a file atomically, as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors to a safetensors file atomically, with a checksum that `read_tensors` verifies.
+
+    Arguments:
+        path: The file.
+        tensors: The tensors by name, on any device; views and shared storage are fine.
+        metadata: Texts stored in the header beside the tensors.
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in owned.items():
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+            owned[name] = tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+    header = {**(metadata or {}), CHECKSUM: checksum(owned)}
+    write_bytes(path, safetensors.torch.save(owned, header))
+
+
+def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
+    """Writes a whole folder, replacing an older one of that name.
+
+    A folder cannot be replaced in one step. After a kill between the two renames the old one waits under a
+    temporary name, and `settle_folder` (called here too) puts it back.
+
+    Arguments:
+        path: The folder.
+        fill: Writes the content into the empty folder that it is given.
+    Raises:
+        OSError: If it cannot be written or the disk is full; the old folder stays.
+    """
+    path = Path(path)
+    settle_folder(path)
+    with _sentence(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        descriptor, temporary = _create(path, folder=True)
+        try:
+            fill(temporary)
+            for entry in sorted(temporary.rglob("*"), reverse=True):
+                _sync(entry)
+            _sync(temporary)
+            if path.exists():
+                os.replace(path, _aside(path))
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            settle_folder(path)
+            raise
+        finally:
+            os.close(descriptor)
+        _sync(path.parent)
+        settle_folder(path)
+
+
+def settle_folder(path: str | os.PathLike[str]) -> None:
+    """Ends what a killed `write_folder` left open: call it before reading a folder that may be replaced."""
+    path = Path(path)
+    aside = _aside(path)
+    if not aside.exists():
+        return
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.replace(aside, path)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes the temporaries of killed writers in a folder; those of living writers are locked and stay."""
+    if fcntl is None:
+        return
+    for entry in Path(folder).glob(TEMPORARY + "*"):
+        with suppress(OSError):
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Returns the value in a JSON file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged; the sentence names it.
+    """
+    _present("read_json", path)
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(message("read_json", str(path), "to be valid JSON", str(error), _DELETE)) from error
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file on the CPU, the checksum verified if the file has one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged; the sentence names it.
+    """
+    return read_tensors_and_metadata(path)[0]
+
+
+def read_tensors_and_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors of a safetensors file, as `read_tensors` does, and the texts of its header."""
+    _present("read_tensors", path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except safetensors.SafetensorError as error:
+        requirement = "to be a whole safetensors file"
+        raise ValueError(message("read_tensors", str(path), requirement, str(error), _DELETE)) from error
+    expected = metadata.pop(CHECKSUM, None)
+    if expected is not None and expected != (found := checksum(tensors)):
+        raise ValueError(message("read_tensors", str(path), f"to have checksum {expected}", found, _DELETE))
+    return tensors, metadata
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the CRC-32 of the names, dtypes, shapes and bytes of tensors, as 8 hexadecimal digits."""
+    value = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
+_DELETE = "The file is damaged: delete it, or restore it from a copy, and run again"
+
+
+def _present(function: str, path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(message(function, str(path), "to be a file", "nothing there", "Check the path"))
+
+
+def _aside(path: Path) -> Path:
+    return path.parent / f".old-{path.name}"
+
+
+def _create(path: Path, folder: bool = False) -> tuple[int, Path]:
+    """A new locked temporary beside the path; the lock dies with the process, which marks a leftover."""
+    while True:
+        temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}"
+        if folder:
+            temporary.mkdir()
+            descriptor = os.open(temporary, os.O_RDONLY)
+        else:
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        if fcntl is None:
+            return descriptor, temporary
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Another writer may have taken it for a leftover before it was locked.
+        with suppress(FileNotFoundError):
+            if os.stat(temporary).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor, temporary
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    with suppress(OSError):  # some systems cannot sync a folder
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _sentence(path: Path) -> Iterator[None]:
+    """Turns an operating system error into one sentence, keeping its class and number."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        fix = "Free space, or choose another folder"
+        sentence = type(error)(message("write", str(path), "to be writable", error.strerror, fix))
+        sentence.errno = error.errno
+        raise sentence from error

@@ -1,0 +1,146 @@
+"""Images: a set of pictures of one size, in the units of the library, and `load`, which reads one from anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from emfast._check import check, message
+from emfast.data.arrays import SUFFIXES as ARRAYS
+from emfast.data.arrays import read_images, split_key
+from emfast.data.cifar import read_cifar
+from emfast.data.folder import SUFFIXES as PICTURES
+from emfast.data.folder import read_folder
+from emfast.data.idx import read_idx
+from emfast.data.resize import crop_and_resize
+from emfast.data.store import MANIFEST, Store
+
+SAMPLE = Path(__file__).parent / "sample"
+FORMATS = "a folder of pictures, .npy, .npz, .safetensors, .h5, IDX (.gz too) or CIFAR binary (.bin)"
+
+
+class Images:
+    """A set of images of one size, kept as they were read and given out as float32 in [-1, 1].
+
+    Arguments:
+        tensor: (N, C, H, W), uint8 (0 .. 255 stands for [-1, 1]) or float32 (data units).
+    Raises:
+        TypeError: If the dtype is another.
+        ValueError: If it is not 4-D, empty, or not finite (the first such image is named).
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        good = tensor.dtype in (torch.uint8, torch.float32)
+        check(good, "Images", "tensor", "to be uint8 or float32", tensor, error=TypeError)
+        check(tensor.dim() == 4, "Images", "tensor", "of shape (N, C, H, W)", tensor)
+        check(tensor.numel() > 0, "Images", "tensor", "to hold at least one image", tensor)
+        if tensor.dtype == torch.float32:
+            first = first_not_finite(tensor)
+            if first is not None:
+                fix = "Repair or remove it"
+                raise ValueError(message("Images", "images", "to be finite", f"NaN or inf in image {first}", fix))
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of one image."""
+        channels, height, width = self.tensor.shape[1:]
+        return channels, height, width
+
+    def __getitem__(self, ids: int | slice | Sequence[int] | Tensor) -> Tensor:
+        """Returns images as float32 in data units, (B, C, H, W), or (C, H, W) for a single int."""
+        if isinstance(ids, Sequence):
+            ids = torch.tensor(list(ids), dtype=torch.long)
+        if isinstance(ids, Tensor):
+            ids = ids.to(self.tensor.device)
+        picked = self.tensor[ids]
+        return picked.float() / 127.5 - 1 if picked.dtype == torch.uint8 else picked.clone()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Images({len(self)} x {self.shape}, {str(self.tensor.dtype).removeprefix('torch.')})"
+
+    def subset(self, ids: slice | Sequence[int] | Tensor) -> Images:
+        """Returns the images of some ids, in that order, as a set of their own."""
+        return Images(self.tensor[ids if isinstance(ids, slice | Tensor) else torch.tensor(ids, dtype=torch.long)])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that depend on every pixel, the shape and the dtype, and on nothing else."""
+        digest = hashlib.blake2b(f"{self.tensor.dtype} {tuple(self.tensor.shape)}".encode(), digest_size=8)
+        for image in self.tensor.detach().cpu().split(1024):
+            digest.update(image.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def first_not_finite(tensor: Tensor) -> int | None:
+    """Returns the index of the first row that holds a NaN or an infinity, None if there is none."""
+    for start, part in zip(range(0, len(tensor), 1024), tensor.split(1024), strict=True):
+        bad = ~part.reshape(len(part), -1).isfinite().all(1)
+        if bad.any():
+            return start + int(bad.nonzero()[0])
+    return None
+
+
+def load(
+    source: str | os.PathLike[str], *, crop: int | None = None, size: int | None = None, limit: int | None = None
+) -> Images:
+    r"""Returns the images of a file or a folder.
+
+    8-bit images stay 8-bit in memory. Floats are taken to be in data units, nominally [-1, 1], and kept as they are;
+    arrays in [0, 1] or [0, 255] are refused, as nothing in a file says what they mean.
+
+    Arguments:
+        source: A folder of pictures (searched recursively, sorted by path), a reconstruction store, a .npy, .npz,
+            .safetensors or .h5 file (`file.npz:key` selects an array; (N, H, W), (N, H, W, C) and (N, C, H, W) are
+            told apart by the channel axis being the smallest), an IDX file (.gz too), a CIFAR-10 or CIFAR-100
+            binary file or folder, or "sample:train", "sample:test" for the images that come with the library.
+        crop: Cuts the centre square of this many pixels, before resizing (CelebA protocol: crop=140, size=64).
+        size: Cuts the centre square and resizes it to size x size with an antialiased bilinear filter.
+        limit: Only the first so many images.
+    Returns:
+        The images.
+    Raises:
+        ValueError: If the source is missing, empty, damaged, of mixed sizes without `size`, or not finite.
+        TypeError: If its values are neither 8-bit nor float.
+        RuntimeError: If an optional package is needed and missing.
+    """
+    for name, value in {"crop": crop, "size": size, "limit": limit}.items():
+        check(value is None or value > 0, "load", name, "to be positive", value)
+    if str(source).startswith("sample:"):
+        part = str(source).removeprefix("sample:")
+        check(part in ("train", "test"), "load", "source", "to be sample:train or sample:test", str(source))
+        source = SAMPLE / f"{part}.npz"
+    path, key = split_key(str(source))
+    check(path.exists(), "load", str(path), "to exist", "nothing there", "Check the path")
+    tensor = _read(path, key, limit)
+    if tensor is None:
+        return Images(read_folder(path, crop, size, limit))
+    return Images(crop_and_resize(tensor, crop, size))
+
+
+def _read(path: Path, key: str | None, limit: int | None) -> Tensor | None:
+    """The images of a source, None if it holds pictures: those are cut and resized one by one as they are read."""
+    name = path.name.lower()
+    if path.suffix in ARRAYS:
+        return read_images(path, key, limit)
+    if path.suffix == ".bin" or any(path.glob("data_batch_*.bin")):
+        return read_cifar(path, limit)
+    if path.is_file() and ("ubyte" in name or "idx" in name):
+        return read_idx(path, limit)
+    if (path / MANIFEST).exists() and any(path.glob("shard-*.safetensors")):
+        return Store.open(path).load()[:limit]
+    known = path.is_dir() or path.suffix.lower() in PICTURES
+    check(known, "load", str(path), "to be of a known kind", path.name, f"Give {FORMATS}")
+    return None

@@ -1,0 +1,98 @@
+"""Corrupted observations in files, with the parameters of the operator that made each of them."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+from emfast._check import check
+from emfast._files import write_file, write_tensors
+from emfast.data.arrays import HDF5, ArrayFile, require_h5py
+from emfast.data.images import Images, first_not_finite
+
+SUFFIXES = (".npz", ".safetensors", *HDF5)
+
+
+def load_observations(path: str | os.PathLike[str]) -> tuple[Images, dict[str, Tensor]]:
+    """Returns corrupted observations and the operator parameters stored beside them.
+
+    Arguments:
+        path: A .npz, .safetensors or .h5 file with the observations as float `y`, (N, C, H, W) in data units, and any
+            other arrays as parameters with one row per observation, such as `mask` (N, 1, H, W).
+    Returns:
+        The observations, float32, and the parameters by name (floats as float32, booleans and integers as they are).
+    Raises:
+        ValueError: If the file is missing or damaged, has no `y`, or an array has the wrong shape or is not finite.
+        TypeError: If `y` is not float or a parameter is not a number.
+        RuntimeError: If it is HDF5 and h5py is not installed.
+    """
+    path = Path(path)
+    _check_suffix("load_observations", path)
+    check(path.is_file(), "load_observations", str(path), "to exist", "nothing there", "Check the path")
+    file = ArrayFile(path)
+    fix = f"Name the observations y; the file has {', '.join(file.names)}"
+    check("y" in file.names, "load_observations", str(path), "to hold an array y", "none", fix)
+    tensors = _checked("load_observations", {name: file.read(name) for name in file.names})
+    return Images(tensors.pop("y")), tensors
+
+
+def save_observations(path: str | os.PathLike[str], y: Tensor, parameters: Mapping[str, Tensor] | None = None) -> None:
+    """Writes observations and their operator parameters to one file, atomically.
+
+    Arguments:
+        path: A .npz, .safetensors or .h5 file.
+        y: The observations, (N, C, H, W) float in data units.
+        parameters: Tensors by name with one row per observation.
+    Raises:
+        ValueError: If the suffix is unknown, a shape is wrong or a value is not finite.
+        TypeError: If `y` is not float.
+        RuntimeError: If it is HDF5 and h5py is not installed.
+        OSError: If the file cannot be written; nothing partial is left.
+    """
+    path = Path(path)
+    _check_suffix("save_observations", path)
+    check("y" not in (parameters or {}), "save_observations", "parameters", "without the name y", "one named y")
+    tensors = _checked("save_observations", {"y": y, **(parameters or {})})
+    if path.suffix == ".safetensors":
+        return write_tensors(path, tensors)
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    h5py = require_h5py(path) if path.suffix in HDF5 else None
+
+    def write(file: BinaryIO) -> None:
+        if h5py is None:
+            # Not np.savez: its own argument names are not free for arrays.
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+            return
+        with h5py.File(file, "w") as content:
+            for name, array in arrays.items():
+                content.create_dataset(name, data=array)
+
+    return write_file(path, write)
+
+
+def _check_suffix(function: str, path: Path) -> None:
+    check(path.suffix in SUFFIXES, function, "path", f"to end in one of {', '.join(SUFFIXES)}", str(path))
+
+
+def _checked(function: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    y = arrays["y"]
+    check(y.is_floating_point(), function, "y", "to be float, in data units", y, error=TypeError)
+    check(y.dim() == 4 and y.numel() > 0, function, "y", "of shape (N, C, H, W)", y)
+    tensors = {}
+    for name, tensor in arrays.items():
+        good = tensor.dim() > 0 and len(tensor) == len(y)
+        check(good, function, name, f"to have one row for each of the {len(y)} observations", tensor)
+        first = first_not_finite(tensor) if tensor.is_floating_point() else None
+        found = f"NaN or inf in row {first}"
+        check(first is None, function, name, "to be finite", found, "Repair or remove that observation")
+        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors

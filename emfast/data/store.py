@@ -1,0 +1,190 @@
+"""The store of reconstructions: safetensors shards of float32 images under a manifest, written piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emfast._check import check, message
+from emfast._files import read_json, read_tensors_and_metadata, write_json, write_tensors
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """A folder of tensors with one row per observation, in shards that are finished one by one.
+
+    Several processes may write to one store as long as they write different shards. A shard is there whole or not at
+    all, and carries a checksum and the identity of its store.
+
+    Arguments:
+        folder: The folder; created, or re-opened if it holds a store of the same identity.
+        count: Rows in all.
+        shard_size: Rows of each shard but the last.
+        identity: JSON values that say what the rows are (seed, round, sampler, fingerprints, ...).
+    Raises:
+        ValueError: If the folder holds another store (the sentence names what differs) or a damaged manifest.
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, count: int, shard_size: int, identity: Mapping[str, Any]
+    ) -> None:
+        check(count > 0, "Store", "count", "to be positive", count)
+        check(shard_size > 0, "Store", "shard_size", "to be positive", shard_size)
+        self.folder = Path(folder)
+        self.count = count
+        self.shard_size = shard_size
+        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+        starts = range(0, count, shard_size)
+        self.shards = [(index, start, min(start + shard_size, count)) for index, start in enumerate(starts)]
+        if (self.folder / MANIFEST).exists():
+            self._compare(_manifest(self.folder))
+            return
+        foreign = sorted(self.folder.glob("shard-*.safetensors"))
+        found = f"shards without a {MANIFEST}"
+        check(not foreign, "Store", str(self.folder), "to be a store or empty", found, _OTHER)
+        write_json(self.folder / MANIFEST, self._description())
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Store:
+        """Returns the store that a folder holds, as its manifest describes it.
+
+        Raises:
+            ValueError: If the folder is not a store or the manifest is damaged.
+        """
+        folder = Path(folder)
+        fix = f"Give the folder that holds {MANIFEST}"
+        check((folder / MANIFEST).is_file(), "Store.open", str(folder), "to be a store", "no manifest there", fix)
+        manifest = _manifest(folder)
+        return cls(folder, count=manifest["count"], shard_size=manifest["shard_size"], identity=manifest["identity"])
+
+    @property
+    def missing(self) -> list[tuple[int, int, int]]:
+        """The (index, start, stop) of the shards still to be written."""
+        return [shard for shard in self.shards if not self.has(shard[0])]
+
+    def path(self, index: int) -> Path:
+        """Returns the file of a shard, whether it exists or not."""
+        check(0 <= index < len(self.shards), "Store", "index", f"to be in 0 .. {len(self.shards) - 1}", index)
+        return self.folder / _name(index)
+
+    def has(self, index: int) -> bool:
+        """Returns whether a shard is finished. It is read and verified, not only looked for.
+
+        Raises:
+            ValueError: If the shard is there but damaged or of another store; the sentence names the file.
+        """
+        if not self.path(index).exists():
+            return False
+        self.read(index)
+        return True
+
+    def write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Writes a shard, whole or not at all.
+
+        Arguments:
+            index: The shard.
+            tensors: Tensors by name with one row per observation of the shard; float32 (or int64 for labels and ids).
+        Raises:
+            TypeError: If a dtype is another: reconstructions are never rounded to 8 bits.
+            ValueError: If the number of rows is wrong or a value is not finite (the first such row is named).
+            OSError: If the file cannot be written; nothing partial is left.
+        """
+        path, (_, start, stop) = self.path(index), self.shards[index]
+        for name, tensor in tensors.items():
+            good = tensor.dtype in (torch.float32, torch.int64)
+            check(good, "Store.write", f"{name!r}", "to be float32 or int64", tensor, error=TypeError)
+            good = tensor.dim() > 0 and len(tensor) == stop - start
+            check(good, "Store.write", f"{name!r}", f"to have {stop - start} rows (shard {index})", tensor)
+            finite = tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else tensor.isfinite()
+            if not finite.all():
+                row = start + int((~finite).nonzero()[0])
+                fix = "The sampler diverged: reduce its scale or its learning rate"
+                raise ValueError(message("Store.write", f"{name!r}", "to be finite", f"NaN or inf in row {row}", fix))
+        write_tensors(path, tensors, self._stamp(index))
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """Returns the tensors of a finished shard, verified.
+
+        Raises:
+            FileNotFoundError: If the shard is not written yet.
+            ValueError: If it is damaged or of another store; the sentence names the file.
+        """
+        path, (_, start, stop) = self.path(index), self.shards[index]
+        tensors, metadata = read_tensors_and_metadata(path)
+        for key, value in self._stamp(index).items():
+            found = metadata.get(key, "none")
+            check(found == value, "Store.read", str(path), f"to have {key} {value}", found, _DELETE)
+        for name, tensor in tensors.items():
+            good = tensor.dim() > 0 and len(tensor) == stop - start
+            check(good, "Store.read", f"{name!r} in {path}", f"to have {stop - start} rows", tensor, _DELETE)
+        return tensors
+
+    def load(self, name: str = "images") -> Tensor:
+        """Returns one tensor of the whole store, the shards concatenated.
+
+        Raises:
+            ValueError: If a shard is missing or damaged, or there is no tensor of that name.
+        """
+        absent = [index for index, _, _ in self.shards if not self.path(index).exists()]
+        found = f"{len(absent)} of {len(self.shards)} shards missing (first {absent[0]})" if absent else ""
+        fix = "Run the command that writes it again: it goes on where it stopped"
+        check(not absent, "Store.load", str(self.folder), "to be complete", found, fix)
+        parts = []
+        for index, _, _ in self.shards:
+            tensors = self.read(index)
+            check(name in tensors, "Store.load", "name", f"to be one of {sorted(tensors)}", repr(name))
+            parts.append(tensors[name])
+        return torch.cat(parts)
+
+    def _description(self) -> dict[str, Any]:
+        shards = [{"file": _name(index), "start": start, "stop": stop} for index, start, stop in self.shards]
+        return {
+            "version": VERSION,
+            "count": self.count,
+            "shard_size": self.shard_size,
+            "identity": self.identity,
+            "shards": shards,
+        }
+
+    def _stamp(self, index: int) -> dict[str, str]:
+        text = json.dumps([self.count, self.shard_size, self.identity], sort_keys=True)
+        return {"shard": str(index), "store": hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}
+
+    def _compare(self, manifest: dict[str, Any]) -> None:
+        given = {**self.identity, "count": self.count, "shard_size": self.shard_size}
+        there = {**manifest["identity"], "count": manifest["count"], "shard_size": manifest["shard_size"]}
+        for key in [*there, *(key for key in given if key not in there)]:
+            if key not in given or key not in there or given[key] != there[key]:
+                wanted = repr(there[key]) if key in there else "absent"
+                found = repr(given[key]) if key in given else "nothing"
+                requirement = f"to be {wanted} as in the store {self.folder}"
+                raise ValueError(message("Store", repr(key), requirement, found, _OTHER))
+
+
+_OTHER = "Give another folder, or delete this one"
+_DELETE = "The file is damaged or of another run: delete it and run again"
+
+
+def _name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    keys = {"version": int, "count": int, "shard_size": int, "identity": dict, "shards": list}
+    good = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in keys.items())
+    check(good, "Store", str(path), f"to hold {', '.join(keys)}", "another content", _OTHER)
+    found = manifest["version"]
+    check(found == VERSION, "Store", str(path), f"to be of version {VERSION}", found, "Use the emfast that wrote it")
+    return manifest

@@ -1,0 +1,85 @@
+"""Observations in files with the parameters of their operator."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emfast.data import load_observations, save_observations
+
+KINDS = ["npz", "safetensors", "h5"]
+
+
+def observations() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    y = 3 * torch.randn(5, 3, 4, 6, generator=generator)
+    mask = torch.rand(5, 1, 4, 6, generator=generator) < 0.5
+    return y, {"mask": mask, "kernel": torch.rand(5, 3, 3, generator=generator), "file": torch.arange(5)}
+
+
+@pytest.fixture(params=KINDS)
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "h5":
+        pytest.importorskip("h5py", reason="h5py is not installed")
+    return tmp_path / f"y.{request.param}"
+
+
+def test_round_trip(path: Path) -> None:
+    y, parameters = observations()
+    save_observations(path, y, parameters)
+    images, found = load_observations(path)
+    assert torch.equal(images[:], y)
+    assert found.keys() == parameters.keys()
+    for name, tensor in parameters.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    save_observations(path, y.double())
+    images, found = load_observations(path)
+    assert torch.equal(images[:], y)
+    assert found == {}
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_what_saving_refuses(path: Path) -> None:
+    y, parameters = observations()
+    with pytest.raises(TypeError, match=r"save_observations: expected y to be float, in data units, got .*uint8"):
+        save_observations(path, y.to(torch.uint8))
+    with pytest.raises(ValueError, match="expected mask to have one row for each of the 5 observations"):
+        save_observations(path, y, {"mask": parameters["mask"][:4]})
+    with pytest.raises(ValueError, match=r"expected y of shape \(N, C, H, W\)"):
+        save_observations(path, y[0])
+    y[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="expected y to be finite, got NaN or inf in row 3"):
+        save_observations(path, y)
+    with pytest.raises(ValueError, match=r"expected path to end in one of .npz, .safetensors, .h5, .hdf5"):
+        save_observations(path.with_suffix(".txt"), y)
+    with pytest.raises(ValueError, match="without the name y"):
+        save_observations(path, y, {"y": y})
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_loading_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "y.npz"
+    with pytest.raises(ValueError, match=r"load_observations: expected .*y.npz to exist"):
+        load_observations(path)
+    with pytest.raises(ValueError, match="expected path to end in one of"):
+        load_observations(tmp_path / "y.npy")
+    y, _ = observations()
+    np.savez(path, x=y.numpy(), mask=np.ones(5))
+    with pytest.raises(
+        ValueError, match=r"to hold an array y, got none\. Name the observations y; the file has mask, x"
+    ):
+        load_observations(path)
+    np.savez(path, y=y.numpy(), sigma=np.float32(0.1))
+    with pytest.raises(ValueError, match="expected sigma to have one row for each of the 5 observations"):
+        load_observations(path)
+    np.savez(path, y=y.numpy(), name=np.array(["a"] * 5))
+    with pytest.raises(TypeError, match=r"y.npz:name to hold numbers"):
+        load_observations(path)
+    np.savez(path, y=(y * 10).numpy().astype(np.uint8))
+    with pytest.raises(TypeError, match="expected y to be float"):
+        load_observations(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"y.npz to be a whole array file"):
+        load_observations(path)
