@@ -78,9 +78,13 @@ class Problem:
         """Returns the standard normal noise of step k."""
         return random.normal(tuple(like.shape[1:]), ids=self.ids, seed=self.seed, step=k).to(like.dtype)
 
+    def apply(self, x: Tensor) -> Tensor:
+        """Returns A x."""
+        return self.operator.apply(x, self.parameters)
+
     def residual(self, x: Tensor) -> Tensor:
         """Returns y - A x."""
-        return self.y - self.operator.apply(x, self.parameters)
+        return self.y - self.apply(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Returns A^T y."""

@@ -1,0 +1,94 @@
+"""Moment matching posterior sampling (MMPS)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emfast.samplers.base import Problem, Sampler, clip_values
+
+
+@dataclass(frozen=True)
+class MMPS(Sampler):
+    r"""The posterior mean of x_0 under a Gaussian whose covariance is the denoiser's own.
+
+    By Tweedie's second formula the covariance of x_0 given x_t is a Jacobian of the denoiser, so that its products with
+    vectors are backward passes that share one forward pass:
+
+    .. math::
+        V = \frac{\sigma_t^2}{\alpha_t} \nabla_{x_t}^\top \hat x_0, \quad
+        E[x_0 | x_t, y] \approx \hat x_0 + V A^\top (\sigma^2 I + A V A^\top)^{-1} (y - A \hat x_0)
+
+    The system is solved by a few conjugate-gradient iterations, each image with inner products of its own. Exact for a
+    Gaussian prior when the solver converges.
+
+    Arguments:
+        steps: The number of steps; each costs a forward and iterations + 1 backward passes.
+        iterations: Conjugate-gradient iterations per step.
+        sigma_min: The least measurement noise the solver assumes: with none at all the system may be singular.
+        clip: Clips the estimates to [-1, 1], the range of images.
+        eta: 1 for ancestral steps, 0 for DDIM steps.
+
+    References:
+        | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024), arXiv 2405.13712
+    """
+
+    steps: int = 50
+    iterations: int = 2
+    sigma_min: float = 0.01
+    clip: bool = True
+    eta: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """A forward and iterations + 1 backward passes per step."""
+        return (self.iterations + 2) * self.steps
+
+    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns x_s from x_t."""
+        c = problem.coefficients(k, x_t)
+        with torch.enable_grad():
+            leaf = x_t.detach().requires_grad_()
+            x_0 = problem.denoiser(leaf, c.t)
+
+        def covariance(v: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(x_0, leaf, v, retain_graph=True)
+            return c.sigma_t**2 / c.alpha_t * product
+
+        variance = max(problem.sigma, self.sigma_min) ** 2
+
+        def system(u: Tensor) -> Tensor:
+            return variance * u + problem.apply(covariance(problem.adjoint(u)))
+
+        u = conjugate_gradient(system, problem.residual(x_0.detach()), self.iterations)
+        x_0 = clip_values(x_0.detach() + covariance(problem.adjoint(u)), self.clip)
+        return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)
+
+
+def conjugate_gradient(system: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """Returns the iterate u of system(u) = b from zero, for each image of the batch on its own.
+
+    A direction without positive curvature (the Jacobian of a network is only nearly symmetric) ends an image's
+    iteration, and leaves the others alone.
+
+    Arguments:
+        system: A symmetric positive definite map of (B, ...) tensors, images apart.
+        b: (B, ...) right-hand sides.
+        iterations: The number of products with the system.
+    """
+    shape = (-1, *[1] * (b.ndim - 1))
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1).reshape(shape)
+
+    u, r, p = torch.zeros_like(b), b, b
+    rho = dot(r, r)
+    for _ in range(iterations):
+        q = system(p)
+        curvature = dot(p, q)
+        length = torch.where(curvature > 0, rho / curvature, 0)
+        u, r = u + length * p, r - length * q
+        rho, before = dot(r, r), rho
+        p = r + torch.where(before > 0, rho / before, 0) * p
+    return u

@@ -1,0 +1,247 @@
+"""The shared checks."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from emfast._library import OPS
+from emfast._library import backend as forced
+from emfast.diffusion import Denoiser, VPSchedule
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "channels_last", "permuted")
+
+
+def check_op(function, native, samples, *, backend, device, dtypes=DTYPES):
+    """Checks a public function on one backend against the same function in native torch.
+
+    Values and all gradients by the accuracy rule, in every dtype and layout, and the same bits every time; opcheck and
+    a full-graph compile; float64 gradcheck of the reference. The last three run on the first sample, a small one.
+
+    A sample is a dict of arguments, where a tuple stands for a random tensor of that shape, and a tuple of tuples for a
+    tuple of tensors.
+    """
+    ops = {call[0] for call in record(function, draw(samples[0], torch.float32, "contiguous", device))}
+    for op in ops:
+        reason = OPS[op._opname].why_not(backend, device.type)
+        if reason:
+            pytest.skip(f"{op._opname} on {backend}: {reason}")
+    interpreted = backend == "triton" and device.type == "cpu"  # slow: half the cases, all on a GPU
+    dtypes, layouts = (dtypes[:2], LAYOUTS[:2]) if interpreted else (dtypes, LAYOUTS)
+    with forced(backend):
+        for sample in samples:
+            for dtype in dtypes:
+                for layout in layouts:
+                    check_accuracy(function, native, draw(sample, dtype, layout, device), f"{sample} {dtype} {layout}")
+        for layout in layouts[1:] if interpreted else layouts:
+            arguments = draw(samples[0], torch.float32, layout, device)
+            check_registration(function, arguments)
+            check_compile(function, arguments)
+        if backend == "reference":
+            arguments = leaves_of(draw(samples[0], torch.float64, "contiguous", device))
+            leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+            assert torch.autograd.gradcheck(lambda *_: function(**arguments), leaves)
+
+
+def check_accuracy(function, native, arguments, what):
+    """Error at most twice native torch's in the same dtype, three times for gradients, plus rounding; repeatable."""
+    exact = evaluate(native, tree_map_only(Tensor, Tensor.double, arguments))
+    usual, ours, again = (evaluate(f, arguments) for f in (native, function, function))
+    for index, (r, n, k) in enumerate(zip(exact, usual, ours, strict=True)):
+        name = f"{'gradient' if index else 'value'} {index} of {what}"
+        assert k.dtype == n.dtype, name
+        assert k.shape == n.shape, name
+        assert torch.equal(k, again[index]), f"{name} is not repeatable"
+        for norm in (max_norm, rms_norm):
+            allowed = (3 if index else 2) * norm(n - r) + torch.finfo(k.dtype).eps * norm(r)
+            assert norm(k - r) <= allowed, f"{name}: {norm.__name__} {norm(k - r):.2e} > {allowed:.2e}"
+
+
+def check_registration(function, arguments):
+    """torch.library.opcheck of every op that forward and backward call: schema, fake tensors, autograd, tracing."""
+    for op, args in record(function, arguments):
+        gradient = OPS[op._opname].differentiable
+
+        def leaf(tensor, gradient=gradient):
+            return tensor.detach().clone().requires_grad_(gradient and tensor.is_floating_point())
+
+        torch.library.opcheck(op, tree_map_only(Tensor, leaf, args))
+
+
+def check_compile(function, arguments):
+    """torch.compile captures forward and backward without a graph break, and gives the same bits."""
+    compiled = torch.compile(lambda **kwargs: function(**kwargs), fullgraph=True, backend="aot_eager")
+    for k, n in zip(evaluate(compiled, arguments), evaluate(function, arguments), strict=True):
+        assert torch.equal(k, n)
+        assert k.stride() == n.stride()
+
+
+def record(function, arguments):
+    """Returns the emfast ops, with their arguments, that forward and backward call."""
+    calls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op.namespace == "emfast":
+                calls.append((op, args))
+            return op(*args, **(kwargs or {}))
+
+    with Recorder():
+        evaluate(function, arguments)
+    return calls
+
+
+def evaluate(function, arguments):
+    """Returns the value and its gradients to all tensors, for a fixed random cotangent in the strides of the value."""
+    arguments = leaves_of(arguments)
+    leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    value = function(**arguments)
+    cotangent = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    cotangent = torch.empty_like(value).copy_(cotangent.bfloat16())
+    return [value.detach(), *torch.autograd.grad(value, leaves, cotangent)]
+
+
+def leaves_of(arguments):
+    """Returns arguments with every tensor a leaf that requires grad, its strides kept."""
+    return tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(), arguments)
+
+
+def draw(sample, dtype, layout, device):
+    """Returns the arguments that a sample stands for."""
+    generator = torch.Generator().manual_seed(0)
+
+    def value(argument):
+        if not isinstance(argument, tuple):
+            return argument
+        if isinstance(argument[0], tuple):
+            return tuple(map(value, argument))
+        return arrange((torch.randn(argument, generator=generator) + 0.5).to(dtype), layout).to(device)
+
+    return {key: value(argument) for key, argument in sample.items()}
+
+
+def arrange(x, layout):
+    """Returns a tensor of four dimensions in another memory layout."""
+    if x.dim() != 4 or layout == "contiguous":
+        return x
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+
+
+def max_norm(x):
+    """Returns the largest magnitude, in float64."""
+    return x.double().abs().max().item()
+
+
+def rms_norm(x):
+    """Returns the root mean square, in float64."""
+    return x.double().square().mean().sqrt().item()
+
+
+def check_operator(operator, shape):
+    """<A x, y> = <x, A^T y> to 1e-10 in float64; A^T is the gradient of the misfit; images do not mix."""
+    ids = torch.tensor([3, 0, 11])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, *shape, dtype=torch.float64, generator=generator)
+    y = operator.observe(x, ids=ids)
+    parameters = operator.parameters(ids, tuple(y.shape[1:]))
+    v = torch.randn(y.shape, dtype=torch.float64, generator=generator)
+    left = (operator.apply(x, parameters) * v).flatten(1).sum(1)
+    right = (x * operator.adjoint(v, parameters)).flatten(1).sum(1)
+    scale = x.flatten(1).norm(dim=1) * v.flatten(1).norm(dim=1)
+    assert ((left - right).abs() <= 1e-10 * scale).all()
+
+    leaf = x.clone().requires_grad_()
+    misfit = 0.5 * (v - operator.apply(leaf, parameters)).square().sum()
+    (gradient,) = torch.autograd.grad(misfit, leaf) if misfit.requires_grad else (torch.zeros_like(x),)
+    expected = -operator.adjoint(v - operator.apply(x, parameters), parameters)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
+
+    for row in range(3):
+        alone = operator.observe(x[row : row + 1], ids=ids[row : row + 1])
+        torch.testing.assert_close(alone[0], y[row], rtol=1e-12, atol=1e-12)
+    assert operator.observe(x.float(), ids=ids).dtype == torch.float32
+
+
+class Gaussian:
+    """A Gaussian prior over 1 x 2 x 3 images: its denoiser, and its posterior under any linear operator, exactly."""
+
+    shape = (1, 2, 3)
+
+    def __init__(self, schedule):
+        generator = torch.Generator().manual_seed(0)
+        root = 0.5 * torch.randn(6, 6, dtype=torch.float64, generator=generator)
+        self.covariance = root @ root.T + 0.1 * torch.eye(6, dtype=torch.float64)
+        self.mean = torch.randn(6, dtype=torch.float64, generator=generator)
+        self.denoiser = Denoiser(_GaussianNetwork(self, schedule), schedule, "x0")
+
+    def posterior(self, y, operator, sigma):
+        """Returns mean and covariance of p(x | y) for one observation (1, ...) of id 0."""
+        parameters = operator.parameters(torch.tensor([0]), tuple(y.shape[1:]))
+        basis = torch.eye(6, dtype=torch.float64).reshape(6, *self.shape)
+        columns = [operator.apply(e[None], parameters).flatten() for e in basis]
+        matrix = torch.stack(columns, 1)
+        noise = sigma**2 * torch.eye(len(matrix), dtype=torch.float64)
+        gain = self.covariance @ matrix.T @ torch.linalg.pinv(matrix @ self.covariance @ matrix.T + noise)
+        return self.mean + gain @ (y.flatten() - matrix @ self.mean), self.covariance - gain @ matrix @ self.covariance
+
+
+class _GaussianNetwork(torch.nn.Module):
+    def __init__(self, prior, schedule):
+        super().__init__()
+        self.prior, self.schedule = prior, schedule
+
+    def forward(self, x, time):
+        t = time[:1].double()
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        total = alpha**2 * self.prior.covariance + sigma**2 * torch.eye(6, dtype=torch.float64)
+        gain = alpha * self.prior.covariance @ torch.linalg.inv(total)
+        return (self.prior.mean + (x.flatten(1) - alpha * self.prior.mean) @ gain.T).reshape(x.shape)
+
+
+def check_moments(samples, mean, covariance, bias=0.0):
+    """Mean and covariance of samples are the given ones, within 5 Monte-Carlo errors and a relative bias.
+
+    `bias` is the documented discretisation error: a fraction of the standard deviations for the mean, and of the
+    variances for the covariance.
+    """
+    x = samples.flatten(1).double()
+    std = covariance.diagonal().sqrt()
+    error = std / len(x) ** 0.5
+    assert ((x.mean(0) - mean).abs() <= 5 * error + bias * std).all()
+    spread = torch.outer(std, std)
+    found = torch.cov(x.T)
+    assert ((found - covariance).abs() <= (5 * (2 / len(x)) ** 0.5 + bias) * spread).all()
+
+
+def check_sampler(sampler, operator, sigma):
+    """The same ids and seed give the same samples whatever the batch split and order; another seed gives others."""
+    prior = Gaussian(VPSchedule.linear())
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, *Gaussian.shape, dtype=torch.float64, generator=generator)
+    ids = torch.tensor([9, 4, 2**33, 0, 7])
+    y = operator.observe(x, sigma, ids=ids)
+
+    def run(rows, seed=3):
+        return sampler(prior.denoiser, y[rows], operator, sigma=sigma, ids=ids[rows], seed=seed)
+
+    rows = torch.arange(5)
+    calls = []
+    whole = sampler(
+        prior.denoiser,
+        y,
+        operator,
+        sigma=sigma,
+        ids=ids,
+        seed=3,
+        callback=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(k + 1, len(calls)) for k in range(len(calls))]
+    assert torch.equal(whole, run(rows))
+    torch.testing.assert_close(torch.cat((run(rows[:2]), run(rows[2:]))), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(run(rows.flip(0)).flip(0), whole, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(run(rows, seed=4), whole)
+    assert not whole.requires_grad

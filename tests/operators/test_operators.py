@@ -1,0 +1,120 @@
+"""The measurement operators: linearity, adjoints, their parameters."""
+
+import numpy as np
+import pytest
+import torch
+from contracts import check_operator
+
+from emfast.operators import GaussianBlur, Given, Identity, Mask, Operator
+
+OPERATORS = [
+    Identity(),
+    Mask(missing=0.6),
+    Mask(missing=1.0),
+    Mask(box=3),
+    Mask(mask=(torch.arange(72).reshape(8, 9) % 3 > 0)),
+    GaussianBlur(size=5, std=1.3),
+    GaussianBlur(size=15, std=4.0),
+    GaussianBlur(size=5, std=1.3, padding="circular"),
+    GaussianBlur(size=1, std=1.0),
+]
+
+
+class Decimate(Operator):
+    """Keeps every other pixel: a user's operator whose observations are smaller than the images."""
+
+    def apply(self, x, parameters):
+        return x[:, :, ::2, ::2]
+
+    def adjoint(self, y, parameters):
+        x = y.new_zeros(*y.shape[:2], 8, 9)
+        x[:, :, ::2, ::2] = y
+        return x
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, Decimate()], ids=lambda op: f"{type(op).__name__}{vars(op)}"[:60])
+@pytest.mark.parametrize("shape", [(1, 8, 9), (3, 8, 9)])
+def test_contract(operator, shape):
+    check_operator(operator, shape)
+
+
+def test_missing_probability_is_honoured():
+    for missing in (0.0, 0.25, 0.9):
+        mask = Mask(missing=missing).parameters(torch.arange(100), (3, 20, 20))["mask"]
+        assert mask.shape == (100, 1, 20, 20)
+        assert abs(float(mask.mean()) - (1 - missing)) < 5 * (missing * (1 - missing) / mask.numel()) ** 0.5 + 1e-9
+
+
+def test_box_is_inside_and_moves():
+    mask = Mask(box=3).parameters(torch.arange(1000), (1, 8, 9))["mask"]
+    assert (mask.sum((1, 2, 3)) == 72 - 9).all()
+    assert (mask.mean(0) < 1).all()  # every pixel is covered by some box
+
+
+def test_masks_belong_to_id_and_seed():
+    ids = torch.tensor([7, 3])
+    a = Mask(missing=0.5).parameters(ids, (1, 8, 8))["mask"]
+    assert torch.equal(a[1:], Mask(missing=0.5).parameters(ids[1:], (3, 8, 8))["mask"])
+    assert not torch.equal(a, Mask(missing=0.5, seed=1).parameters(ids, (1, 8, 8))["mask"])
+
+
+def test_missing_pixels_have_no_noise():
+    x = torch.rand(4, 2, 6, 6)
+    operator = Mask(missing=0.5)
+    y = operator.observe(x, sigma=1.0)
+    mask = operator.parameters(torch.arange(4), (2, 6, 6))["mask"].expand_as(y)
+    assert (y[mask == 0] == 0).all()
+    assert (y[mask == 1] != x[mask == 1]).any()
+
+
+def test_noise_level_and_repeatability():
+    x = torch.zeros(50, 1, 20, 20)
+    y = Identity().observe(x, sigma=0.3, seed=4)
+    assert abs(float(y.std()) - 0.3) < 0.01
+    assert torch.equal(y[10:12], Identity().observe(x[10:12], sigma=0.3, seed=4, ids=torch.tensor([10, 11])))
+    assert not torch.equal(y, Identity().observe(x, sigma=0.3, seed=5))
+
+
+@pytest.mark.parametrize("padding", ["reflect", "circular"])
+def test_blur_is_a_padded_convolution(padding):
+    x = torch.rand(2, 3, 11, 7, dtype=torch.float64)
+    w = torch.exp(-0.5 * (torch.arange(-2, 3) / 1.3) ** 2).double()
+    kernel = torch.outer(w, w) / w.sum() ** 2
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode=padding)
+    expected = torch.nn.functional.conv2d(padded, kernel.expand(3, 1, 5, 5), groups=3)
+    operator = GaussianBlur(size=5, std=1.3, padding=padding)
+    found = operator.observe(x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_given_masks(tmp_path):
+    masks = (torch.rand(5, 1, 4, 4) > 0.5).float()
+    np.save(tmp_path / "masks.npy", masks.numpy())
+    ids = torch.tensor([4, 1])
+    for operator in (Mask(mask=masks), Mask(mask=str(tmp_path / "masks.npy")), Given(Mask(), {"mask": masks})):
+        assert torch.equal(operator.parameters(ids, (3, 4, 4))["mask"], masks[ids])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Mask(missing=1.5), "missing to be a probability"),
+        (lambda: Mask(missing=0.5, box=3), "one of missing, box and mask"),
+        (lambda: Mask(mask=torch.full((4, 4), 0.5)), "made of 0 and 1"),
+        (lambda: Mask(mask=torch.ones(4)), "to have shape"),
+        (lambda: Mask(mask=torch.ones(2, 3, 4, 4)), "shared by the channels"),
+        (lambda: Mask(mask=torch.ones(3, 3)).observe(torch.zeros(1, 1, 4, 4)), "the size of the images, 4 x 4"),
+        (lambda: Mask(mask=torch.ones(2, 1, 4, 4)).observe(torch.zeros(3, 1, 4, 4)), "a row for every observation"),
+        (lambda: Mask(box=5).observe(torch.zeros(1, 1, 4, 9)), "box to be <= 4"),
+        (lambda: Mask().observe(torch.zeros(1, 1, 4, 4)), "a mask to be given"),
+        (lambda: GaussianBlur(size=4), "size to be odd"),
+        (lambda: GaussianBlur(std=0.0), "std to be > 0"),
+        (lambda: GaussianBlur(size=9).observe(torch.zeros(1, 1, 4, 4)), "twice the side"),
+        (lambda: Identity().observe(torch.zeros(1, 1, 4, 4), sigma=-1), "sigma to be >= 0"),
+        (lambda: Identity().observe(torch.zeros(2, 1, 4, 4), ids=torch.arange(3)), "one id per image"),
+    ],
+)
+def test_sentences(make, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        make()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,129 @@
+"""Samplers against the closed form of a Gaussian prior."""
+
+import pytest
+import torch
+from contracts import Gaussian, check_moments, check_sampler
+
+from emfast.diffusion import EDMSchedule, VPSchedule
+from emfast.operators import GaussianBlur, Identity, Mask
+from emfast.samplers import DPS, MMPS, Prior, ReverseFromObservation, choose_scale, data_misfit
+
+COUNT = 2000
+SCHEDULES = [VPSchedule.linear(), VPSchedule.cosine(), EDMSchedule()]
+BLUR = GaussianBlur(size=3, std=0.8)
+MASK = Mask(mask=torch.tensor([[1, 0, 1], [0, 1, 1]]))
+
+
+def observations(operator, sigma):
+    """One observation, repeated: every sample is of the same posterior."""
+    x = torch.linspace(-1, 1.5, 6, dtype=torch.float64).reshape(1, *Gaussian.shape)
+    y = operator.observe(x, sigma)
+    return y, y.expand(COUNT, *y.shape[1:])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_reverse_from_observation_is_exact(schedule):
+    prior, sigma = Gaussian(schedule), 0.5
+    y, many = observations(Identity(), sigma)
+    x = ReverseFromObservation(steps=100, clip=False)(prior.denoiser, many, Identity(), sigma=sigma)
+    check_moments(x, *prior.posterior(y, Identity(), sigma), bias=0.03)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "operator", "sigma"),
+    [
+        (EDMSchedule(), 100, BLUR, 0.3),
+        (EDMSchedule(), 100, MASK, 0.1),
+        (EDMSchedule(), 100, Identity(), 0.5),
+        (VPSchedule.linear(), 400, BLUR, 0.3),  # evenly spaced indices resolve the low noise levels less well
+    ],
+)
+def test_mmps_is_exact(schedule, steps, operator, sigma):
+    prior = Gaussian(schedule)
+    y, many = observations(operator, sigma)
+    x = MMPS(steps=steps, iterations=6, clip=False)(prior.denoiser, many, operator, sigma=sigma)
+    check_moments(x, *prior.posterior(y, operator, sigma), bias=0.05)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_prior(schedule):
+    prior = Gaussian(schedule)
+    x = Prior(steps=100, clip=False, eta=1.0).sample(prior.denoiser, Gaussian.shape, ids=torch.arange(COUNT))
+    check_moments(x, prior.mean, prior.covariance, bias=0.05)
+
+
+def test_dps_without_guidance_samples_the_prior():
+    prior = Gaussian(VPSchedule.linear())
+    _, many = observations(BLUR, 0.3)
+    x = DPS(steps=100, scale=0.0, clip=False)(prior.denoiser, many, BLUR, sigma=0.3)
+    check_moments(x, prior.mean, prior.covariance, bias=0.05)
+
+
+def test_dps_bias_is_the_documented_one():
+    """DPS is not a posterior sampler: at a scale that fits y as well as the posterior does, its spread is too small.
+
+    The step of the norm's gradient ignores how uncertain x0-hat is, and no scale repairs mean and spread together.
+    """
+    prior, sigma = Gaussian(VPSchedule.linear()), 0.5
+    y, many = observations(BLUR, sigma)
+    mean, covariance = prior.posterior(y, BLUR, sigma)
+    ratios, distances = [], []
+    for scale in (0.1, 0.3, 1.0):
+        x = DPS(steps=100, scale=scale, clip=False)(prior.denoiser, many, BLUR, sigma=sigma).flatten(1)
+        ratios.append(float(torch.cov(x.T).trace() / covariance.trace()))
+        distances.append(float(((x.mean(0) - mean) / covariance.diagonal().sqrt()).abs().max()))
+    assert all(abs(ratio - 1) > 0.1 or distance > 0.1 for ratio, distance in zip(ratios, distances, strict=True))
+    prior_distance = float(((prior.mean - mean) / covariance.diagonal().sqrt()).abs().max())
+    assert min(distances) < 0.5 * prior_distance  # it does move towards the posterior
+
+
+def test_dps_step_size_does_not_depend_on_the_batch():
+    """The published code takes the norm over the batch: an image's step then shrinks with the images beside it."""
+    check_sampler(DPS(steps=20, scale=1.0), Mask(missing=0.5), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "operator", "sigma"),
+    [
+        (DPS(steps=12, scale=0.5, eta=0.5, clip=False), BLUR, 0.0),
+        (MMPS(steps=10, iterations=2), Mask(missing=0.5), 0.0),
+        (ReverseFromObservation(steps=10), Identity(), 0.4),
+        (Prior(steps=10, eta=1.0), Identity(), 0.0),
+    ],
+)
+def test_contract(sampler, operator, sigma):
+    check_sampler(sampler, operator, sigma)
+
+
+def test_a_perfect_fit_is_no_nan():
+    """Nothing observed: the misfit is zero from the first step, and so is its norm."""
+    prior = Gaussian(VPSchedule.linear())
+    x = DPS(steps=10)(prior.denoiser, torch.zeros(2, *Gaussian.shape, dtype=torch.float64), Mask(missing=1.0))
+    assert x.isfinite().all()
+
+
+def test_choose_scale_takes_the_smallest_misfit():
+    prior = Gaussian(VPSchedule.linear())
+    y = BLUR.observe(torch.randn(8, *Gaussian.shape, dtype=torch.float64), 0.01)
+    candidates = [0.0, 0.3, 1e6]
+    sampler = DPS(steps=50, clip=False)
+    scale, misfits = choose_scale(sampler, prior.denoiser, y, BLUR, candidates=candidates)
+    assert scale == 0.3
+    assert misfits[1] == min(misfits)
+    x = DPS(steps=50, scale=0.3, clip=False)(prior.denoiser, y, BLUR)
+    assert misfits[1] == pytest.approx(float(data_misfit(x, y, BLUR).mean()))
+
+
+def test_sentences():
+    denoiser = Gaussian(VPSchedule.linear()).denoiser
+    y = torch.zeros(2, *Gaussian.shape)
+    with pytest.raises(ValueError, match="sigma to be > 0"):
+        ReverseFromObservation()(denoiser, y, Identity())
+    with pytest.raises(ValueError, match="operator to be Identity"):
+        ReverseFromObservation()(denoiser, y, Mask(missing=0.5), sigma=0.1)
+    with pytest.raises(TypeError, match="operator to be an emfast Operator"):
+        DPS(steps=2)(denoiser, y, "mask")
+    with pytest.raises(TypeError, match="y to be a floating-point tensor"):
+        DPS(steps=2)(denoiser, y.long(), Identity())
+    with pytest.raises(ValueError, match="at least one scale"):
+        choose_scale(DPS(steps=2), denoiser, y, Identity(), candidates=[])
