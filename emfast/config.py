@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import check
-from emfast.operators import Mask, Operator
-from emfast.samplers import DPS, Sampler
+from emfast.operators import Identity, Mask, Operator
+from emfast.samplers import DPS, ReverseFromObservation, Sampler
 
 
 @dataclass
@@ -206,6 +206,18 @@ class Config:
         check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
         check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)
         check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
+        steps = getattr(self.sampler, "steps", 1)
+        check(steps > 0, "config", "sampler.steps", "to be positive", steps)
+        if self.model is None:
+            top = self.network.schedule_steps
+            own_times = type(self.sampler).times is not Sampler.times
+            check(own_times or steps <= top, "config", "sampler.steps", f"to be <= {top}, those of the schedule", steps)
+            steps = self.evaluation.steps
+            check(steps <= top, "config", "evaluation.steps", f"to be <= {top}, those of the schedule", steps)
+        if isinstance(self.sampler, ReverseFromObservation):
+            identity, fix = isinstance(self.operator, Identity), "Use another sampler"
+            check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
+            check(self.sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
 
 
 def _positive(group: str, config: object, *names: str) -> None:

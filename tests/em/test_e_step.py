@@ -1,0 +1,111 @@
+"""The E-step: what a sample depends on, and what happens to one that diverges."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from contracts import Gaussian
+
+from emfast.data import Images
+from emfast.data.store import Store
+from emfast.diffusion import VPSchedule
+from emfast.em import Observations, e_step
+from emfast.em.e_step import reconstruct
+from emfast.em.processes import Processes
+from emfast.operators import Mask
+from emfast.samplers import DPS, Sampler
+
+IDS = torch.tensor([3, 0, 9, 5, 7, 1, 2])
+
+
+class Model(torch.nn.Module):
+    """The Gaussian denoiser in float32, with a parameter to have a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.schedule = VPSchedule.linear()
+        self.inner = Gaussian(self.schedule).denoiser
+        self.anchor = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t):
+        return self.inner(x.double(), t).float()
+
+
+def observations():
+    images = torch.rand(10, *Gaussian.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Observations(Mask(missing=0.4), sigma=0.1, images=Images(images), seed=5)
+
+
+def new_store(folder, shard_size=3):
+    return Store(folder, count=len(IDS), shard_size=shard_size, identity={"round": 1})
+
+
+def test_samples_do_not_depend_on_batches_shards_order_or_processes(tmp_path):
+    model, data = Model(), observations()
+    sampler = DPS(steps=8)
+    whole = reconstruct(sampler, model, data, IDS, seed=2)
+    calls = []
+    for name, batch, size in (("a", 1, 3), ("b", 2, 7), ("c", 64, 2)):
+        store = new_store(tmp_path / name, size)
+        e_step(sampler, model, data, IDS, store, batch_size=batch, seed=2, callback=lambda *c: calls.append(c))
+        torch.testing.assert_close(store.load("images"), whole, rtol=1e-5, atol=1e-5)
+        assert torch.equal(store.load("ids"), IDS)
+    assert calls[-1][0] == calls[-1][1]
+    store = new_store(tmp_path / "d", 2)
+    for index, *_ in store.shards:
+        if index % 2 == 0:  # what the other of two processes would do
+            part = slice(2 * index, 2 * index + 2)
+            shard = {"images": whole[part], "ids": IDS[part], "seconds": torch.zeros(len(IDS[part]))}
+            store.write(index, shard)
+    e_step(sampler, model, data, IDS, store, seed=2, processes=Processes(0, 1))
+    torch.testing.assert_close(store.load("images"), whole, rtol=1e-5, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Unlucky(Sampler):
+    """Diverges for id 9: with the first key only, or always."""
+
+    key: int
+    always: bool = False
+    steps: int = 1
+
+    def __call__(self, denoiser, y, operator, *, ids, seed, **rest):
+        x = ids.float().reshape(-1, 1, 1, 1).expand(y.shape).clone()
+        if self.always or seed == self.key:
+            x[ids == 9] = torch.nan
+        return x
+
+
+def test_a_diverged_sample_is_drawn_once_more():
+    x = reconstruct(Unlucky(key=2), Model(), observations(), IDS, seed=2)
+    assert torch.equal(x[:, 0, 0, 0], IDS.float())
+
+
+def test_a_sample_that_diverges_twice_is_named():
+    with pytest.raises(RuntimeError, match=r"for observations \[9\]. Lower"):
+        reconstruct(Unlucky(key=2, always=True), Model(), observations(), IDS, seed=2)
+
+
+def test_observations_are_fixed():
+    a, b = observations(), observations()
+    assert torch.equal(a.read(IDS), b.read(IDS))
+    assert torch.equal(a.read(IDS)[2:3], a.read(IDS[2:3]))
+    assert a.fingerprint == b.fingerprint
+    other = Observations(Mask(missing=0.4, seed=1), sigma=0.1, images=a.images, seed=5)
+    assert other.fingerprint != a.fingerprint
+
+
+def test_given_observations_bring_their_masks():
+    a = observations()
+    ids = torch.arange(10)
+    masks = a.operator.parameters(ids, Gaussian.shape)
+    b = Observations(Mask(), sigma=0.1, y=Images(a.read(ids)), given=masks)
+    assert torch.equal(b.read(IDS), a.read(IDS))
+    assert torch.equal(b.operator.parameters(IDS, Gaussian.shape)["mask"], masks["mask"][IDS])
+    assert b.truth(IDS) is None
+
+
+def test_an_operator_that_does_not_fit_the_data_is_found_at_once():
+    images = Images(torch.zeros(4, 1, 5, 5))
+    with pytest.raises(ValueError, match="a row for every observation"):
+        Observations(Mask(mask=torch.ones(3, 1, 5, 5)), images=images)

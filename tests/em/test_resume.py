@@ -1,0 +1,92 @@
+"""Interruptions: kill -9, several processes, and folders that belong to something else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import train, write_config
+
+from emfast._files import read_tensors
+from emfast.em.state import RunFolder
+
+TESTS = Path(__file__).parents[1]
+
+
+def weights(folder):
+    return read_tensors(folder / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def environment():
+    paths = os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", "")))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_kill_9_at_20_random_moments(tmp_path):
+    command = [sys.executable, str(TESTS / "em" / "kill.py"), str(tmp_path), "20", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=280)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["kills"] == 20
+    assert len(set(result["stages"])) > 5, "the kills must fall into different pieces of the run"
+    assert (result["failed"], result["different"]) == (0, 0), result
+
+
+def test_two_processes_end_with_the_same_model(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    assert train(tmp_path / "one") == 0
+    config = write_config(tmp_path / "two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "emfast", "train", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+    rounds = [len(RunFolder(tmp_path / name / "run").rows()) for name in ("one", "two")]
+    assert rounds == [3, 3]
+
+
+def test_a_config_that_contradicts_the_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim("sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.6\nrounds: 2\n", {"a": "1"})
+    folder.claim("sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.6\nrounds: 3\n", {"a": "1"})
+    before = (folder.path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=r"expected operator.missing to stay 0.6, .*, got 0.7"):
+        folder.claim("sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.7\nrounds: 3\n", {"a": "1"})
+    with pytest.raises(ValueError, match="to be those it began with"):
+        folder.claim(before, {"a": "2"})
+    assert (folder.path / "config.yaml").read_text() == before
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="to be empty or an emfast run"):
+        RunFolder(tmp_path).claim("sigma: 0\n", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_shard_is_named_and_the_rest_kept(tmp_path, capsys):
+    assert train(tmp_path) == 0
+    run = tmp_path / "run"
+    shard = sorted((run / "rounds" / "002" / "reconstructions").glob("*.safetensors"))[0]
+    expected = weights(tmp_path)
+    (run / "rounds" / "002" / "row.json").unlink()
+    (run / "rounds" / "002" / "seconds.json").unlink()
+    for path in (run / "rounds" / "002" / "model" / "unet").iterdir():
+        path.unlink()
+    import shutil
+
+    shutil.rmtree(run / "rounds" / "002" / "model")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert train(tmp_path) == 2
+    assert shard.name in capsys.readouterr().err
+    shard.unlink()
+    assert train(tmp_path) == 0
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
