@@ -1,0 +1,15 @@
+// Shared by the files that drive: pybind11, and the list of ops that module.cpp binds.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "emfast.h"
+
+namespace emfast {
+
+namespace py = pybind11;
+
+void define_group_norm_silu(py::module_& module);
+
+}  // namespace emfast

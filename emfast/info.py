@@ -1,0 +1,48 @@
+"""What runs here: versions, devices, the compiled extension, and which backend serves each op, and why."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+import emfast
+import emfast.ops
+from emfast._library import BACKENDS, OPS, Op, extension, extension_error
+
+PACKAGES = ("torch", "triton", "diffusers", "accelerate", "safetensors", "numpy")
+
+
+def info() -> dict[str, Any]:
+    """Returns versions, devices, the compiled extension and the backends of every op, as plain data.
+
+    Returns:
+        A dict with the keys `emfast`, `python`, `packages` (name to version, None if not installed), `cpu`, `threads`,
+        `gpus` (names), `extension` (its instruction set, or why it is missing) and `ops`: for each op and type of
+        device here, the backend that runs it (`runs`) and why the others do not (`not`).
+    """
+    error = extension_error()
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return {
+        "emfast": emfast.__version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "extension": error or f"compiled, runs {extension().instruction_set()}",
+        "ops": {name: {device: _choice(op, device) for device in devices} for name, op in sorted(OPS.items())},
+    }
+
+
+def _choice(op: Op, device: str) -> dict[str, Any]:
+    reasons: dict[str, str | None] = {backend: op.why_not(backend, device) for backend in BACKENDS}
+    runs = next((backend for backend in ("cpp", "triton") if not reasons[backend]), "reference")
+    return {"runs": runs, "not": {backend: reason for backend, reason in reasons.items() if reason}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,59 @@
+"""Options, fixtures and rules of the whole test suite."""
+
+import pytest
+import torch
+
+from emfast._library import extension, extension_error
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the ops run: cpu or cuda")
+    parser.addoption("--backend", default=None, help="the only backend to test ops on: reference, cpp or triton")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "aot: compiles Triton kernels ahead of time; -m aot compiles all of them")
+
+
+def pytest_generate_tests(metafunc):
+    """Runs every test that asks for a backend on all that the device can have, C++ once per instruction set."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    one = metafunc.config.getoption("--backend")
+    kernels = ["triton"] if metafunc.config.getoption("--device") == "cuda" else ["cpp"]
+    names = [one] if one else ["reference", *kernels]
+    if "cpp" in names and not extension_error():
+        names.remove("cpp")
+        names += [f"cpp-{name}" for name in extension().instruction_sets()]
+    metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
+def backend(request):
+    """The backend under test."""
+    name, _, instruction_set = request.param.partition("-")
+    if instruction_set:
+        extension().use_instruction_set(instruction_set)
+    yield name
+    if instruction_set:
+        extension().use_instruction_set(extension().instruction_sets()[-1])
+
+
+@pytest.fixture
+def device(request):
+    """The device under test."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fills uninitialised memory (torch.empty and the like) with NaN, so that reading it before it is written shows."""
+    deterministic, fill = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill

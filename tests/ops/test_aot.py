@@ -1,0 +1,107 @@
+"""Triton kernels compile for every supported GPU, without one: no spills, shared memory within the limit, wide loads.
+
+The real launch code runs on CPU tensors under a driver that only compiles, so that what is compiled here is what is
+launched there: the same tiles, specialisations and options.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from emfast._library import triton_launcher
+
+triton = pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
+
+pytestmark = pytest.mark.aot
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB per block
+SPILL_LIMIT = 8  # bytes: far below its limit of registers, ptxas may keep one address on the stack to fit another block
+
+
+def group_norm_silu(dtype: torch.dtype, last: bool, shape: tuple[int, ...], groups: int, full: bool) -> None:
+    """Launches forward and backward; full is with two tensors and all parameters per sample."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
+    channels = shape[1] * (2 if full else 1)
+    per_sample, weight = torch.empty(shape[0], channels), torch.empty(channels, dtype=dtype)
+    skip, parameters = (x, (per_sample,) * 3) if full else (None, (None, weight, weight))
+    forward, backward = (triton_launcher("group_norm_silu", f"group_norm_silu{end}") for end in ("", "_backward"))
+    y, statistics = forward(x, skip, *parameters, groups, 1e-5, True)
+    backward(y, x, skip, *parameters, statistics, groups, True, full)
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+    (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, True)),
+    (group_norm_silu, (FP32, False, (2, 128, 32, 32), 32, False)),
+    (group_norm_silu, (BF16, False, (2, 256, 8, 8), 32, False)),
+    (group_norm_silu, (FP32, True, (1, 128, 128, 128), 32, False)),
+    (group_norm_silu, (FP32, True, (1, 30, 33, 33), 3, True)),
+    (group_norm_silu, (BF16, False, (1, 128, 256, 256), 32, False)),
+    (group_norm_silu, (BF16, True, (2, 512, 16, 16), 1, False)),
+]
+ODD = {4}  # cases whose rows do not start at multiples of 16 bytes
+SAMPLE = {(0, 90), (0, 120), (1, 86), (3, 80)}  # of cases and architectures, run by default
+
+
+class CompilingDriver:
+    """What Triton asks of a driver when it compiles for an architecture that is not here."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return triton.backends.compiler.GPUTarget("cuda", self.arch, 32)
+
+
+@contextmanager
+def compiling(arch: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Yields the list of the kernels that the launches inside compile."""
+    compiled: list[Any] = []
+    run = triton.JITFunction.run
+
+    def compile_only(self: Any, *args: Any, **kwargs: Any) -> None:
+        compiled.append(run(self, *args, **kwargs | {"warmup": True}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(triton.JITFunction, "run", compile_only)
+        patch.setattr(triton.runtime.driver, "_active", CompilingDriver(arch))
+        yield compiled
+
+
+def resources(kernel: Any, folder: Path) -> SimpleNamespace:
+    """Returns what the assembler gave a kernel: registers, and bytes of stack (spills) and shared memory."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    text = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+    return SimpleNamespace(registers=registers, stack=stack, shared=kernel.metadata.shared)
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+@pytest.mark.parametrize("case", [pytest.param(i, id=f"{CASES[i][0].__name__}-{i}") for i in range(len(CASES))])
+def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, monkeypatch: Any, tmp_path: Path) -> None:
+    if (case, arch) not in SAMPLE and "aot" not in request.config.getoption("markexpr"):
+        pytest.skip("a sample is compiled by default; -m aot compiles all")
+    function, arguments = CASES[case]
+    with compiling(arch, monkeypatch) as kernels:
+        function(*arguments)
+    assert kernels
+    for kernel in kernels:
+        used = resources(kernel, tmp_path)
+        assert used.stack <= SPILL_LIMIT, f"{kernel.name} spills {used.stack} bytes"
+        assert used.shared <= SHARED_LIMIT[arch] * 1024, f"{kernel.name} needs {used.shared} bytes of shared memory"
+        assert case in ODD or "ld.global.v4.b32" in kernel.asm["ptx"], f"{kernel.name} has no 16-byte loads"

@@ -1,0 +1,80 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from emfast import _library
+from emfast._library import OPS, backend
+from emfast.info import info
+from emfast.ops import group_norm_silu
+
+X = torch.ones(1, 4, 2, 2)
+
+
+def test_import_takes_torch_and_nothing_heavier():
+    heavy = "diffusers", "triton", "matplotlib", "pandas", "scipy", "emfast._C"
+    code = f"import sys, emfast, emfast.ops; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_forced_backend_is_the_one_that_runs(monkeypatch):
+    op = OPS["group_norm_silu"]
+    seen = []
+    for name, function in op.functions.items():
+        spy = lambda *args, name=name, function=function: seen.append(name) or function(*args)  # noqa: E731
+        monkeypatch.setitem(op.functions, name, spy)
+    group_norm_silu(X, 2)
+    with backend("reference"):
+        group_norm_silu(X, 2)
+    assert seen == ["reference" if op.why_not("cpp", "cpu") else "cpp", "reference"]
+
+
+def test_a_forced_backend_never_falls_back(monkeypatch):
+    with (
+        backend("triton"),
+        pytest.raises(NotImplementedError, match="forced backend 'triton', got Triton kernels do not"),
+    ):
+        group_norm_silu(X, 2)
+    monkeypatch.setattr(_library, "extension_error", lambda: "emfast._C is not compiled")
+    with (
+        backend("cpp"),
+        pytest.raises(NotImplementedError, match=r"forced backend 'cpp', got emfast._C is not compiled"),
+    ):
+        group_norm_silu(X, 2)
+    with backend("reference"):
+        expected = group_norm_silu(X, 2)
+    assert torch.equal(group_norm_silu(X, 2), expected)  # nothing forced: the reference takes over
+
+
+def test_what_a_kernel_does_not_take_goes_to_the_reference_unless_forced():
+    assert group_norm_silu(X.double(), 2).dtype == torch.float64
+    if OPS["group_norm_silu"].why_not("cpp", "cpu"):
+        pytest.skip("emfast._C is not compiled")
+    with backend("cpp"), pytest.raises(NotImplementedError, match=r"torch.float64"):
+        group_norm_silu(X.double(), 2)
+
+
+def test_an_unknown_backend_is_an_error():
+    with (
+        pytest.raises(ValueError, match=r"backend: expected name to be one of reference, cpp, triton, got cuda."),
+        backend("cuda"),
+    ):
+        pass
+
+
+def test_the_meta_device_gives_shapes():
+    x = torch.empty(2, 4, 3, 3, device="meta").to(memory_format=torch.channels_last)
+    y = group_norm_silu(x, 2)
+    assert y.shape == x.shape
+    assert y.stride() == x.stride()
+
+
+def test_info_says_which_backend_runs_each_op_and_why():
+    ops = info()["ops"]
+    assert ops.keys() == OPS.keys()
+    for name, devices in ops.items():
+        for device, choice in devices.items():
+            assert choice["runs"] not in choice["not"]
+            assert all(OPS[name].why_not(other, device) == reason for other, reason in choice["not"].items())
