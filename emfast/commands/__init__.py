@@ -1,0 +1,10 @@
+"""The subcommands of `emfast`, one file each: `Options` (its arguments and their documentation) and `run`."""
+
+COMMANDS = {
+    "train": "train a clean diffusion model from corrupted observations",
+    "restore": "reconstruct new observations with a trained model",
+    "sample": "draw images from a trained model",
+    "evaluate": "compare two sets of images: PSNR, SSIM, Frechet distance",
+    "report": "draw the pictures and tables of a run again",
+    "info": "versions, devices, and the backend of every op",
+}

@@ -1,0 +1,61 @@
+"""`emfast info`: what a report of a problem should hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from emfast.info import info
+
+
+@dataclass
+class Options:
+    """Versions, devices, and the backend of every op.
+
+    Args:
+        json: Prints JSON instead.
+    """
+
+    json: bool = False
+
+
+def run(options: Options, yaml: str) -> None:
+    """Prints the facts.
+
+    Arguments:
+        options: How.
+        yaml: The options as text.
+    """
+    facts = info()
+    if options.json:
+        print(json.dumps(facts, indent=2, default=str))
+        return
+    console = Console(highlight=False)
+    for line in (*_lines({name: value for name, value in facts.items() if name != "ops"}), *_ops(facts["ops"])):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """The facts as aligned lines, nested ones under their name."""
+    width = max((len(str(name)) for name, value in facts.items() if not isinstance(value, Mapping)), default=0) + 2
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{name}"
+            yield from _lines(value, indent + "  ")
+        else:
+            items = value if isinstance(value, list | tuple) else [value]
+            yield f"{indent}{name!s:<{width}}{', '.join(map(str, items)) or '-'}"
+
+
+def _ops(ops: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each op and device: the backend that runs, and why others do not."""
+    yield "ops"
+    width = max(map(len, ops), default=0) + 2
+    for name, devices in ops.items():
+        for device, choice in devices.items():
+            reasons = "".join(f"; {backend}: {reason}" for backend, reason in choice["not"].items())
+            yield f"  {name:<{width}}{device}: {choice['runs']}{reasons}"

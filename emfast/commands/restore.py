@@ -1,0 +1,181 @@
+"""`emfast restore`: a trained model on new observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml as pyyaml
+from torch import Tensor
+
+from emfast import random
+from emfast._check import check
+from emfast._files import checksum, write_file, write_json, write_text
+from emfast.commands.display import Display
+from emfast.commands.files import model_folder, scores, write_images
+from emfast.data import Store, load, load_observations, save_observations
+from emfast.em import Observations, e_step, load_model
+from emfast.em.model import resolve_device
+from emfast.operators import Mask, Operator
+from emfast.pictures import Row, draw_rows
+from emfast.report import COLUMNS, plain_table
+from emfast.samplers import DPS, Sampler, data_misfit
+
+STORE = "reconstructions"
+FREE = ("output", "device", "batch_size", "pictures", "model", "config")  # may differ when the same job goes on
+
+
+@dataclass
+class Options:
+    """A trained model on new observations.
+
+    Args:
+        model: The folder of a run, of its model, or of any diffusers UNet2DModel.
+        observations: Corrupted observations: a file with `y` and the operator's parameters.
+        images: Clean images to corrupt in simulation instead, so that the truth is known.
+        operator: The measurement operator A.
+        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
+        sampler: The posterior sampler.
+        output: The folder of the results; the same command again resumes it.
+        size: Resize the images to this many pixels a side.
+        crop: Centre crop of this many pixels before resizing.
+        limit: Use only the first so many.
+        seed: The seed of the simulated noise and of the sampler.
+        batch_size: Observations reconstructed together.
+        shard_size: Observations in one file of the store: what an interruption costs at most.
+        pictures: Images in the picture.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+    """
+
+    model: str
+    observations: str | None = None
+    images: str | None = None
+    operator: Operator = field(default_factory=lambda: Mask(missing=0.6))
+    sigma: float = 0.0
+    sampler: Sampler = field(default_factory=DPS)
+    output: str = "restored"
+    size: int | None = None
+    crop: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    shard_size: int = 256
+    pictures: int = 8
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        given = (self.observations is not None) + (self.images is not None)
+        check(given == 1, "restore", "one of observations and images", "to be given", "both" if given else "neither")
+        check(self.sigma >= 0, "restore", "sigma", "to be >= 0", self.sigma)
+        for name in ("limit", "batch_size", "shard_size", "pictures"):
+            value = getattr(self, name)
+            check(value is None or value > 0, "restore", name, "to be positive", value)
+
+
+def run(options: Options, yaml: str) -> None:
+    """Reconstructs, or goes on with it, and writes the results.
+
+    Arguments:
+        options: The job.
+        yaml: The options as text.
+    """
+    device = resolve_device(options.device)
+    denoiser, shape = load_model(model_folder(options.model), device)
+    observations = _observations(options)
+    fix = "Set size, or use the model of such images"
+    check(
+        observations.shape == shape,
+        "restore",
+        "the images",
+        f"to have the model's shape {shape}",
+        observations.shape,
+        fix,
+    )
+    ids = torch.arange(len(observations))
+    store = _claim(options, yaml, _identity(yaml, denoiser, observations), len(ids))
+    with Display() as display:
+        e_step(
+            options.sampler,
+            denoiser,
+            observations,
+            ids,
+            store,
+            batch_size=options.batch_size,
+            seed=random.derive(options.seed, "restore"),
+            callback=lambda done, total: display.advance("reconstructions", done, total),
+        )
+    row = _write(options, observations, ids, store.load("images"))
+    _show(display, row)
+    display.console.print(f"Results: {options.output}", soft_wrap=True)
+
+
+def _observations(options: Options) -> Observations:
+    if options.images is not None:
+        images = load(options.images, crop=options.crop, size=options.size, limit=options.limit)
+        seed = random.derive(options.seed, "observations")
+        return Observations(options.operator, sigma=options.sigma, images=images, seed=seed)
+    y, given = load_observations(options.observations or "")
+    if options.limit is not None:
+        y, given = y.subset(slice(0, options.limit)), {name: value[: options.limit] for name, value in given.items()}
+    return Observations(options.operator, sigma=options.sigma, y=y, given=given)
+
+
+def _identity(yaml: str, denoiser: torch.nn.Module, observations: Observations) -> dict[str, Any]:
+    """What the reconstructions depend on: another job may not go on in their folder."""
+    job = {key: value for key, value in pyyaml.safe_load(yaml).items() if key not in FREE}
+    return {**job, "model": checksum(denoiser.state_dict()), "data": observations.fingerprint}
+
+
+def _claim(options: Options, yaml: str, identity: Mapping[str, Any], count: int) -> Store:
+    """Opens or begins the output folder."""
+    output = Path(options.output)
+    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    ours = (output / STORE / "manifest.json").exists()
+    fix = "Choose another output"
+    check(
+        ours or not taken,
+        "restore",
+        f"output {output}",
+        "to be empty or an earlier `emfast restore`",
+        "other files",
+        fix,
+    )
+    store = Store(output / STORE, count=count, shard_size=options.shard_size, identity=identity)
+    write_text(output / "config.yaml", yaml)
+    return store
+
+
+def _write(options: Options, observations: Observations, ids: Tensor, images: Tensor) -> dict[str, Any]:
+    """Writes observations, reconstructions, picture and metrics; returns the metrics."""
+    output = Path(options.output)
+    y, truth = observations.read(ids), observations.truth(ids)
+    parameters = observations.operator.parameters(ids, tuple(y.shape[1:]))
+    own = {name: value for name, value in parameters.items() if len(value) == len(ids)}
+    save_observations(output / "observations.npz", y, own)
+    write_images(output / "reconstructions.npz", images)
+    shown = slice(0, options.pictures)
+    rows = [Row("observation", y[shown]), Row("reconstruction", images[shown])]
+    rows = [Row("truth", truth[shown]), *rows] if truth is not None else rows
+    drawable = [row for row in rows if row.drawable]
+    write_file(output / "reconstructions.png", lambda file: draw_rows(drawable, file))
+    row: dict[str, Any] = {"images": len(ids), "psnr": None, "ssim": None}
+    row["misfit"] = float(data_misfit(images, y, observations.operator, ids).mean())
+    if truth is not None:
+        row |= scores(images, truth)
+        if y.shape == truth.shape:
+            row |= {f"{key}_observations": value for key, value in scores(y, truth).items()}
+    write_json(output / "metrics.json", row)
+    return row
+
+
+def _show(display: Display, row: Mapping[str, Any]) -> None:
+    """Prints the metrics as a table."""
+    formats = {key: spec for _, key, spec in COLUMNS}
+    columns = [("", ["observations", "reconstructions"])]
+    for name, key in (("PSNR", "psnr"), ("SSIM", "ssim"), ("misfit", "misfit")):
+        values = [row.get(f"{key}_observations"), row.get(key)]
+        columns.append((name, ["-" if value is None else format(value, formats[key]) for value in values]))
+    display.console.print(plain_table(columns))

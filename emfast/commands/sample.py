@@ -1,0 +1,73 @@
+"""`emfast sample`: images from a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from emfast._check import check
+from emfast.commands.display import Display
+from emfast.commands.files import model_folder, write_images
+from emfast.em import load_model
+from emfast.em.model import resolve_device
+from emfast.report import save_grid
+from emfast.samplers import Prior
+
+
+@dataclass
+class Options:
+    """Images from a trained model.
+
+    Args:
+        model: The folder of a run, of its model, or of any diffusers UNet2DModel.
+        count: How many images.
+        output: The .npz file for them (`images`, float32 in [-1, 1]); a .png of the same name shows them.
+        steps: Sampling steps, one network evaluation each.
+        eta: 0 for deterministic (DDIM) steps, 1 for ancestral (DDPM) steps.
+        seed: Image i is that of (seed, i), whatever the count and the batch size.
+        batch_size: Images sampled together.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+    """
+
+    model: str
+    count: int = 64
+    output: str = "samples.npz"
+    steps: int = 50
+    eta: float = 0.0
+    seed: int = 0
+    batch_size: int = 64
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.count > 0, "sample", "count", "to be positive", self.count)
+        check(self.batch_size > 0, "sample", "batch_size", "to be positive", self.batch_size)
+        check(self.steps > 0, "sample", "steps", "to be positive", self.steps)
+        check(Path(self.output).suffix == ".npz", "sample", "output", "to end in .npz", self.output)
+
+
+def run(options: Options, yaml: str) -> None:
+    """Samples, and writes the images and their picture.
+
+    Arguments:
+        options: What to sample.
+        yaml: The options as text.
+    """
+    device = resolve_device(options.device)
+    denoiser, shape = load_model(model_folder(options.model), device)
+    sampler = Prior(steps=options.steps, eta=options.eta)
+    parts: list[torch.Tensor] = []
+    with Display() as display:
+        for ids in torch.arange(options.count, device=device).split(options.batch_size):
+            done = sum(map(len, parts))
+
+            def advance(step: int, of: int, done: int = done, size: int = len(ids)) -> None:
+                display.advance("samples", done * of + step * size, options.count * of)
+
+            parts.append(sampler.sample(denoiser, shape, ids=ids, seed=options.seed, callback=advance).cpu())
+        images = torch.cat(parts)
+        check(bool(images.isfinite().all()), "sample", "the images", "to be finite", "NaN or infinity")
+        write_images(options.output, images)
+        picture = save_grid(Path(options.output).with_suffix(".png"), images)
+    display.console.print(f"Images: {options.output}\nPicture: {picture}", soft_wrap=True)

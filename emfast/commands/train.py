@@ -1,0 +1,56 @@
+"""`emfast train`: the whole EM run, with its table, pictures and resumption."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from emfast.commands.display import Display
+from emfast.commands.tensorboard import TensorBoard
+from emfast.config import Config
+from emfast.em import Progress, RoundFinished, train
+from emfast.report import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics
+
+Options = Config
+
+
+def run(config: Config, yaml: str) -> None:
+    """Trains, or resumes, and shows the first against the last round.
+
+    Arguments:
+        config: The run.
+        yaml: The complete config as text.
+    """
+    output = Path(config.output)
+    tensorboard = TensorBoard(output) if config.tensorboard else None
+
+    def follow(event: Progress | RoundFinished) -> None:
+        if isinstance(event, Progress):
+            display.advance(f"round {event.round}: {event.phase}", event.done, event.total)
+            return
+        display.row(event.row)
+        draw_round(event.folder)
+        draw_summary(output)
+        if tensorboard is not None:
+            tensorboard.write(event.row, event.folder)
+
+    with Display(_earlier(output)) as display:
+        model = train(config, yaml=yaml, callback=follow)
+        if _main_process():
+            display.show()  # a run that was finished before has shown nothing yet
+    if _main_process():
+        display.console.print(first_and_last(read_metrics(output)), soft_wrap=True)
+        display.console.print(f"Picture: {draw_run(output)}\nModel:   {model}", soft_wrap=True)
+
+
+def _earlier(output: Path) -> list[Metrics]:
+    """The rounds finished before; `train` itself judges whether the folder is sound."""
+    with suppress(OSError, ValueError):
+        return read_metrics(output)
+    return []
+
+
+def _main_process() -> bool:
+    import torch.distributed as distributed
+
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())

@@ -1,0 +1,262 @@
+"""The command: subcommands, the files they leave, resumption, interruption, what they print."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from tiny_run import snapshot, train, write_config
+
+from emfast.cli import main
+from emfast.commands import COMMANDS, display, parser
+from emfast.commands.display import Display
+from emfast.config import Config
+
+ROW = {"round": 1, "phase": "warm", "psnr": 22.5, "network_evaluations": 51200, "seconds_e_step": 1.0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    assert train(folder) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help(argv, capsys):
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command, capsys):
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert f"usage: emfast {command}" in out
+    assert err == ""
+
+
+def test_the_help_is_quick():
+    code = "import sys; from emfast.cli import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_a_run_leaves_its_files(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["phase"] for row in rows] == ["initial", "warm", "final"]
+    for number in range(3):
+        assert (run / f"rounds/{number:03d}/samples.png").is_file()
+    assert (run / "rounds/001/reconstructions.png").is_file()
+    with Image.open(run / "summary.png") as picture:
+        assert min(picture.size) > 300
+    assert not [path for path in run.rglob("*") if path.name.startswith((".tmp", ".old"))]
+
+
+def test_the_model_opens_in_diffusers(run):
+    from diffusers import DDPMPipeline
+
+    pipeline = DDPMPipeline.from_pretrained(run / "model")
+    assert pipeline.unet.config.sample_size == 12
+
+
+def test_the_same_command_again_changes_nothing_of_the_run(run, capsys):
+    before = snapshot(run / "rounds")
+    assert train(run.parent) == 0
+    assert "PSNR of the E-step" in capsys.readouterr().out
+    after = snapshot(run / "rounds")
+    assert {name: content for name, (content, _) in after.items()} == {n: c for n, (c, _) in before.items()}
+
+
+def test_the_saved_config_is_the_same_run(run):
+    assert main(["train", "--config", str(run / "config.yaml")]) == 0
+
+
+def test_more_rounds_go_on_with_the_run(tmp_path, capsys):
+    assert train(tmp_path, "--final_rounds", "0") == 0
+    capsys.readouterr()
+    assert train(tmp_path, "--final_rounds", "0", "--rounds", "2", "--tensorboard", "true") == 0
+    out = capsys.readouterr().out
+    assert "e-step" in out
+    assert "warm" in out
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_report(run, capsys):
+    picture = run / "summary.png"
+    picture.unlink()
+    assert main(["report", str(run)]) == 0
+    assert picture.is_file()
+    out = capsys.readouterr().out
+    assert "initial" in out
+    assert "PSNR of the E-step" in out
+    assert str(picture) in out.replace("\n", "")
+
+
+def test_sample(run, tmp_path):
+    first, second = tmp_path / "a.npz", tmp_path / "b.npz"
+    common = ["--steps", "2", "--device", "cpu"]
+    assert main(["sample", str(run), "--count", "6", "--output", str(first), *common]) == 0
+    assert (
+        main(["sample", str(run / "model"), "--count", "4", "--batch_size", "3", "--output", str(second), *common]) == 0
+    )
+    a, b = np.load(first)["images"], np.load(second)["images"]
+    assert a.shape == (6, 1, 12, 12)
+    assert a.dtype == np.float32
+    np.testing.assert_allclose(a[:4], b, atol=1e-3)  # an image depends on its seed and number alone
+    assert first.with_suffix(".png").is_file()
+
+
+@pytest.fixture(scope="module")
+def restored(run, tmp_path_factory):
+    """The command that restored images, and its output."""
+    output = tmp_path_factory.mktemp("restore") / "out"
+    argv = ["restore", str(run), "--images", "sample:test", "--size", "12", "--limit", "10", "--shard_size", "4"]
+    argv += ["--sampler.steps", "3", "--output", str(output), "--device", "cpu"]
+    assert main(argv) == 0
+    return argv, output
+
+
+def test_restore(restored):
+    _, output = restored
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["images"] == 10
+    assert metrics["psnr"] > 0
+    assert np.load(output / "reconstructions.npz")["images"].shape == (10, 1, 12, 12)
+    assert np.load(output / "observations.npz")["mask"].shape == (10, 1, 12, 12)
+    assert (output / "reconstructions.png").is_file()
+
+
+def test_restore_resumes(restored, capsys):
+    argv, output = restored
+    expected = (output / "reconstructions.npz").read_bytes()
+    (output / "reconstructions" / "shard-00001.safetensors").unlink()
+    kept = output / "reconstructions" / "shard-00000.safetensors"
+    before = kept.stat().st_mtime_ns
+    assert main(argv) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert (output / "reconstructions.npz").read_bytes() == expected
+
+
+def test_restore_refuses_the_folder_of_another_job(restored, capsys):
+    argv, output = restored
+    before = snapshot(output)
+    assert main([*argv, "--operator.missing", "0.5"]) == 2
+    assert "operator" in capsys.readouterr().err
+    assert main([*argv[:-4], "--output", str(output.parent), "--device", "cpu"]) == 2
+    assert "other files" in capsys.readouterr().err
+    assert snapshot(output) == before
+
+
+def test_restore_takes_observations_from_a_file(restored, run, tmp_path):
+    _, output = restored
+    argv = ["restore", str(run), "--observations", str(output / "observations.npz"), "--sampler.steps", "3"]
+    assert main([*argv, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    again, first = (np.load(folder / "reconstructions.npz")["images"] for folder in (tmp_path / "out", output))
+    np.testing.assert_array_equal(again, first)  # same ids, same seed, same observations
+
+
+def test_evaluate_pairs_reconstructions_with_the_images_of_their_ids(run, capsys):
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert main(["evaluate", str(run), "sample:train", "--size", "12", "--features", "none"]) == 0
+    assert f"{row['psnr']:.2f}" in capsys.readouterr().out
+
+
+def test_evaluate_compares_files(restored, capsys):
+    _, output = restored
+    assert main(["evaluate", str(output), "sample:test", "--size", "12", "--limit", "10"]) == 0
+    out = capsys.readouterr().out
+    assert f"{json.loads((output / 'metrics.json').read_text())['psnr']:.2f}" in out
+    assert "FD (fashion-mnist)" in out
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert torch.__version__.split("+")[0] in out
+
+
+def test_print_config_gives_the_same_config_again(tmp_path, capsys):
+    path = write_config(tmp_path)
+    assert main(["train", "--config", str(path), "--data.reference", "null", "--print_config"]) == 0
+    text = capsys.readouterr().out
+    again = tmp_path / "again.yaml"
+    again.write_text(text)
+    config, dumped = parser.parse("train", Config, ["--config", str(again)])
+    assert dumped == text
+    assert config.data.reference is None
+    assert config.operator.missing == 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("limmit", "data.limit"), ("data.limmit", "data.limit"), ("clean_cout", "data.clean_count")]
+)
+def test_nearest(name, expected):
+    assert parser.nearest(name, ["sigma", "data.limit", "data.clean_count"]) == expected
+    assert parser.nearest("zzz", ["sigma"]) is None
+
+
+def test_ctrl_c(monkeypatch, tmp_path, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emfast.commands.train.train", interrupted)
+    assert train(tmp_path) == 130
+    assert capsys.readouterr().err == "Interrupted. The same command resumes.\n"
+
+
+def test_sigterm(monkeypatch, tmp_path, capsys):
+    def terminated(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("emfast.commands.train.train", terminated)
+    assert train(tmp_path) == 143
+    assert capsys.readouterr().err == "Terminated. The same command resumes.\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_plain_lines_are_few(monkeypatch):
+    clock = iter(np.arange(0, 1000, 0.5))
+    monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
+    file = io.StringIO()
+    with Display(console=Console(file=file, force_terminal=False, width=100)) as shown:
+        for done in range(1, 101):  # 50 seconds
+            shown.advance("round 1: e-step", done, 100)
+        shown.row(ROW)
+        shown.row({**ROW, "round": 2})
+    lines = file.getvalue().rstrip("\n").split("\n")
+    assert len(lines) == 5 + 3
+    assert lines[0].endswith("left")
+    assert "2.0/s" in lines[0]
+    assert lines[-3].split()[0] == "round"
+    assert lines[-1].split()[:3] == ["2", "warm", "22.50"]
+
+
+def test_a_terminal_shows_bars_and_a_table():
+    file = io.StringIO()
+    with Display([{**ROW, "round": 0}], Console(file=file, force_terminal=True, width=100)) as shown:
+        shown.advance("round 1: e-step", 1, 100)
+        shown.advance("round 1: e-step", 50, 100)
+        shown.screen.refresh()  # as its own thread does, four times a second
+        shown.row(ROW)
+    text = file.getvalue()
+    assert "round 1: e-step" in text
+    assert "50/100" in text
+    assert "PSNR" in text
+    assert "51,200" in text

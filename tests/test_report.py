@@ -1,0 +1,140 @@
+"""Pictures and tables of a run, from its files alone."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from emfast import report
+from emfast._files import write_tensors
+from emfast.pictures import Row, to_grid
+
+
+def write_run(folder, *, channels=1, truth=True, rounds=3, same=True):
+    """Writes what `emfast train` leaves for the report."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count):
+        return torch.rand(count, channels, 8, 8, generator=generator) * 2 - 1
+
+    kept, rows = images(4), []
+    for number in range(rounds):
+        row = {"round": number, "phase": "warm" if number else "initial", "fd": 30.0 - number, "features": "f"}
+        preview = {"samples": images(9)}
+        if number:
+            seen = kept if same else images(4)
+            preview |= {"observation": seen, "reconstruction": images(4)} | ({"truth": kept} if truth else {})
+            row |= {"psnr": 20.0 + number if truth else None, "misfit": 1e-3, "network_evaluations": 100}
+        rows.append(row)
+        write_tensors(folder / f"rounds/{number:03d}/preview.safetensors", preview)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("truth", [True, False])
+def test_draw_run(tmp_path, channels, truth):
+    write_run(tmp_path, channels=channels, truth=truth)
+    path = report.draw_run(tmp_path)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert np.asarray(picture.convert("L")).std() > 10
+    assert not (tmp_path / "rounds/000/reconstructions.png").exists()
+    assert (tmp_path / "rounds/002/reconstructions.png").is_file()
+    assert not list(tmp_path.rglob(".tmp*"))
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_may_have_just_begun(tmp_path, rounds):
+    write_run(tmp_path, rounds=rounds)
+    assert report.draw_run(tmp_path).is_file()
+
+
+def height(path):
+    with Image.open(path) as picture:
+        return picture.size[1]
+
+
+def test_observations_that_differ_are_shown_twice(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", same=False)
+    assert height(report.draw_summary(tmp_path / "b")) > height(report.draw_summary(tmp_path / "a"))
+
+
+def test_observations_that_are_no_images_are_left_out(tmp_path):
+    write_run(tmp_path)
+    folder = tmp_path / "rounds/001"
+    write_tensors(
+        folder / "preview.safetensors", {"observation": torch.zeros(4, 7), "reconstruction": torch.zeros(4, 1, 8, 8)}
+    )
+    assert len(report.draw_round(folder)) == 1
+    assert report.draw_summary(tmp_path).is_file()
+
+
+def test_a_round_without_samples(tmp_path):
+    write_run(tmp_path)
+    folder = tmp_path / "rounds/000"
+    write_tensors(folder / "preview.safetensors", {"samples": torch.empty(0, 1, 8, 8)})
+    assert report.draw_round(folder) == []
+    assert report.draw_summary(tmp_path).is_file()
+
+
+def test_to_grid():
+    images = torch.tensor([-1.0, 0.0, 1.0, 5.0]).reshape(4, 1, 1, 1).expand(4, 1, 64, 64)
+    grid = to_grid(images, 3)
+    assert grid.shape == (2 * 64 + 2, 3 * 64 + 4, 3)
+    assert [grid[0, 66 * i, 0] for i in range(3)] == [0, 128, 255]
+    assert grid[66, 0, 0] == 255  # clipped
+    assert grid[66, 80, 0] == 255  # the place of no image is white
+
+
+def test_to_grid_enlarges_by_whole_pixels_and_keeps_colours():
+    image = torch.zeros(1, 3, 30, 30)
+    image[0, 0] = 1
+    grid = to_grid(image, 1)
+    assert grid.shape == (90, 90, 3)
+    assert grid[0, 0].tolist() == [255, 128, 128]
+
+
+def test_row_drawable():
+    assert Row("a", torch.zeros(1, 1, 2, 2)).drawable
+    assert not Row("a", torch.zeros(1, 2)).drawable
+    assert not Row("a", torch.zeros(0, 1, 2, 2)).drawable
+
+
+def test_first_and_last(tmp_path):
+    rows = write_run(tmp_path)
+    line = report.first_and_last(rows)
+    assert line == "PSNR of the E-step: 21.00 -> 22.00 dB (+1.00 dB); FD of the samples (f): 30.00 -> 28.00"
+    assert report.first_and_last([{"round": 0}]).startswith("No metrics")
+
+
+def test_metrics_table_fits_a_terminal(tmp_path):
+    rows = write_run(tmp_path)
+    rows[-1] |= {"scale": 1.0, "seconds_e_step": 12345.0, "seconds_m_step": 12345.0, "network_evaluations": 5_000_000}
+    file = io.StringIO()
+    Console(file=file, width=80).print(report.metrics_table(rows))
+    text = file.getvalue()
+    assert "…" not in text
+    assert "5,000,000" in text
+    assert "12345.0 s" in text
+
+
+def test_read_metrics_names_the_damaged_line(tmp_path):
+    write_run(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"round":')
+    with pytest.raises(ValueError, match="line 4"):
+        report.read_metrics(tmp_path)
+
+
+def test_read_metrics_of_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="metrics"):
+        report.read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="empty"):
+        report.read_metrics(tmp_path)
