@@ -34,7 +34,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8
 
 def run_killed(action: Callable[[], object], after: float | None = None) -> int:
     """Runs an action in a process of its own, killed after some seconds if it does not kill itself."""
-    process = multiprocessing.get_context("fork").Process(target=action)
+
+    def alone() -> None:
+        torch.set_num_threads(1)  # a forked child has lost the threads of its parent, and would wait for them
+        signal.alarm(20)
+        action()
+
+    process = multiprocessing.get_context("fork").Process(target=alone)
     process.start()
     if after is not None:
         time.sleep(after)

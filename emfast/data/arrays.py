@@ -115,6 +115,7 @@ def _datasets(file: Any, kind: type) -> dict[str, Any]:
 
 
 def require_h5py(path: Path) -> Any:
+    """Returns the module h5py, or says how to install it."""
     try:
         import h5py
     except ImportError as error:

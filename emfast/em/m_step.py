@@ -122,8 +122,8 @@ def m_step(
         callback: Called as callback(steps done, steps in all).
     """
     processes = processes or Processes()
-    check(config.batch_size % processes.world == 0, "m_step", "batch_size", f"to be a multiple of {processes.world}, "
-          "the number of processes", config.batch_size)  # fmt: skip
+    requirement = f"to be a multiple of {processes.world}, the number of processes"
+    check(config.batch_size % processes.world == 0, "m_step", "batch_size", requirement, config.batch_size)
     trainer = Trainer(denoiser.network, config, f"seed {seed} steps {steps} images {len(images)}")
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
@@ -137,8 +137,12 @@ def m_step(
             k = trainer.step
             torch.manual_seed(random.derive(seed, "dropout", k, processes.rank) % 2**63)
             part = slice(processes.rank, None, processes.world)
-            x_0, t, noise = training_batch(shared, images, batches.ids(k), part, config, seed, k, device)
-            shared.loss(x_0, t, noise).mean().backward()
+            place = torch.arange(config.batch_size)[part]  # the place in the batch, whatever the number of processes
+            x_0 = images[batches.ids(k)[part]].to(device, non_blocking=True)
+            u, noise = draws(tuple(x_0.shape[1:]), place.to(device), seed, k)
+            if config.flip:
+                x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
+            shared.loss(x_0, shared.schedule.training_times(u[:, 0]), noise).mean().backward()
             trainer.update()
             if processes.main and trainer.step % config.checkpoint == 0 and trainer.step < steps:
                 trainer.save(checkpoint)
@@ -172,21 +176,14 @@ class Batches:
         return self.order
 
 
-def training_batch(
-    denoiser: Denoiser,
-    images: Tensor,
-    rows: Tensor,
-    part: slice,
-    config: MStepConfig,
-    seed: int,
-    k: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the images x_0, times t and noise of this process's part of batch k, on the device."""
-    place = torch.arange(len(rows))[part].to(device)  # the place in the batch, whatever the number of processes
-    x_0 = images[rows[part]].to(device, non_blocking=True)
+def draws(shape: tuple[int, ...], place: Tensor, seed: int, k: int) -> tuple[Tensor, Tensor]:
+    """Returns what is random about training step k: uniform numbers (B, 2) for time and flip, and noise (B, *shape).
+
+    Arguments:
+        shape: (C, H, W) of an image.
+        place: (B,) the images' places in the batch, on the device to use.
+        seed: The key of the training.
+        k: The step.
+    """
     u = random.uniform((2,), ids=place, seed=random.derive(seed, "time"), step=k)
-    if config.flip:
-        x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
-    noise = random.normal(tuple(x_0.shape[1:]), ids=place, seed=random.derive(seed, "noise"), step=k)
-    return x_0, denoiser.schedule.training_times(u[:, 0]), noise
+    return u, random.normal(shape, ids=place, seed=random.derive(seed, "noise"), step=k)

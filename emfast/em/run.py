@@ -48,11 +48,11 @@ class Run:
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
         else:
             self.denoiser, self.scheduler = build_model(config.network, shape, config.seed)
+        self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape) if self.processes.main else None
         self.folder = RunFolder(config.output)
         if self.processes.main:
             self.folder.claim(yaml, self.inputs.fingerprints)
         self.processes.wait()
-        self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape) if self.processes.main else None
 
     def seed(self, *names: str | int) -> int:
         """Returns the seed of a purpose."""

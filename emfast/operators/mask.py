@@ -59,27 +59,34 @@ class Mask(Operator):
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns m * x."""
-        return _mask(parameters).to(x.dtype) * x
+        return _mask(parameters, x) * x
 
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns m * y: a mask is its own adjoint."""
-        return _mask(parameters).to(y.dtype) * y
+        return _mask(parameters, y) * y
 
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
         """Returns m * z: a missing pixel stays zero."""
-        return _mask(parameters).to(z.dtype) * z
+        return _mask(parameters, z) * z
 
 
-def _mask(parameters: Parameters) -> Tensor:
+def _mask(parameters: Parameters, x: Tensor) -> Tensor:
+    """Returns the masks in the dtype of x, checked to fit it."""
     fix = "Give missing, box or mask, or observations that bring their masks along"
     check("mask" in parameters, "Mask", "a mask", "to be given", "none", fix)
-    return parameters["mask"]
+    mask = parameters["mask"]
+    _check_size(mask, *x.shape[-2:])
+    return mask.to(x.dtype)
+
+
+def _check_size(mask: Tensor, height: int, width: int) -> None:
+    expected = f"to have the size of the images, {height} x {width}"
+    check(mask.shape[-2:] == (height, width), "Mask", "mask", expected, f"{mask.shape[-2]} x {mask.shape[-1]}")
 
 
 def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
     """Returns the rows of a given mask (N, 1, H, W) that belong to the ids; a single mask serves all."""
-    expected = f"to have the size of the images, {height} x {width}"
-    check(mask.shape[-2:] == (height, width), "Mask", "mask", expected, f"{mask.shape[-2]} x {mask.shape[-1]}")
+    _check_size(mask, height, width)
     mask = mask.to(ids.device)
     if len(mask) == 1:
         return mask.expand(len(ids), 1, height, width)

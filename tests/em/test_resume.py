@@ -54,11 +54,14 @@ def test_two_processes_end_with_the_same_model(tmp_path):
 
 def test_a_config_that_contradicts_the_run(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.claim("sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.6\nrounds: 2\n", {"a": "1"})
-    folder.claim("sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.6\nrounds: 3\n", {"a": "1"})
+    config = "sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: {}\nrounds: {}\n"
+    folder.claim(config.format(0.6, 2), {"a": "1"})
+    folder.claim(config.format(0.6, 3), {"a": "1"})
     before = (folder.path / "config.yaml").read_text()
     with pytest.raises(ValueError, match=r"expected operator.missing to stay 0.6, .*, got 0.7"):
-        folder.claim("sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.7\nrounds: 3\n", {"a": "1"})
+        folder.claim(
+            "sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.7\nrounds: 3\n", {"a": "1"}
+        )
     with pytest.raises(ValueError, match="to be those it began with"):
         folder.claim(before, {"a": "2"})
     assert (folder.path / "config.yaml").read_text() == before
