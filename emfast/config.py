@@ -176,7 +176,9 @@ class Config:
         rounds: Warm-started rounds, at most.
         final_rounds: From-scratch rounds on all observations after them.
         switch: Go to the final rounds early by the paper's rule: the best scale has not fallen for 3 rounds or is
-            below 1. Needs `e_step.scales`.
+            below `switch_scale`. Needs `e_step.scales`.
+        switch_scale: The paper's 1 belongs to a residual norm over its whole batch; per image it is 1 over the root of
+            the batch size.
         seed: The seed of everything random.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
@@ -196,6 +198,7 @@ class Config:
     rounds: int = 8
     final_rounds: int = 3
     switch: bool = True
+    switch_scale: float = 1.0
     seed: int = 0
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
