@@ -20,7 +20,8 @@ class DataConfig:
         observations: Corrupted observations instead of images: a file with `y` and the operator's parameters.
         clean: Clean images for the initial model; `clean_count` of them are taken. If it names the same images as
             `images`, those taken are left out of the observations.
-        clean_count: How many clean images the initial model is trained on.
+        clean_count: How many clean images the initial model is trained on; 0: none, it is trained on reconstructions
+            under a Gaussian fitted to the observations.
         reference: Clean images the Frechet distance compares samples with; none: no distance.
         size: Resize to this many pixels a side.
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
@@ -37,7 +38,8 @@ class DataConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        _positive("data", self, "clean_count", "size", "crop", "limit")
+        _positive("data", self, "size", "crop", "limit")
+        check(self.clean_count >= 0, "config", "data.clean_count", "to be >= 0", self.clean_count)
 
 
 @dataclass
@@ -95,6 +97,24 @@ class EStepConfig:
     def __post_init__(self) -> None:
         _positive("e_step", self, "batch_size", "shard_size", "subset", "scale_images")
         check(all(scale > 0 for scale in self.scales), "config", "e_step.scales", "to be positive", self.scales)
+
+
+@dataclass
+class GaussianConfig:
+    """The Gaussian prior that gives the first reconstructions where there are no clean images.
+
+    Args:
+        rank: The rank of its covariance beside the diagonal.
+        rounds: Its EM rounds.
+        images: Observations it is fitted to, and the initial model then trained on; none: all.
+    """
+
+    rank: int = 32
+    rounds: int = 32
+    images: int | None = 5000
+
+    def __post_init__(self) -> None:
+        _positive("gaussian", self, "rank", "rounds", "images")
 
 
 @dataclass
@@ -170,6 +190,7 @@ class Config:
         sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
         sampler: The posterior sampler of the E-step.
         network: The U-Net.
+        gaussian: The first prior where there are no clean images.
         e_step: The E-step.
         m_step: The M-step.
         evaluation: What is measured after every round.
@@ -192,6 +213,7 @@ class Config:
     sigma: float = 0.0
     sampler: Sampler = field(default_factory=DPS)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    gaussian: GaussianConfig = field(default_factory=GaussianConfig)
     e_step: EStepConfig = field(default_factory=EStepConfig)
     m_step: MStepConfig = field(default_factory=MStepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

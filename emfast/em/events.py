@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase of a round is: "initial training", "scale", "e-step", "m-step" or "samples"."""
+    """How far a phase of a round is: "gaussian", "initial training", "scale", "e-step", "m-step" or "samples"."""
 
     phase: str
     round: int

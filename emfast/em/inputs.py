@@ -20,7 +20,7 @@ class Inputs:
 
     Arguments:
         observations: The observations.
-        clean: Clean images for the initial model, None if it starts from a given model.
+        clean: Clean images for the initial model, None if it starts from a given model or without any.
         reference: Clean images the Frechet distance compares with, None if there are none.
     """
 
@@ -43,11 +43,12 @@ def read_inputs(config: Config) -> Inputs:
     """
     data = config.data
     clean = None
+    wanted = config.model is None and data.clean is not None and data.clean_count > 0
     seed = random.derive(config.seed, "observations")
     if data.observations is None:
         check(data.images is not None, "train", "data.images or data.observations", "to be given", "neither")
         images = load(data.images or "", crop=data.crop, size=data.size)
-        if config.model is None and data.clean == data.images:
+        if wanted and data.clean == data.images:
             images, clean = _split(images, data.clean_count)
         if data.limit is not None:
             images = images.subset(slice(0, data.limit))
@@ -57,14 +58,11 @@ def read_inputs(config: Config) -> Inputs:
         if data.limit is not None:
             y, given = y.subset(slice(0, data.limit)), {name: v[: data.limit] for name, v in given.items()}
         observations = Observations(config.operator, sigma=config.sigma, y=y, given=given)
-    if config.model is None and clean is None:
-        fix = "Give data.clean and data.clean_count, or a model folder as model"
-        none = data.clean is None or data.clean_count < 1
-        check(not none, "train", "clean images or a model", "to start from", "neither", fix)
+    if wanted and clean is None:
         clean = load(data.clean or "", crop=data.crop, size=data.size)
         clean = _split(clean, data.clean_count)[1]
-    wanted = data.reference is not None and config.evaluation.samples > 0
-    reference = load(data.reference or "", crop=data.crop, size=data.size) if wanted else None
+    compared = data.reference is not None and config.evaluation.samples > 0
+    reference = load(data.reference or "", crop=data.crop, size=data.size) if compared else None
     for name, images_ in (("data.clean", clean), ("data.reference", reference)):
         if images_ is not None:
             shape = observations.shape

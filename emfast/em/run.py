@@ -11,12 +11,13 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check
-from emfast._files import read_json, settle_folder, write_json, write_tensors
+from emfast._files import read_json, read_tensors, settle_folder, write_json, write_tensors
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.e_step import e_step
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
+from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
 from emfast.em.model import build_model, load_pipeline, reinitialise, resolve_device, resolve_precision, save_model
@@ -68,16 +69,44 @@ class Run:
         return report
 
     def initial_round(self) -> None:
-        """Round 0: the model given, or one trained on the clean images."""
-        folder = self.folder.round(0)
+        """Round 0: the model given, or one trained on clean images, or on reconstructions under a Gaussian."""
+        folder, steps = self.folder.round(0), self.config.m_step.initial_steps
+        empty = dict.fromkeys(("scale", "psnr", "ssim", "misfit", "network_evaluations", "seconds_e_step"))
+        row: dict[str, Any] = {"round": 0, "phase": "initial", "observations": 0, **empty}
+        preview: dict[str, Tensor] = {}
         if self.inputs.clean is not None:
-            steps = self.config.m_step.initial_steps
             self.maximize(0, "initial training", self.denoiser, self.inputs.clean[:], steps)
+        elif self.config.model is None:
+            images, ids, seconds = self.gaussian()
+            self.maximize(0, "initial training", self.denoiser, images.clamp(-1, 1), steps)
+            row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
+            row |= self.evaluator.reconstructions(images, ids, self.observations) if self.evaluator else {}
+            preview = self.preview(images, ids)
         elif not (folder / "model").exists() and self.processes.main:
             save_model(self.denoiser, self.scheduler, folder / "model")
         self.processes.wait()
-        empty = dict.fromkeys(("scale", "psnr", "ssim", "misfit", "network_evaluations", "seconds_e_step"))
-        self.finish(0, {"round": 0, "phase": "initial", "observations": 0, **empty}, {})
+        self.finish(0, row, preview)
+
+    def gaussian(self) -> tuple[Tensor, Tensor, float]:
+        """Returns reconstructions of a few observations under a Gaussian fitted to them, their ids, and the seconds."""
+        watch, path, config = Stopwatch(), self.folder.round(0) / "gaussian.safetensors", self.config.gaussian
+        ids = torch.arange(len(self.observations))[: config.images]
+        if self.processes.main and not path.exists():
+            prior = fit_gaussian(
+                self.observations,
+                ids,
+                rank=config.rank,
+                rounds=config.rounds,
+                seed=self.config.seed,
+                callback=self.progress("gaussian", 0),
+            )
+            write_tensors(path, dataclasses.asdict(prior) | {"seconds": torch.tensor(watch.seconds)})
+        self.processes.wait()
+        tensors = read_tensors(path)
+        seconds = float(tensors.pop("seconds"))
+        prior, key = GaussianPrior(**tensors), self.seed("round", 0, "e_step")
+        images = torch.cat([prior.posterior(self.observations, part, seed=key) for part in ids.split(1024)])
+        return images.float(), ids, seconds
 
     def round(self, number: int, phase: str) -> None:
         """One E-step with the model of the round before, one M-step on its reconstructions."""

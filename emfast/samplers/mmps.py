@@ -1,12 +1,12 @@
 """Moment matching posterior sampling (MMPS)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from emfast.samplers.base import Problem, Sampler, clip_values
+from emfast.samplers.conjugate_gradient import conjugate_gradient
 
 
 @dataclass(frozen=True)
@@ -64,31 +64,3 @@ class MMPS(Sampler):
         u = conjugate_gradient(system, problem.residual(x_0.detach()), self.iterations)
         x_0 = clip_values(x_0.detach() + covariance(problem.adjoint(u)), self.clip)
         return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)
-
-
-def conjugate_gradient(system: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """Returns the iterate u of system(u) = b from zero, for each image of the batch on its own.
-
-    A direction without positive curvature (the Jacobian of a network is only nearly symmetric) ends an image's
-    iteration, and leaves the others alone.
-
-    Arguments:
-        system: A symmetric positive definite map of (B, ...) tensors, images apart.
-        b: (B, ...) right-hand sides.
-        iterations: The number of products with the system.
-    """
-    shape = (-1, *[1] * (b.ndim - 1))
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).reshape(shape)
-
-    u, r, p = torch.zeros_like(b), b, b
-    rho = dot(r, r)
-    for _ in range(iterations):
-        q = system(p)
-        curvature = dot(p, q)
-        length = torch.where(curvature > 0, rho / curvature, 0)
-        u, r = u + length * p, r - length * q
-        rho, before = dot(r, r), rho
-        p = r + torch.where(before > 0, rho / before, 0) * p
-    return u

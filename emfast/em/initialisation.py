@@ -1,0 +1,125 @@
+"""A first prior without a single clean image: a Gaussian, fitted to the observations by EM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast._check import check
+from emfast.em.observations import Observations
+from emfast.samplers.conjugate_gradient import conjugate_gradient
+
+# The variance to begin with, less than that of images: what no observation shows (detail under a blur) keeps it.
+START = 0.1
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    r"""A Gaussian over images whose covariance is low rank plus diagonal.
+
+    .. math:: x \sim \mathcal N(\mu, L L^\top + \mathrm{diag}(d))
+
+    Arguments:
+        mean: (C, H, W).
+        factor: (K, C, H, W), the columns of L.
+        diagonal: (C, H, W), d > 0.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    diagonal: Tensor
+
+    def covariance(self, v: Tensor) -> Tensor:
+        """Returns the product of the covariance with (B, C, H, W) vectors."""
+        flat = self.factor.flatten(1)
+        return ((v.flatten(1) @ flat.T) @ flat).reshape(v.shape) + self.diagonal * v
+
+    def sample(self, ids: Tensor, seed: int) -> Tensor:
+        """Returns one image for every id, (B, C, H, W)."""
+        shape = tuple(self.mean.shape)
+        z = random.normal((len(self.factor),), ids=ids, seed=random.derive(seed, "factor")).to(self.mean)
+        e = random.normal(shape, ids=ids, seed=random.derive(seed, "diagonal")).to(self.mean)
+        low_rank = (z @ self.factor.flatten(1)).reshape(-1, *shape)
+        return self.mean + low_rank + self.diagonal.sqrt() * e
+
+    def posterior(self, observations: Observations, ids: Tensor, *, seed: int, iterations: int = 50) -> Tensor:
+        r"""Returns one sample of p(x | y) for every id, (B, C, H, W): exact when the solver has converged.
+
+        A sample of the prior is observed in turn, and corrected by what its observation lacks (Matheron's rule):
+
+        .. math:: x = x' + \Sigma A^\top (A \Sigma A^\top + \sigma^2 I)^{-1} (y - A x' - n')
+
+        Arguments:
+            observations: The observations.
+            ids: (B,) the ids to reconstruct.
+            seed: The key of the samples.
+            iterations: Conjugate-gradient iterations, each image on its own.
+        """
+        y, operator = observations.read(ids).to(self.mean), observations.operator
+        parameters = operator.parameters(ids, tuple(y.shape[1:]))
+        sigma = max(observations.sigma, 1e-2)  # with no noise at all the system may be singular
+        x = self.sample(ids, seed)
+        z = random.normal(tuple(y.shape[1:]), ids=ids, seed=random.derive(seed, "noise")).to(y)
+        residual = y - operator.apply(x, parameters) - sigma * operator.noise(z, parameters)
+
+        def system(u: Tensor) -> Tensor:
+            return sigma**2 * u + operator.apply(self.covariance(operator.adjoint(u, parameters)), parameters)
+
+        u = conjugate_gradient(system, residual, iterations)
+        return x + self.covariance(operator.adjoint(u, parameters))
+
+    @classmethod
+    def fit(cls, images: Tensor, rank: int) -> GaussianPrior:
+        """Returns the Gaussian of images (N, C, H, W): their mean, leading directions, and what these leave out."""
+        shape = images.shape[1:]
+        flat = images.flatten(1)
+        mean = flat.mean(0)
+        rank = min(rank, len(flat) - 1, flat.shape[1])
+        _, scale, directions = torch.linalg.svd(flat - mean, full_matrices=False)
+        factor = scale[:rank, None] / math.sqrt(len(flat) - 1) * directions[:rank]
+        rest = flat.var(0) - factor.square().sum(0)
+        diagonal = rest.clamp_min(1e-4 * float(flat.var(0).mean()) + 1e-8)
+        return cls(mean.reshape(shape), factor.reshape(-1, *shape), diagonal.reshape(shape))
+
+
+def fit_gaussian(
+    observations: Observations,
+    ids: Tensor,
+    *,
+    rank: int = 32,
+    rounds: int = 32,
+    seed: int = 0,
+    callback: Callable[[int, int], None] | None = None,
+) -> GaussianPrior:
+    """Returns the Gaussian prior that EM finds from corrupted observations alone.
+
+    Every round samples each observation's posterior under the current Gaussian, exactly, and fits the next Gaussian to
+    the samples. The sampled moments are those of EM in expectation.
+
+    Arguments:
+        observations: The observations.
+        ids: (N,) which of them to learn from, 2 or more.
+        rank: The rank of the covariance beside its diagonal.
+        rounds: The number of EM rounds.
+        seed: The key of the samples.
+        callback: Called as callback(rounds done, rounds in all).
+
+    References:
+        | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024), arXiv 2405.13712
+    """
+    check(len(ids) > 1, "fit_gaussian", "ids", "to name 2 observations or more", len(ids))
+    shape = observations.shape
+    zero = torch.zeros(1, *shape, dtype=torch.float64)
+    prior = GaussianPrior(zero[0], zero, torch.full_like(zero[0], START))
+    for k in range(rounds):
+        key = random.derive(seed, "gaussian", k)
+        samples = [prior.posterior(observations, part, seed=key) for part in ids.split(1024)]
+        prior = GaussianPrior.fit(torch.cat(samples), rank)
+        if callback is not None:
+            callback(k + 1, rounds)
+    return prior

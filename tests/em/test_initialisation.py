@@ -1,0 +1,74 @@
+"""The Gaussian prior fitted to observations: its posterior in closed form, and what EM recovers."""
+
+import pytest
+import torch
+from tiny_run import train
+
+from emfast.data import Images
+from emfast.em import Observations
+from emfast.em.initialisation import GaussianPrior, fit_gaussian
+from emfast.em.state import RunFolder
+from emfast.operators import GaussianBlur, Identity, Mask
+
+SHAPE = (1, 3, 4)
+COUNT = 4000
+
+
+def truth(rank=2):
+    generator = torch.Generator().manual_seed(0)
+    factor = 0.5 * torch.randn(rank, *SHAPE, dtype=torch.float64, generator=generator)
+    mean = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64).reshape(SHAPE)
+    return GaussianPrior(mean, factor, torch.full(SHAPE, 0.02, dtype=torch.float64))
+
+
+def matrix(prior):
+    flat = prior.factor.flatten(1)
+    return flat.T @ flat + prior.diagonal.flatten().diag()
+
+
+def observed(operator, sigma, prior):
+    images = Images(prior.sample(torch.arange(COUNT), seed=1).float())
+    return Observations(operator, sigma=sigma, images=images, seed=2)
+
+
+@pytest.mark.parametrize(("operator", "sigma"), [(Identity(), 0.4), (GaussianBlur(size=3, std=1.0), 0.1)])
+def test_posterior_is_the_closed_form(operator, sigma):
+    prior, ids = truth(), torch.arange(COUNT)
+    y = operator.observe(prior.sample(torch.tensor([0]), seed=3), sigma)
+    same = Observations(operator, sigma=sigma, y=Images(y.float().expand(COUNT, *SHAPE).contiguous()))
+    x = prior.posterior(same, ids, seed=4, iterations=30).flatten(1)
+    basis = torch.eye(12, dtype=torch.float64).reshape(12, *SHAPE)
+    forward = operator.apply(basis, operator.parameters(torch.tensor([0]), SHAPE)).flatten(1).T
+    covariance = matrix(prior)
+    gain = covariance @ forward.T @ (forward @ covariance @ forward.T + sigma**2 * torch.eye(12)).inverse()
+    mean = prior.mean.flatten() + gain @ (y.float().double().flatten() - forward @ prior.mean.flatten())
+    expected = covariance - gain @ forward @ covariance
+    std = expected.diagonal().sqrt()
+    assert ((x.mean(0) - mean).abs() <= 5 * std / COUNT**0.5).all()
+    assert ((torch.cov(x.T) - expected).abs() <= 5 * (2 / COUNT) ** 0.5 * torch.outer(std, std)).all()
+
+
+@pytest.mark.parametrize(("operator", "sigma"), [(Mask(missing=0.5), 0.0), (Identity(), 0.3)])
+def test_em_recovers_a_known_covariance(operator, sigma):
+    """From observations of which half the pixels are missing, or noisy ones: neither mean nor covariance is seen."""
+    known = truth()
+    found = fit_gaussian(observed(operator, sigma, known), torch.arange(COUNT), rank=2, rounds=40)
+    assert float((found.mean - known.mean).abs().max()) < 0.05
+    error = torch.linalg.matrix_norm(matrix(found) - matrix(known)) / torch.linalg.matrix_norm(matrix(known))
+    assert float(error) < 0.1
+
+
+def test_fit_is_the_covariance_at_full_rank():
+    images = truth().sample(torch.arange(500), seed=5)
+    found = GaussianPrior.fit(images, rank=12)
+    torch.testing.assert_close(matrix(found), torch.cov(images.flatten(1).T), rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_without_clean_images(tmp_path):
+    flags = ("--data.clean_count", "0", "--gaussian.rank", "4", "--gaussian.rounds", "3")
+    assert train(tmp_path, *flags) == 0
+    first, second, *_ = RunFolder(tmp_path / "run").rows()
+    assert first["observations"] == 24
+    assert first["psnr"] > second["psnr"] - 20
+    assert first["network_evaluations"] == 0
+    assert (tmp_path / "run" / "rounds" / "000" / "reconstructions.png").exists()
