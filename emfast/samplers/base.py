@@ -30,10 +30,12 @@ class Coefficients(NamedTuple):
     c_x: Tensor
     c_0: Tensor
     std: Tensor
+    alpha_s: Tensor
+    sigma_s: Tensor
 
 
 def transitions(schedule: Schedule, times: Tensor, eta: float) -> Tensor:
-    r"""Returns the table of `Coefficients`, (len(times), 6) float64, from each time to the next, the last to t = clean.
+    r"""Returns the table of `Coefficients`, (len(times), 8) float64, from each time to the next, the last to t = clean.
 
     .. math::
         \mathrm{std} = \eta \frac{\sigma_s}{\sigma_t} \sqrt{\sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2}, \quad
@@ -53,7 +55,7 @@ def transitions(schedule: Schedule, times: Tensor, eta: float) -> Tensor:
     fresh = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp_min(0).sqrt()
     std = eta * sigma_s / sigma_t * fresh
     c_x = (sigma_s**2 - std**2).clamp_min(0).sqrt() / sigma_t
-    return torch.stack((times, alpha_t, sigma_t, c_x, alpha_s - c_x * alpha_t, std), dim=1)
+    return torch.stack((times, alpha_t, sigma_t, c_x, alpha_s - c_x * alpha_t, std, alpha_s, sigma_s), dim=1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Problem:
     sigma: float
     ids: Tensor
     seed: int
-    table: Tensor  # (n, 6)
+    table: Tensor  # (n, 8)
 
     def coefficients(self, k: Tensor, like: Tensor) -> Coefficients:
         """Returns the coefficients of step k, a 0-dimensional tensor, in the dtype of `like` (t in float64)."""
