@@ -1,9 +1,11 @@
 """Measurement operators A of y = A x + n."""
 
 from emfast.operators.base import Operator
+from emfast.operators.downsample import Downsample
 from emfast.operators.gaussian_blur import GaussianBlur
 from emfast.operators.given import Given
 from emfast.operators.identity import Identity
 from emfast.operators.mask import Mask
+from emfast.operators.motion_blur import MotionBlur
 
-__all__ = ["GaussianBlur", "Given", "Identity", "Mask", "Operator"]
+__all__ = ["Downsample", "GaussianBlur", "Given", "Identity", "Mask", "MotionBlur", "Operator"]

@@ -18,8 +18,8 @@ class DAPS(Sampler):
 
     No backward pass through the network. The paper samples x_0 by Langevin dynamics; for a linear operator the
     distribution is Gaussian, and is sampled exactly (a sample of the prior term, corrected by conjugate gradients).
-    Langevin dynamics as short as the paper's never reach the full width sigma_t / alpha_t, far wider than the denoiser's
-    own uncertainty; here kappa says so. The samples are biased.
+    Langevin dynamics as short as the paper's never reach the full width sigma_t / alpha_t, far wider than the
+    denoiser's own uncertainty; here kappa says so. The samples are biased.
 
     Arguments:
         steps: The number of noise levels.

@@ -20,8 +20,8 @@ class DiffPIR(Sampler):
         + \sqrt{\zeta} \, z\Big)
 
     The data step is the exact minimiser, by conjugate gradients: the residual is solved in the space of y. The samples
-    are biased: the data step takes x0-hat for certain within the noise level, and with zeta = 1 they have about half the
-    variance of the posterior (measured on a Gaussian prior), which EM would inherit.
+    are biased: the data step takes x0-hat for certain within the noise level, and with zeta = 1 they have about half
+    the variance of the posterior (measured on a Gaussian prior), which EM would inherit.
 
     Arguments:
         steps: The number of steps; each costs a forward pass.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from contracts import check_operator
 
-from emfast.operators import GaussianBlur, Given, Identity, Mask, Operator
+from emfast.operators import Downsample, GaussianBlur, Given, Identity, Mask, MotionBlur, Operator
 
 OPERATORS = [
     Identity(),
@@ -17,6 +17,9 @@ OPERATORS = [
     GaussianBlur(size=15, std=4.0),
     GaussianBlur(size=5, std=1.3, padding="circular"),
     GaussianBlur(size=1, std=1.0),
+    MotionBlur(size=7),
+    MotionBlur(size=1),
+    MotionBlur(kernel=torch.rand(12, 3, 3, generator=torch.Generator().manual_seed(0))),
 ]
 
 
@@ -87,6 +90,36 @@ def test_blur_is_a_padded_convolution(padding):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("factor", [2, 3])
+def test_downsampling(factor):
+    operator = Downsample(factor)
+    check_operator(operator, (2, 6, 12))
+    x = torch.rand(3, 2, 6, 12, dtype=torch.float64)
+    blocks = x.reshape(3, 2, 6 // factor, factor, 12 // factor, factor).mean((3, 5))
+    torch.testing.assert_close(operator.observe(x), blocks)
+    torch.testing.assert_close(operator.apply(operator.adjoint(blocks, {}), {}), blocks / factor**2)
+
+
+def test_motion_blur_is_a_circular_convolution():
+    x = torch.rand(2, 3, 8, 9, dtype=torch.float64)
+    kernel = torch.rand(2, 3, 3, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
+    flipped = kernel.flip(1, 2)[:, None, None].expand(2, 3, 1, 3, 3)
+    expected = [torch.nn.functional.conv2d(p[None], k, groups=3)[0] for p, k in zip(padded, flipped, strict=True)]
+    torch.testing.assert_close(MotionBlur(kernel=kernel).observe(x), torch.stack(expected))
+
+
+def test_random_motion_kernels():
+    ids = torch.arange(50)
+    kernel = MotionBlur(size=9).parameters(ids, (1, 16, 16))["kernel"]
+    assert kernel.shape == (50, 1, 9, 9)
+    assert (kernel >= 0).all()
+    torch.testing.assert_close(kernel.sum((1, 2, 3)), torch.ones(50, dtype=torch.float64))
+    assert torch.equal(kernel[7:8], MotionBlur(size=9).parameters(ids[7:8], (3, 20, 20))["kernel"])
+    assert len({tuple(k.flatten().tolist()) for k in kernel}) == 50
+    assert ((kernel > 0).sum((1, 2, 3)) >= 9).all()  # a path, not a point
+
+
 def test_given_masks(tmp_path):
     masks = (torch.rand(5, 1, 4, 4) > 0.5).float()
     np.save(tmp_path / "masks.npy", masks.numpy())
@@ -107,6 +140,12 @@ def test_given_masks(tmp_path):
         (lambda: Mask(mask=torch.ones(2, 1, 4, 4)).observe(torch.zeros(3, 1, 4, 4)), "a row for every observation"),
         (lambda: Mask(box=5).observe(torch.zeros(1, 1, 4, 9)), "box to be <= 4"),
         (lambda: Mask().observe(torch.zeros(1, 1, 4, 4)), "a mask to be given"),
+        (lambda: Downsample(1), "factor to be 2 or more"),
+        (lambda: Downsample(3).observe(torch.zeros(1, 1, 4, 6)), "to be multiples of 3"),
+        (lambda: MotionBlur(size=4), "size to be odd"),
+        (lambda: MotionBlur(size=9).observe(torch.zeros(1, 1, 4, 9)), "size to be <= 4"),
+        (lambda: MotionBlur(kernel=torch.ones(3, 4)), "K odd"),
+        (lambda: MotionBlur(kernel=torch.ones(2, 3, 3)).observe(torch.zeros(3, 1, 4, 4)), "a row for every"),
         (lambda: GaussianBlur(size=4), "size to be odd"),
         (lambda: GaussianBlur(std=0.0), "std to be > 0"),
         (lambda: GaussianBlur(size=9).observe(torch.zeros(1, 1, 4, 4)), "twice the side"),

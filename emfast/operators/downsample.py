@@ -1,0 +1,32 @@
+"""Super-resolution: A averages blocks of pixels."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from emfast._check import check
+from emfast.operators.base import Operator, Parameters
+
+
+class Downsample(Operator):
+    r"""Average downsampling by a whole factor: one observed pixel is the mean of a square of the image.
+
+    .. math:: A A^\top = I / f^2
+
+    Arguments:
+        factor: The side f of the square in pixels, 2 or more; it must divide the sides of the images.
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        check(factor > 1, "Downsample", "factor", "to be 2 or more", factor)
+        self.factor = factor
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Returns the block means, (B, C, H / f, W / f)."""
+        size, fix = f"{x.shape[-2]} x {x.shape[-1]}", "Crop or resize them"
+        divides = x.shape[-2] % self.factor == 0 and x.shape[-1] % self.factor == 0
+        check(divides, "Downsample", "the sides of the images", f"to be multiples of {self.factor}", size, fix)
+        return functional.avg_pool2d(x, self.factor)
+
+    def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns each pixel spread evenly over its square, (B, C, f H, f W)."""
+        return functional.interpolate(y, scale_factor=self.factor, mode="nearest") / self.factor**2

@@ -1,0 +1,80 @@
+"""Camera shake: A convolves each observation with a kernel of its own."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from emfast import random
+from emfast._check import check
+from emfast.operators.base import Operator, Parameters
+
+POINTS = 256  # along a random path
+
+
+class MotionBlur(Operator):
+    r"""A convolution with circular padding, its kernel the path of a shaken camera: random, or given.
+
+    .. math:: A x = k * x, \quad A^\top y = \tilde k * y, \quad \tilde k_i = k_{-i}
+
+    Arguments:
+        size: The side of a random kernel in pixels, odd.
+        shake: How far the direction of a random path wanders, in radians along the whole path; 0 is a straight line.
+        kernel: Given kernels instead, (K, K) for all observations or (N, K, K) with row id for observation id; K odd.
+        seed: The key of the random kernels: observation id always has the kernel of (seed, id).
+    """
+
+    def __init__(self, size: int = 9, shake: float = 3.0, kernel: Tensor | None = None, seed: int = 0) -> None:
+        if kernel is not None:
+            kernel = torch.as_tensor(kernel, dtype=torch.float64)
+            shaped = kernel.ndim in (2, 3) and kernel.shape[-1] == kernel.shape[-2] and kernel.shape[-1] % 2 == 1
+            check(shaped, "MotionBlur", "kernel", "to have shape (K, K) or (N, K, K), K odd", tuple(kernel.shape))
+            kernel = kernel.reshape(-1, *kernel.shape[-2:])
+            size = kernel.shape[-1]
+        check(size > 0 and size % 2 == 1, "MotionBlur", "size", "to be odd and positive", size)
+        check(shake >= 0, "MotionBlur", "shake", "to be >= 0", shake)
+        self.size, self.shake, self.kernel, self.seed = size, shake, kernel, seed
+
+    def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
+        """Returns {"kernel": (B or 1, 1, K, K)}, float64, each with sum one if it is random."""
+        side = min(shape[-2:])
+        check(self.size <= side, "MotionBlur", "size", f"to be <= {side}, the side of the images", self.size)
+        if self.kernel is None:
+            return {"kernel": self._path(ids)[:, None]}
+        kernel, last = self.kernel.to(ids.device), int(ids.max()) if len(ids) else -1
+        if len(kernel) == 1:
+            return {"kernel": kernel[:, None]}
+        enough = last < len(kernel)
+        check(enough, "MotionBlur", "kernel", f"to have a row for every observation ({last + 1} or more)", len(kernel))
+        return {"kernel": kernel[ids][:, None]}
+
+    def _path(self, ids: Tensor) -> Tensor:
+        """Returns (B, K, K) kernels: the time a smooth random path spends in every pixel."""
+        key = random.derive(self.seed, "motion blur")
+        z = random.normal((POINTS,), ids=ids, seed=key).to(torch.float64)
+        turn = 2 * math.pi * random.uniform((1,), ids=ids, seed=key, step=1).to(torch.float64)
+        angle = turn + self.shake / math.sqrt(POINTS) * z.cumsum(1)
+        path = torch.stack((angle.sin(), angle.cos()), 2).cumsum(1)  # (B, P, 2)
+        low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
+        half = (self.size - 1) / 2
+        place = half + (path - (low + high) / 2) * (2 * half / (high - low).amax(2, keepdim=True))
+        axis = torch.arange(self.size, device=ids.device)
+        weight = (1 - (place[..., None] - axis).abs()).clamp_min(0)  # (B, P, 2, K), bilinear
+        return torch.einsum("bpi,bpj->bij", weight[:, :, 0], weight[:, :, 1]) / POINTS
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Returns the blurred images."""
+        return _convolve(x, parameters["kernel"], adjoint=False)
+
+    def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns the correlation of y with the kernels."""
+        return _convolve(y, parameters["kernel"], adjoint=True)
+
+
+def _convolve(x: Tensor, kernel: Tensor, adjoint: bool) -> Tensor:
+    height, width, size = *x.shape[-2:], kernel.shape[-1]
+    padded = torch.zeros(*kernel.shape[:2], height, width, dtype=x.dtype, device=x.device)
+    padded[..., :size, :size] = kernel.to(x.dtype)
+    response = torch.fft.rfft2(padded.roll((-(size // 2),) * 2, (-2, -1)))
+    response = response.conj() if adjoint else response
+    return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=(height, width))
