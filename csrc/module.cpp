@@ -46,5 +46,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_set", [] { return emfast::names[static_cast<int>(emfast::isa())]; });
   module.def("instruction_sets", &emfast::instruction_sets, "What this machine can run, the best last.");
   module.def("use_instruction_set", &emfast::use_instruction_set);
+  emfast::define_attention(module);
   emfast::define_group_norm_silu(module);
 }

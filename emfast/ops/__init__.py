@@ -1,4 +1,5 @@
 """The differentiable operators: one file each, with the public function, its reference and its registration."""
 
+from emfast.ops.attention import attention as attention
 from emfast.ops.group_norm_silu import group_norm_silu as group_norm_silu
 from emfast.ops.group_norm_silu import modulated as modulated

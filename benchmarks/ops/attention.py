@@ -1,0 +1,41 @@
+"""Attention at the shapes of the U-Nets that the E-step runs, on the output of one projection."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from measure import Case
+from torch import Tensor
+
+from emfast.ops import attention
+
+SHAPES = {  # (B, H, N, D)
+    "CIFAR U-Net": [(4, 32, 256, 8), (4, 32, 16, 8)],
+    "CIFAR U-Net, one head": [(4, 1, 256, 256)],
+    "small U-Net": [(64, 8, 64, 8)],
+    "guided diffusion": [(4, 4, 256, 64), (1, 4, 1024, 64)],
+    "large image": [(1, 1, 4096, 32)],
+}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def native(qkv: Tensor) -> Tensor:
+    """The same in native torch, up to the input of the next projection."""
+    return F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+
+
+def ours(qkv: Tensor) -> Tensor:
+    """The op."""
+    return attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    """Yields the rows of the table. The forward reads q, k, v and writes out; the backward reads all and grad."""
+    for network, shapes in SHAPES.items():
+        for batch, heads, tokens, size in shapes:
+            for dtype in DTYPES:
+                qkv = torch.randn(batch, tokens, 3, heads, size, dtype=dtype, device=device)
+                unit = qkv.nbytes // 3
+                traffic = {"forward": 4 * unit, "forward+backward": 12 * unit}
+                label = f"{network}, {batch} x {heads} x {tokens} x {size}"
+                yield Case("attention", label, dtype, "packed", (qkv,), ours, native, traffic)

@@ -1,0 +1,135 @@
+// Attention: splits the work into jobs. The kernels are in attention.h.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "module.h"
+
+namespace emfast {
+
+// A tensor (B, H, N, D) and its strides in elements.
+struct View {
+  void* data;
+  std::array<int64_t, 4> strides;
+};
+
+struct Attention {
+  Dtype dtype;
+  bool amx;
+  int64_t batch, heads, queries, keys, size;
+  float scale;
+  int64_t chunks;  // jobs per head, in the backward
+  View query, key, value, out, grad, dquery, dkey, dvalue;
+  float* lse;      // (B, H, N)
+  float* partial;  // sums to keys and values, per job; null if there is one job per head
+};
+
+// Memory of this thread that later calls use again.
+char* thread_memory(int64_t bytes) {
+  static thread_local std::vector<char> memory;
+  if (static_cast<int64_t>(memory.size()) < bytes + 64) memory.resize(bytes + 64);
+  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+}
+
+}  // namespace emfast
+
+#define EMFAST_KERNELS "attention.h"
+#include "every_isa.h"
+
+namespace emfast {
+namespace {
+
+// Whether the machine multiplies bfloat16 tiles, and the kernel lets this process do so.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned tile = 1u << 24, bfloat16 = 1u << 22;  // of CPUID 7, EDX
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  unsigned a, b, c, d;
+  asm volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+  return (d & tile) && (d & bfloat16) && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+using Sizes = std::array<int64_t, 6>;
+using Strides = std::vector<std::array<int64_t, 4>>;
+using Kernel = void (*)(const Attention& a, int64_t begin, int64_t end);
+
+Attention geometry(const Sizes& s, double scale) {
+  static const bool amx = has_amx();
+  Attention a{};
+  a.dtype = static_cast<Dtype>(s[0]);
+  a.amx = amx && isa() == Isa::avx512_bf16 && a.dtype == Dtype::bfloat16;
+  a.batch = s[1], a.heads = s[2], a.queries = s[3], a.keys = s[4], a.size = s[5];
+  a.scale = static_cast<float>(scale);
+  a.chunks = 1;
+  return a;
+}
+
+int threads_for(const Attention& a) {
+  return a.batch * a.heads * a.queries * a.keys * (a.size + 16) < 500000 ? 1 : omp_get_max_threads();
+}
+
+// Gives every thread a run of consecutive jobs, so that it packs a head once.
+void run_jobs(const Attention& a, Kernel kernel, int64_t jobs, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const int64_t n = omp_get_num_threads(), i = omp_get_thread_num();
+    const int64_t begin = jobs * i / n, end = jobs * (i + 1) / n;
+    if (begin < end) kernel(a, begin, end);
+  }
+}
+
+View view(int64_t address, const std::array<int64_t, 4>& strides) {
+  return {reinterpret_cast<void*>(address), strides};
+}
+
+// query, key, value, out, lse
+void forward(const std::array<int64_t, 5>& p, const Strides& strides, const Sizes& sizes, double scale) {
+  Attention a = geometry(sizes, scale);
+  View* const views[] = {&a.query, &a.key, &a.value, &a.out};
+  for (int i = 0; i < 4; ++i) *views[i] = view(p[i], strides[i]);
+  a.lse = reinterpret_cast<float*>(p[4]);
+  const int64_t tile = EMFAST_DISPATCH(attention_tile)();
+  run_jobs(a, EMFAST_DISPATCH(attention), a.batch * a.heads * ((a.queries + tile - 1) / tile), threads_for(a));
+}
+
+// grad, query, key, value, out, dquery, dkey, dvalue, lse
+void backward(const std::array<int64_t, 9>& p, const Strides& strides, const Sizes& sizes, double scale) {
+  Attention a = geometry(sizes, scale);
+  View* const views[] = {&a.grad, &a.query, &a.key, &a.value, &a.out, &a.dquery, &a.dkey, &a.dvalue};
+  for (int i = 0; i < 8; ++i) *views[i] = view(p[i], strides[i]);
+  a.lse = reinterpret_cast<float*>(p[8]);
+  const int threads = threads_for(a);
+  const int64_t heads = a.batch * a.heads, tile = EMFAST_DISPATCH(attention_tile)();
+  const int64_t tiles = (a.queries + tile - 1) / tile;
+  if (heads < 4 * threads) a.chunks = std::min(threads / std::gcd(heads, int64_t{threads}), tiles);
+  std::unique_ptr<char[]> memory;
+  if (a.chunks > 1) {
+    const int64_t floats = heads * a.chunks * 2 * ((a.keys + 31) / 32 * 32) * ((a.size + 15) / 16 * 16);
+    memory.reset(new char[floats * sizeof(float) + 64]);
+    a.partial = reinterpret_cast<float*>(memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64);
+  }
+  run_jobs(a, EMFAST_DISPATCH(attention_backward), heads * a.chunks, threads);
+  if (a.chunks > 1) run_jobs(a, EMFAST_DISPATCH(attention_gather), heads, threads);
+}
+
+}  // namespace
+
+void define_attention(py::module_& module) {
+  module.def("attention", &forward, py::call_guard<py::gil_scoped_release>());
+  module.def("attention_backward", &backward, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace emfast

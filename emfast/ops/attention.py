@@ -1,0 +1,158 @@
+"""Attention at the sizes of a U-Net: many small heads, on the strides that the projections around it leave and want."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+from emfast._library import addresses, extension, register
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
+
+
+def attention(
+    query: Tensor,  # (B, H, N, D)
+    key: Tensor,  # (B, H, M, D)
+    value: Tensor,  # (B, H, M, D)
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    r"""Returns the mean of the values, weighted by the softmax of the scaled products of queries and keys.
+
+    .. math:: \mathrm{softmax}(s \, q k^\top) v
+
+    Arguments:
+        query: The queries, in any strides: q, k and v may be views of one projection's output, of shape (B, N, H, D) or
+            (B, N, 3, H, D), and are read where they are. float16, bfloat16, float32 or float64.
+        key: The keys, M of them for N queries.
+        value: The values.
+        scale: s > 0; None is 1 / sqrt(D).
+
+    Returns:
+        A tensor of the shape and dtype of query, with the memory of a contiguous (B, N, H, D): what the projection
+        behind it wants. Softmax and sums are float32 (float64 for float64). Gradients have the same strides.
+
+    Raises:
+        ValueError: If shapes do not match, there are no keys, or scale is not positive.
+        TypeError: If the tensors are not floating, or differ in dtype.
+
+    References:
+        | Attention Is All You Need (Vaswani et al., 2017), arXiv 1706.03762
+        | FlashAttention (Dao et al., 2022), arXiv 2205.14135
+    """
+    _validate(query, key, value, scale)
+    out: Tensor = _forward(query, key, value, query.shape[3] ** -0.5 if scale is None else scale)[0]
+    return out
+
+
+def _validate(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:
+    name = "attention"
+    floating = query.is_floating_point()
+    check(floating, name, "query", "to be a floating tensor", query.dtype, "Cast it with query.float()", TypeError)
+    check(query.dim() == 4 and query.shape[3] > 0, name, "query", "of shape (B, H, N, D)", query)
+    fits = key.dim() == 4 and key.shape[:2] == query.shape[:2] and key.shape[3] == query.shape[3] and key.shape[2] > 0
+    check(fits, name, "key", "of the shape (B, H, M, D) of query but for M > 0", key)
+    check(value.shape == key.shape, name, "value", f"of the shape {tuple(key.shape)} of key", value)
+    for argument, tensor in (("key", key), ("value", value)):
+        check(tensor.dtype == query.dtype, name, argument, f"of dtype {query.dtype}", tensor.dtype, error=TypeError)
+    check(scale is None or scale > 0, name, "scale", "to be positive", scale)
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The specification: the result, and (B, H, N): the log-sum-exp of the scores, which the backward reads."""
+    q, k, v = _accumulated(query, key, value)
+    scores = q @ k.mT * scale
+    out, lse = _fake(query, key, value, scale)
+    return out.copy_(scores.softmax(3) @ v), torch.logsumexp(scores, 3, out=lse)
+
+
+def reference_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification of the gradients to query, key and value."""
+    g, q, k, v, o = _accumulated(grad, query, key, value, out)
+    weights = (q @ k.mT * scale - lse[..., None]).exp()
+    slopes = weights * (g @ v.mT - (g * o).sum(3, keepdim=True)) * scale
+    dquery, dkey, dvalue = _fake_backward(grad, query, key, value)
+    return dquery.copy_(slopes @ k), dkey.copy_(slopes.mT @ q), dvalue.copy_(weights.mT @ g)
+
+
+def _accumulated(*tensors: Tensor) -> list[Tensor]:
+    return [tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors]
+
+
+def _empty(x: Tensor) -> Tensor:
+    batch, heads, tokens, size = x.shape
+    return x.new_empty((batch, tokens, heads, size)).transpose(1, 2)
+
+
+def _fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return _empty(query), query.new_empty(query.shape[:3], dtype=dtype)
+
+
+def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _empty(query), _empty(key), _empty(value)
+
+
+def _cpp(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = _fake(query)
+    tensors = (query, key, value, out)
+    extension().attention(addresses(*tensors, lse), [t.stride() for t in tensors], _sizes(query, key), scale)
+    return out, lse
+
+
+def _cpp_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    results = _fake_backward(grad, query, key, value)
+    tensors = (grad, query, key, value, out, *results)
+    where = addresses(*tensors, lse.contiguous())
+    extension().attention_backward(where, [t.stride() for t in tensors], _sizes(query, key), scale)
+    return results
+
+
+def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
+    batch, heads, tokens, size = query.shape
+    return DTYPES[query.dtype], batch, heads, tokens, key.shape[2], size
+
+
+def _unsupported(query: Tensor, *rest: Any) -> str | None:
+    if query.numel() == 0:
+        return "an empty tensor"
+    return None if query.dtype in DTYPES else f"{query.dtype}, which only the reference takes"
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
+    return *_gradients(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+_gradients = register(
+    "attention_backward",
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, float scale)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=reference_backward,
+    fake=_fake_backward,
+    cpp=_cpp_backward,
+    unsupported=lambda grad, query, *rest: _unsupported(query),
+)
+_forward = register(
+    "attention",
+    "(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)",
+    reference=reference,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    cpp=_cpp,
+    unsupported=_unsupported,
+)

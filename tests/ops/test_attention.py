@@ -1,0 +1,91 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts import check_accuracy, check_op
+
+from emfast._library import backend as forced
+from emfast.ops import attention
+
+SIZES = [(2, 2, 5, 3), (1, 1, 1, 1), (2, 1, 1, 8), (1, 3, 33, 17), (2, 4, 64, 8), (1, 2, 300, 16), (1, 1, 256, 256)]
+SAMPLES = [{"query": size, "key": size, "value": size} for size in SIZES]
+SAMPLES.append({"query": (1, 2, 70, 40), "key": (1, 2, 9, 40), "value": (1, 2, 9, 40), "scale": 0.3})
+
+
+def native(query, key, value, scale=None):
+    """The same in native torch."""
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def test_contract(backend, device):
+    check_op(attention, native, SAMPLES, backend=backend, device=device)
+
+
+def packed(qkv, heads, function):
+    """Attention on the output (B, N, 3 C) of one projection, with the input (B, N, C) of the next as its result."""
+    query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return function(query, key, value).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_projection_is_read_where_it_is(heads, dtype, backend, device):
+    qkv = torch.randn(2, 65, 96, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    pair = [lambda qkv, function=function: packed(qkv, heads, function) for function in (attention, native)]
+    with forced(backend):
+        assert attention(*qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)).transpose(1, 2).is_contiguous()
+        check_accuracy(*pair, {"qkv": qkv}, f"packed, {heads} heads, {dtype}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_scores_neither_overflow_nor_lose_rows(dtype, backend, device):
+    query, key, value = torch.randn(3, 1, 2, 290, 8, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    with forced(backend):
+        check_accuracy(attention, native, {"query": 100 * query, "key": key, "value": value}, "large scores")
+
+
+def test_what_is_not_finite_stays_in_its_row(backend, device):
+    query, key, value = torch.randn(3, 1, 1, 40, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    query[0, 0, 3] = float("nan")
+    key[0, 0, 7] = 0
+    key[0, 0, 7, 0], query[0, 0, :, 0] = -float("inf"), 1  # a key of weight 0
+    with forced(backend):
+        out = attention(query, key, value)
+    others = torch.arange(40, device=device) != 3
+    assert out[:, :, 3].isnan().all()
+    expected = native(query[:, :, others], key[:, :, torch.arange(40) != 7], value[:, :, torch.arange(40) != 7])
+    torch.testing.assert_close(out[:, :, others], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_heads_split_among_threads(threads, device):
+    query, key, value, grad = torch.randn(4, 1, 1, 200, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = torch.autograd.grad(attention(query, key, value), (query, key, value), grad)
+    finally:
+        torch.set_num_threads(before)
+    usual = torch.autograd.grad(native(query, key, value), (query, key, value), grad)
+    torch.testing.assert_close(ours, usual)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "scale", "sentence"),
+    [
+        (((2, 3, 4), (2, 3, 4), (2, 3, 4)), None, r"expected query of shape \(B, H, N, D\), got \(2, 3, 4\)"),
+        (((1, 2, 3, 4), (1, 2, 3, 5), (1, 2, 3, 5)), None, "expected key of the shape"),
+        (((1, 2, 3, 4), (1, 2, 0, 4), (1, 2, 0, 4)), None, "expected key of the shape"),
+        (((1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 3, 4)), None, r"expected value of the shape \(1, 2, 5, 4\) of key"),
+        (((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)), -1.0, r"expected scale to be positive, got -1\.0"),
+    ],
+)
+def test_bad_arguments(shapes, scale, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        attention(*map(torch.ones, shapes), scale=scale)
+
+
+def test_mixed_dtypes_are_refused():
+    x = torch.ones(1, 1, 2, 2)
+    with pytest.raises(TypeError, match=r"expected key of dtype torch\.float32, got torch\.bfloat16"):
+        attention(x, x.bfloat16(), x)
