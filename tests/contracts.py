@@ -1,5 +1,7 @@
 """The shared checks."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emfast._library import OPS
 from emfast._library import backend as forced
+from emfast.adapters import accelerate, restore
 from emfast.diffusion import Denoiser, VPSchedule
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -245,3 +248,40 @@ def check_sampler(sampler, operator, sigma):
     torch.testing.assert_close(run(rows.flip(0)).flip(0), whole, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(run(rows, seed=4), whole)
     assert not whole.requires_grad
+
+
+def check_adapter(model, inputs, dtypes=(torch.float32, torch.bfloat16)):
+    """accelerate() keeps class and state_dict; output and gradients by the accuracy rule; restore() undoes it.
+
+    The comparison in a dtype is the same model, its parameters in that dtype, in native torch.
+    """
+    names = [(key, value.data_ptr(), value.dtype) for key, value in model.state_dict().items()]
+    kind, modules = type(model), [type(module) for module in model.modules()]
+    before = gradients_of(model, inputs)
+    exact = gradients_of(copy.deepcopy(model).double(), inputs)
+    for dtype in dtypes:
+        usual = gradients_of(copy.deepcopy(model).to(dtype), inputs)
+        assert accelerate(model, dtype=None if dtype == torch.float32 else dtype) is model
+        assert type(model) is kind
+        assert [(key, value.data_ptr(), value.dtype) for key, value in model.state_dict().items()] == names
+        ours, again = gradients_of(model, inputs), gradients_of(model, inputs)
+        for index, (r, n, k) in enumerate(zip(exact, usual, ours, strict=True)):
+            for norm in (max_norm, rms_norm):
+                allowed = (3 if index else 2) * norm(n - r) + torch.finfo(dtype).eps * norm(r)
+                assert norm(k - r) <= allowed, f"{dtype} {index}: {norm.__name__} {norm(k - r):.2e} > {allowed:.2e}"
+            assert torch.equal(k, again[index]), "not repeatable"
+    assert restore(model) is model
+    assert [type(module) for module in model.modules()] == modules
+    assert all(torch.equal(a, b) for a, b in zip(before, gradients_of(model, inputs), strict=True))
+
+
+def gradients_of(model, inputs):
+    """Returns output, gradient to the first input, and all gradients to parameters, scaled by their sizes, as one."""
+    parameters = dict(model.named_parameters())
+    dtype = next(iter(parameters.values())).dtype
+    x = inputs[0].to(dtype).requires_grad_()
+    y = getattr(model(x, *inputs[1:]), "sample", None)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y.dtype)
+    dx, *dw = torch.autograd.grad(y, [x, *parameters.values()], cotangent)
+    assert [g.dtype for g in dw] == [p.dtype for p in parameters.values()]
+    return [y.detach(), dx, torch.cat([g.flatten().double() / g.numel() ** 0.5 for g in dw])]

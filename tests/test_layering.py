@@ -11,7 +11,7 @@ PACKAGE = ROOT / "emfast"
 
 LAYERS = (
     ("_check",),
-    ("_files", "_library", "random", "graph"),
+    ("_files", "_library", "_memory", "random", "graph"),
     ("ops", "data", "metrics", "features"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters"),

@@ -1,0 +1,1 @@
+"""Accelerated modules: subclasses of the modules of torch and diffusers that override forward only."""

@@ -1,0 +1,70 @@
+"""The self-attention block of diffusers, in channels_last from end to end: no copy between image and tokens."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emfast.nn.convolution import convolution
+from emfast.nn.swap import Swapped, is_plain, precision
+from emfast.ops import attention, group_norm_silu
+
+PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
+
+
+class Attention(Swapped):
+    """diffusers' Attention on an image: one projection to queries, keys and values; the residual in the last one."""
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> Tensor:
+        crossed = encoder_hidden_states is not None or attention_mask is not None
+        if crossed or set(cross_attention_kwargs) - {"temb"} or hidden_states.dim() != 4 or not _is_known(self):
+            inputs = (hidden_states, encoder_hidden_states, attention_mask)
+            return super().forward(*inputs, **cross_attention_kwargs)  # type: ignore[misc]
+        dtype = precision(self.settings(), hidden_states)
+        x = hidden_states.to(dtype=dtype, memory_format=torch.channels_last)
+        norm, projections = self.group_norm, (self.to_q, self.to_k, self.to_v)
+        h = x if norm is None else group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=False)
+        weights = [layer.weight for layer in projections]
+        biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
+        qkv = convolution(h, weights, biases, dtype=dtype)
+        h = _image(attention(*_tokens(qkv, self.heads)), x)
+        out, dropout = self.to_out
+        active = dropout.training and dropout.p > 0
+        residual = x if self.residual_connection else None
+        y = convolution(h, out.weight, out.bias, residual=None if active else residual, dtype=dtype)
+        if active:
+            y = F.dropout(y, dropout.p)
+            y = y if residual is None else y + residual
+        y = y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
+        return y.to(hidden_states.dtype) if self.settings().dtype else y
+
+
+def _is_known(block: Any) -> bool:
+    """Returns whether this is self-attention as diffusers makes it, its parts as they were made."""
+    absent = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
+    if type(block.processor).__name__ not in PROCESSORS or any(getattr(block, name, None) for name in absent):
+        return False
+    layers = (block.to_q, block.to_k, block.to_v, block.to_out[0])
+    norm = block.group_norm is None or is_plain(block.group_norm, nn.GroupNorm)
+    same = block.to_q.weight.shape == block.to_k.weight.shape == block.to_v.weight.shape
+    return norm and same and block.scale_qk and all(is_plain(layer, nn.Linear) for layer in layers)
+
+
+def _tokens(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Returns queries, keys and values, (B, H, N, D), as views of a channels_last (B, 3 H D, height, width) tensor."""
+    batch, channels = qkv.shape[:2]
+    tokens = qkv.permute(0, 2, 3, 1).reshape(batch, -1, 3, heads, channels // (3 * heads))
+    return tokens.permute(2, 0, 3, 1, 4).unbind()
+
+
+def _image(tokens: Tensor, like: Tensor) -> Tensor:
+    """Returns (B, H, N, D) as a channels_last (B, H D, height, width) tensor."""
+    batch, heads, _, size = tokens.shape
+    return tokens.transpose(1, 2).reshape(batch, *like.shape[2:], heads * size).permute(0, 3, 1, 2)

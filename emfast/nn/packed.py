@@ -1,0 +1,229 @@
+"""Convolutions by oneDNN with weights that are cast, folded and reordered once, forward and backward."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emfast.nn.prepared import prepared
+
+CHANNELS_LAST = torch.channels_last
+
+
+class Plan(NamedTuple):
+    """The constants of one call."""
+
+    stride: int
+    padding: int
+    upsample: bool
+    dtype: torch.dtype
+    inputs: int
+    outputs: int
+    bias: bool
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns x in a dtype and channels_last."""
+    return x.to(dtype=dtype, memory_format=CHANNELS_LAST)
+
+
+def as_kernel(weight: Tensor) -> Tensor:
+    """Returns the weight of a linear layer as that of a 1 x 1 convolution, and any other as it is."""
+    return weight[:, :, None, None] if weight.dim() == 2 else weight
+
+
+def fold(weight: Tensor) -> Tensor:
+    """Returns the (C, D, 4, 4) kernel that makes upsampling and a (D, C, 3, 3) convolution a transposed convolution."""
+    return _box(F.pad(weight.flip(2, 3), (1, 1, 1, 1))).transpose(0, 1)
+
+
+def unfold(grad: Tensor) -> Tensor:
+    """Returns the gradient to the weight from that to fold(weight)."""
+    return _box(grad.transpose(0, 1)).flip(2, 3)
+
+
+def _box(x: Tensor) -> Tensor:
+    rows = x[..., 1:, :] + x[..., :-1, :]
+    return rows[..., 1:] + rows[..., :-1]
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Returns whether oneDNN takes prepared weights of this dtype here."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def is_packed(plan: Plan, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Returns whether `packed_convolution` can take these tensors."""
+    if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled or not _packs(plan.dtype):
+        return False
+    kinds = (Tensor, torch.nn.Parameter)
+    dense = all(w.is_contiguous() or w.is_contiguous(memory_format=CHANNELS_LAST) for w in weights)
+    return dense and all(type(x) in kinds and x.is_cpu and x.numel() > 0 for x in (*xs, *weights))
+
+
+def packed_convolution(plan: Plan, residual: Tensor | None, *tensors: Tensor) -> Tensor:
+    """Returns what `convolution` does, for inputs, weights and biases in this order."""
+    y: Tensor = _Convolution.apply(plan, residual, *tensors)
+    return y
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, residual: Tensor | None, *tensors: Tensor) -> Any:
+        n, m = plan.inputs, plan.inputs + plan.outputs
+        xs, weights = [cast(x, plan.dtype) for x in tensors[:n]], tensors[n:m]
+        bias = _concatenated(plan, tensors[m:]) if plan.bias else None
+        ctx.plan, ctx.sizes = plan, [x.shape for x in tensors[:n]]
+        ctx.dtypes = [t.dtype for t in tensors]
+        ctx.residual = None if residual is None else residual.dtype
+        ctx.slots = [i for i, t in enumerate((residual, *tensors)) if t is not None]
+        learned = any(ctx.needs_input_grad[2 + n :])
+        ctx.save_for_backward(*weights, *(xs if learned else ()))
+        y: Any = None if residual is None else cast(residual, plan.dtype)
+        start, made = 0, []
+        for x in xs:
+            columns = (start, start + x.shape[1])
+            kernel = cache(partial(_kernel, plan, weights, columns))
+            y = _apply(plan, x, weights, columns, kernel, None if start else bias, y)
+            made.append(kernel if learned and kernel.cache_info().currsize else None)
+            start += x.shape[1]
+        ctx.kernels = made  # where weights are new, and learned: the backward needs them again
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        plan, n = ctx.plan, ctx.plan.inputs
+        saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them
+        weights, xs = saved[: plan.outputs], saved[plan.outputs :]
+        needs = _needed(ctx)
+        gradients: list[Any] = [grad.to(ctx.residual) if needs[0] else None, *[None] * len(ctx.dtypes)]
+        g, start, slopes = cast(grad, plan.dtype), 0, []
+        learned = any(needs[1 + n : 1 + n + plan.outputs])
+        for i, size in enumerate(ctx.sizes):
+            columns = (start, start + size[1])
+            dx = None
+            if learned:
+                kernel = ctx.kernels[i]() if ctx.kernels[i] else _kernel(plan, weights, columns)
+                dx, slope = _to_both(plan, g, xs[i], kernel, needs[1 + i])
+                slopes.append(slope)
+            elif needs[1 + i]:
+                dx = _to_input(plan, g, size, weights, columns)
+            gradients[1 + i] = dx if dx is None else dx.to(ctx.dtypes[i])
+            start += size[1]
+        rows = [w.shape[0] for w in weights]
+        if learned:
+            whole = slopes[0] if n == 1 else torch.cat(slopes, 1)
+            for j, part in enumerate(whole.split(rows)):
+                part = part.to(ctx.dtypes[n + j], memory_format=torch.contiguous_format)
+                gradients[1 + n + j] = part.reshape(weights[j].shape)
+        if plan.bias and any(needs[1 + n + plan.outputs :]):
+            sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0, dtype=torch.float32)
+            for j, part in enumerate(sums.split(rows)):
+                gradients[1 + n + plan.outputs + j] = part.to(ctx.dtypes[n + plan.outputs + j])
+        return None, *gradients
+
+
+def _needed(ctx: Any) -> list[bool]:
+    """Returns which gradients this backward pass wants: autograd.grad(y, x) wants none of the weights'."""
+    needs = list(ctx.needs_input_grad[1:])
+    for slot, (node, _) in zip(ctx.slots, ctx.next_functions, strict=True):
+        needs[slot] = needs[slot] and node is not None and _is_executed(node)
+    return needs
+
+
+def _is_executed(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # what autograd.grad was asked for is never asked about
+        return True
+
+
+def _concatenated(plan: Plan, biases: Sequence[Tensor]) -> Tensor:
+    if len(biases) == 1:
+        return biases[0].to(plan.dtype)
+    return prepared(biases, plan.dtype, lambda: torch.cat(list(biases)).to(plan.dtype))
+
+
+def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
+    """Returns the kernels of some input channels, in the compute precision."""
+    w = as_kernel(weights[0] if len(weights) == 1 else torch.cat(list(weights)))
+    w = w.float()[:, columns[0] : columns[1]]
+    return (fold(w) if plan.upsample else w).to(plan.dtype, memory_format=CHANNELS_LAST)
+
+
+@cache
+def _ops() -> Any:
+    """Returns the overloads that are called, looked up once; a build of torch without oneDNN has none."""
+    ops = torch.ops.mkldnn
+    plain = ops._convolution_pointwise
+    return plain.default, plain.binary, ops._convolution_transpose_pointwise.default
+
+
+def _pack(w: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
+    one = [1, 1]
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(w, [padding] * 2, [stride] * 2, one, 1, list(shape))
+    return packed
+
+
+def _pack_transposed(w: Tensor, shape: torch.Size) -> Tensor:
+    one = [1, 1]
+    pack = torch.ops.mkldnn._reorder_convolution_transpose_weight
+    packed: Tensor = pack(w, one, [0, 0], [2, 2], one, 1, list(shape))
+    return packed
+
+
+def _apply(
+    plan: Plan,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    columns: tuple[int, int],
+    kernel: Callable[[], Tensor],
+    bias: Tensor | None,
+    other: Tensor | None,
+) -> Tensor:
+    """Returns the convolution of one input, added to what the others gave."""
+    plain, binary, transposed = _ops()
+    key = ("forward", plan, columns, x.shape)
+    if plan.upsample:
+        w = prepared(weights, key, lambda: _pack_transposed(kernel(), x.shape))
+        return transposed(x, w, bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, "none", [], "")
+    w = prepared(weights, key, lambda: _pack(kernel(), plan.stride, plan.padding, x.shape))
+    s, p, one = [plan.stride] * 2, [plan.padding] * 2, [1, 1]
+    if other is None:
+        return plain(x, w, bias, p, s, one, 1, "none", [], "")
+    return binary(x, other, w, bias, p, s, one, 1, "add", 1.0, None, [], None)
+
+
+def _to_input(plan: Plan, g: Tensor, size: torch.Size, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
+    """The gradient to one input. Where it can it is a convolution itself, with kernels flipped and transposed."""
+    key, one = ("backward", plan, columns, g.shape), [1, 1]
+    same = plan.stride == 1 and 2 * plan.padding == as_kernel(weights[0]).shape[2] - 1
+    if not plan.upsample and not same:
+        w = prepared(weights, key, lambda: _kernel(plan, weights, columns))
+        x, s, p = g.new_empty(1).expand(size), [plan.stride] * 2, [plan.padding] * 2
+        mask = [True, False, False]
+        dx: Tensor = torch.ops.aten.convolution_backward(g, x, w, None, s, p, one, False, [0, 0], 1, mask)[0]
+        return dx
+    stride = 2 if plan.upsample else 1
+    w = prepared(weights, key, lambda: _pack(_mirrored(plan, weights, columns), stride, plan.padding, g.shape))
+    return _ops()[0](g, w, None, [plan.padding] * 2, [stride] * 2, one, 1, "none", [], "")
+
+
+def _mirrored(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
+    w = _kernel(plan, weights, columns)
+    return w if plan.upsample else w.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
+
+
+def _to_both(plan: Plan, g: Tensor, x: Tensor, kernel: Tensor, needs_x: bool) -> tuple[Tensor | None, Tensor]:
+    """The gradients to one input and its kernels. Kernels that are learned change before they could be used again."""
+    s, p = ([2, 2], [1, 1]) if plan.upsample else ([plan.stride] * 2, [plan.padding] * 2)
+    mask = [needs_x, True, False]
+    both = torch.ops.aten.convolution_backward(g, x, kernel, None, s, p, [1, 1], plan.upsample, [0, 0], 1, mask)
+    return both[0], unfold(both[1].float()) if plan.upsample else both[1]
