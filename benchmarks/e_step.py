@@ -1,0 +1,222 @@
+"""Times one DPS step and one training step of the U-Nets in use: today's alternatives, and emfast.
+
+python benchmarks/e_step.py [NETWORK ...] [--work dps train] [--seconds S] [--profile] [--save] [--list]
+
+All variants run the same step and differ in the network only; they are timed in turn, so that a busy machine slows them
+all alike. Beside them stands the floor: the network's convolutions alone at the speed that its largest one reaches.
+--profile prints each variant's share of time by kind of op; --save appends one JSON line per measurement to
+benchmarks/results/e_step.jsonl and refuses a tree that differs from its commit. Tests of accuracy: tests/adapters.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measure import Measurement, environment, is_dirty, measure, median, save
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+import emfast
+from emfast._memory import keep_freed_memory
+
+COMMON = {"sample_size": 32, "norm_eps": 1e-6, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1}
+CIFAR = COMMON | {
+    "block_out_channels": (128, 256, 256, 256),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+SMALL = COMMON | {
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (32, 64, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
+    "cifar-8": (CIFAR | {"attention_head_dim": 8}, 4),
+    "cifar-256": (CIFAR | {"attention_head_dim": None}, 4),
+    "small-64": (SMALL, 64),
+    "small-256": (SMALL, 256),
+}
+BF16 = torch.bfloat16
+LAST: dict[str, Any] = {"dtype": BF16, "memory_format": torch.channels_last}
+# name: what is done to the network, the dtype it is called in, the autocast dtype, whether freed memory is kept
+VARIANTS: dict[str, tuple[Callable[[nn.Module], nn.Module], torch.dtype, torch.dtype | None, bool]] = {
+    "fp32": (lambda m: m, torch.float32, None, False),
+    "fp32 channels_last": (lambda m: m.to(memory_format=torch.channels_last), torch.float32, None, False),
+    "bf16 autocast": (lambda m: m, torch.float32, BF16, False),
+    "bf16 channels_last": (lambda m: m.to(**LAST), BF16, None, False),
+    "compile fp32": (lambda m: torch.compile(m), torch.float32, None, False),
+    "compile bf16 channels_last": (lambda m: torch.compile(m.to(**LAST)), BF16, None, False),
+    "emfast fp32": (emfast.accelerate, torch.float32, None, True),
+    "emfast bf16": (partial(emfast.accelerate, dtype=BF16), torch.float32, None, True),
+}
+QUICK = [name for name in VARIANTS if not name.startswith("compile")]
+# kind of op: parts of the names that the profiler gives; the first that fits counts
+KINDS = {
+    "convolution": ("conv",),
+    "attention": ("attention", "softmax", "baddbmm", "bmm"),
+    "norm": ("group_norm",),
+    "activation": ("silu",),
+    "linear": ("addmm", "aten::mm", "linear"),
+    "optimizer": ("adam", "lerp"),
+    "copies": ("copy", "cat", "contiguous", "pad", "upsample"),
+    "elementwise": ("add", "mul", "div", "sub", "fill", "sum", "norm", "clamp"),
+}
+
+
+def main() -> int:
+    """Runs what the command line asks for; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all without any")
+    parser.add_argument("--work", nargs="+", default=["dps", "train"], choices=["dps", "train"])
+    parser.add_argument("--only", nargs="+", default=QUICK, choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--seconds", type=float, default=5.0, help="of timing, per variant")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--profile", action="store_true", help="print the share of time by kind of op")
+    parser.add_argument("--save", action="store_true", help="append to benchmarks/results/e_step.jsonl")
+    options = parser.parse_args()
+    unknown = sorted(set(options.networks) - set(NETWORKS))
+    if unknown:
+        parser.error(f"no such network: {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
+    if options.save and is_dirty():
+        parser.error("--save: the tree differs from its commit; commit first")
+    torch.set_num_threads(options.threads)
+    for network in options.networks or NETWORKS:
+        for work in options.work:
+            measurements = compare(network, work, options)
+            if options.save:
+                save(measurements, "e_step")
+    return 0
+
+
+def compare(network: str, work: str, options: argparse.Namespace) -> list[Measurement]:
+    """Measures and prints one network at one kind of work."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    configuration, batch = NETWORKS[network]
+    model, device = UNet2DModel(**configuration), torch.device("cpu")
+    x = torch.randn(batch, model.config.in_channels, 32, 32)
+    steps = {name: step_of(work, copy.deepcopy(model), x, name) for name in dict.fromkeys(("fp32", *options.only))}
+    flops = convolution_flops(step_of(work, copy.deepcopy(model), x, "fp32"))
+    ceilings = {f"floor {name}": ceiling(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", BF16))}
+    times = {name: median(t) for name, t in measure_steps(steps, options.seconds).items()}
+    print(f"{network} | batch {batch} | {work} | {flops / 1e9:.1f} GFLOP of convolutions")
+    base, where, results = times["fp32"][1], environment(device), []
+    for name, speed in ceilings.items():
+        print(f"  {name:27} {flops / speed * 1e3:9.1f} ms, {speed / 1e9:.0f} GFLOP/s")
+    for name, (p20, ms, p80) in times.items():
+        fraction = flops / ceilings["floor bf16" if "bf16" in name else "floor fp32"] * 1e3 / ms
+        row = (f"{network} {work}", name, "step", f"batch {batch}", name, "", ms, p20, p80, None, fraction, where)
+        results.append(Measurement(*row))
+        print(f"  {name:27} {ms:9.1f} ms ({p20:.1f} to {p80:.1f}), {base / ms:5.2f}x, {fraction:.0%} of its floor")
+    if options.profile:
+        for name, step in steps.items():
+            print(f"  {name:27} {', '.join(f'{kind} {share:.0%}' for kind, share in shares(step).items())}")
+    return results
+
+
+def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], Any]:
+    """Returns one step of a variant, without arguments."""
+    change, dtype, autocast, _ = VARIANTS[name]
+    network = change(model.train(work == "train"))
+    t = torch.full((len(x),), 500)
+
+    def predict(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", autocast or BF16, enabled=autocast is not None):
+            return network(x.to(dtype), t).sample.to(x.dtype)
+
+    return dps(predict, x) if work == "dps" else train(predict, model, x)
+
+
+def measure_steps(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Returns the times, in ms, of steps run in turn; an untimed one comes first where malloc's settings change."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    kept, end = None, time.perf_counter() + seconds * len(steps)
+    while len(times["fp32"]) < 7 or time.perf_counter() < end:
+        for name, step in steps.items():
+            if kept != VARIANTS[name][3]:
+                kept = VARIANTS[name][3]
+                keep_freed_memory(kept)
+                step()
+            start = time.perf_counter()
+            step()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    keep_freed_memory(False)
+    return {name: values[2:] for name, values in times.items()}  # the first ones compile and prepare
+
+
+def dps(predict: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    """Returns a step as the published code has it: x0-hat, residual, its norm, the gradient to x_t, the update."""
+    mask = (torch.rand(x.shape) > 0.6).to(x.dtype)
+    y = mask * x
+    alpha, sigma = 0.6, 0.8
+
+    def step() -> Tensor:
+        x_t = x.detach().requires_grad_()  # the network gets a view: the FLOP counter takes no leaves
+        x_0 = ((x_t - sigma * predict(x_t.view_as(x_t))) / alpha).clamp(-1, 1)
+        norm = torch.linalg.norm(y - mask * x_0)
+        (gradient,) = torch.autograd.grad(norm, x_t)
+        return (0.5 * x_t + 0.5 * x_0 + 0.1 * torch.randn_like(x_t) - gradient).detach()
+
+    return step
+
+
+def train(predict: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Returns a training step: forward, full backward, AdamW, moving average."""
+    parameters = list(model.parameters())
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def step() -> None:
+        noise = torch.randn_like(x)
+        F.mse_loss(predict(x + noise), noise).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1e-3)
+
+    return step
+
+
+def convolution_flops(step: Callable[[], Any]) -> int:
+    """Returns the floating-point operations of a native step's convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return sum(count for op, count in counter.get_flop_counts()["Global"].items() if "conv" in str(op))
+
+
+@torch.no_grad()
+def ceiling(dtype: torch.dtype) -> float:
+    """Returns the FLOP/s of a large convolution of these networks, with weights in the kernel's own order."""
+    x = torch.randn(16, 256, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    layer = nn.Conv2d(256, 256, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)
+    times = measure({"conv": lambda: layer(x)}, torch.device("cpu"), 0.5)["conv"]
+    return float(2 * x.numel() * 256 * 9 / median(times)[0] * 1e3)
+
+
+def shares(step: Callable[[], Any]) -> dict[str, float]:
+    """Returns the share of a step's time that each kind of op takes."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    found = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
+        found[kind] += event.self_cpu_time_total
+    total = sum(found.values())
+    large = sorted((item for item in found.items() if item[1] > 0.005 * total), key=lambda item: -item[1])
+    return {kind: time / total for kind, time in large}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
