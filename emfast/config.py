@@ -202,6 +202,7 @@ class Config:
             the batch size.
         seed: The seed of everything random.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        accelerate: Computes the network with emfast's kernels.
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
         tensorboard: Also write TensorBoard events.
     """
@@ -223,6 +224,7 @@ class Config:
     switch_scale: float = 1.0
     seed: int = 0
     device: str = "auto"
+    accelerate: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tensorboard: bool = False
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast._files import read_json, read_tensors, settle_folder, write_json, write_tensors
+from emfast.adapters import accelerate
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.e_step import e_step
@@ -142,7 +143,14 @@ class Run:
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""
         denoiser, _, _ = load_pipeline(self.folder.round(number) / "model")
-        denoiser.dtype = self.dtype
+        return self.prepare(denoiser)
+
+    def prepare(self, denoiser: Denoiser) -> Denoiser:
+        """Returns the denoiser on the device, computing in the precision of the run."""
+        if self.config.accelerate:
+            accelerate(denoiser.network, dtype=self.dtype)
+        else:
+            denoiser.dtype = self.dtype
         return denoiser.to(self.device)
 
     def subset(self, number: int, phase: str) -> Tensor:
@@ -196,9 +204,8 @@ class Run:
         folder = self.folder.round(number)
         settle_folder(folder / "model")
         if not (folder / "model").exists():
-            denoiser.dtype = self.dtype
             seconds = m_step(
-                denoiser.to(self.device),
+                self.prepare(denoiser),
                 images,
                 steps=steps,
                 config=self.config.m_step,
