@@ -28,9 +28,7 @@ def check_op(function, native, samples, *, backend, device, dtypes=DTYPES):
     """
     ops = {call[0] for call in record(function, draw(samples[0], torch.float32, "contiguous", device))}
     for op in ops:
-        reason = OPS[op._opname].why_not(backend, device.type)
-        if reason:
-            pytest.skip(f"{op._opname} on {backend}: {reason}")
+        require(op._opname, backend, device)
     interpreted = backend == "triton" and device.type == "cpu"  # slow: half the cases, all on a GPU
     dtypes, layouts = (dtypes[:2], LAYOUTS[:2]) if interpreted else (dtypes, LAYOUTS)
     with forced(backend):
@@ -46,6 +44,13 @@ def check_op(function, native, samples, *, backend, device, dtypes=DTYPES):
             arguments = leaves_of(draw(samples[0], torch.float64, "contiguous", device))
             leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
             assert torch.autograd.gradcheck(lambda *_: function(**arguments), leaves)
+
+
+def require(name, backend, device):
+    """Skips the test where a backend of an op does not exist or cannot run."""
+    reason = OPS[name].why_not(backend, device.type)
+    if reason:
+        pytest.skip(f"{name} on {backend}: {reason}")
 
 
 def check_accuracy(function, native, arguments, what):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import check_accuracy, check_op
+from contracts import check_accuracy, check_op, require
 
 from emfast._library import backend as forced
 from emfast.ops import attention
@@ -29,6 +29,7 @@ def packed(qkv, heads, function):
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_projection_is_read_where_it_is(heads, dtype, backend, device):
+    require("attention", backend, device)
     qkv = torch.randn(2, 65, 96, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     pair = [lambda qkv, function=function: packed(qkv, heads, function) for function in (attention, native)]
     with forced(backend):
@@ -38,12 +39,14 @@ def test_packed_projection_is_read_where_it_is(heads, dtype, backend, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_scores_neither_overflow_nor_lose_rows(dtype, backend, device):
+    require("attention", backend, device)
     query, key, value = torch.randn(3, 1, 2, 290, 8, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     with forced(backend):
         check_accuracy(attention, native, {"query": 100 * query, "key": key, "value": value}, "large scores")
 
 
 def test_what_is_not_finite_stays_in_its_row(backend, device):
+    require("attention", backend, device)
     query, key, value = torch.randn(3, 1, 1, 40, 8, generator=torch.Generator().manual_seed(0)).to(device)
     query[0, 0, 3] = float("nan")
     key[0, 0, 7] = 0
