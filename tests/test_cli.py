@@ -184,6 +184,12 @@ def test_evaluate_compares_files(restored, capsys):
     assert "FD (fashion-mnist)" in out
 
 
+def test_info_lists_the_modules_of_a_model(run, capsys):
+    assert main(["info", "--model", str(run / "model")]) == 0
+    text = capsys.readouterr().out
+    assert "ResnetBlock2D" in text[text.index("swapped") : text.index("left")]
+
+
 def test_info(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out

@@ -18,9 +18,11 @@ class Options:
 
     Args:
         json: Prints JSON instead.
+        model: A model folder: also lists which of its modules `accelerate` knows, and which it leaves as they are.
     """
 
     json: bool = False
+    model: str | None = None
 
 
 def run(options: Options, yaml: str) -> None:
@@ -31,12 +33,22 @@ def run(options: Options, yaml: str) -> None:
         yaml: The options as text.
     """
     facts = info()
+    if options.model is not None:
+        facts["model"] = _modules(options.model)
     if options.json:
         print(json.dumps(facts, indent=2, default=str))
         return
     console = Console(highlight=False)
     for line in (*_lines({name: value for name, value in facts.items() if name != "ops"}), *_ops(facts["ops"])):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _modules(folder: str) -> dict[str, dict[str, int]]:
+    """How many modules of each class are accelerated, and how many are left as they are."""
+    from emfast.adapters import accelerate, report
+    from emfast.em import load_model
+
+    return report(accelerate(load_model(folder)[0].network))
 
 
 def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
