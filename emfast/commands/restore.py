@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml as pyyaml
@@ -17,7 +17,7 @@ from emfast._files import checksum, write_file, write_json, write_text
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder, scores, write_images
 from emfast.data import Store, load, load_observations, save_observations
-from emfast.em import Observations, e_step, load_model
+from emfast.em import Observations, e_step, load_model, prepare
 from emfast.em.model import resolve_device
 from emfast.operators import Mask, Operator
 from emfast.pictures import Row, draw_rows
@@ -48,6 +48,7 @@ class Options:
         shard_size: Observations in one file of the store: what an interruption costs at most.
         pictures: Images in the picture.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: Compute precision; auto: bfloat16 where the hardware is good at it.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Options:
     shard_size: int = 256
     pictures: int = 8
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         given = (self.observations is not None) + (self.images is not None)
@@ -83,7 +85,8 @@ def run(options: Options, yaml: str) -> None:
         yaml: The options as text.
     """
     device = resolve_device(options.device)
-    denoiser, shape = load_model(model_folder(options.model), device)
+    denoiser, shape = load_model(model_folder(options.model))
+    prepare(denoiser, device, options.precision)
     observations = _observations(options)
     fix = "Set size, or use the model of such images"
     check(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from emfast._check import check
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder, write_images
-from emfast.em import load_model
+from emfast.em import load_model, prepare
 from emfast.em.model import resolve_device
 from emfast.report import save_grid
 from emfast.samplers import Prior
@@ -29,6 +30,7 @@ class Options:
         seed: Image i is that of (seed, i), whatever the count and the batch size.
         batch_size: Images sampled together.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: Compute precision; auto: bfloat16 where the hardware is good at it.
     """
 
     model: str
@@ -39,6 +41,7 @@ class Options:
     seed: int = 0
     batch_size: int = 64
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         check(self.count > 0, "sample", "count", "to be positive", self.count)
@@ -55,7 +58,8 @@ def run(options: Options, yaml: str) -> None:
         yaml: The options as text.
     """
     device = resolve_device(options.device)
-    denoiser, shape = load_model(model_folder(options.model), device)
+    denoiser, shape = load_model(model_folder(options.model))
+    prepare(denoiser, device, options.precision)
     sampler = Prior(steps=options.steps, eta=options.eta)
     parts: list[torch.Tensor] = []
     with Display() as display:

@@ -3,7 +3,7 @@
 from emfast.em.e_step import e_step
 from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.loop import train
-from emfast.em.model import load_model
+from emfast.em.model import load_model, prepare
 from emfast.em.observations import Observations
 
-__all__ = ["Event", "Observations", "Progress", "RoundFinished", "e_step", "load_model", "train"]
+__all__ = ["Event", "Observations", "Progress", "RoundFinished", "e_step", "load_model", "prepare", "train"]

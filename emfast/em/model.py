@@ -13,6 +13,7 @@ import torch
 from emfast import random
 from emfast._check import check, message
 from emfast._files import settle_folder, write_folder, write_json
+from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
 from emfast.diffusion.denoiser import DIFFUSERS_NAMES
 
@@ -179,3 +180,20 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
             good = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
         name = "bfloat16" if good else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def prepare(denoiser: Denoiser, device: torch.device, precision: str = "auto", *, fast: bool = True) -> Denoiser:
+    """Returns the denoiser on a device, its network computing in a precision; the weights stay as they are.
+
+    Arguments:
+        denoiser: The denoiser.
+        device: Where to put it.
+        precision: "auto", "float32" or "bfloat16".
+        fast: Accelerates the modules that emfast knows.
+    """
+    dtype = resolve_precision(precision, device)
+    if fast:
+        accelerate(denoiser.network, dtype=dtype)
+    else:
+        denoiser.dtype = dtype
+    return denoiser.to(device)

@@ -12,7 +12,6 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast._files import read_json, read_tensors, settle_folder, write_json, write_tensors
-from emfast.adapters import accelerate
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.e_step import e_step
@@ -21,7 +20,7 @@ from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
-from emfast.em.model import build_model, load_pipeline, reinitialise, resolve_device, resolve_precision, save_model
+from emfast.em.model import build_model, load_pipeline, prepare, reinitialise, resolve_device, save_model
 from emfast.em.processes import join
 from emfast.em.state import RunFolder, Stopwatch
 from emfast.samplers import DPS, choose_scale
@@ -40,7 +39,6 @@ class Run:
     def __init__(self, config: Config, yaml: str, callback: Callable[[Event], None] | None) -> None:
         self.config, self.callback = config, callback
         self.device = resolve_device(config.device)
-        self.dtype = resolve_precision(config.precision, self.device)
         self.processes = join(self.device)
         self.inputs = read_inputs(config)
         self.observations = self.inputs.observations
@@ -146,12 +144,8 @@ class Run:
         return self.prepare(denoiser)
 
     def prepare(self, denoiser: Denoiser) -> Denoiser:
-        """Returns the denoiser on the device, computing in the precision of the run."""
-        if self.config.accelerate:
-            accelerate(denoiser.network, dtype=self.dtype)
-        else:
-            denoiser.dtype = self.dtype
-        return denoiser.to(self.device)
+        """Returns the denoiser on the device, computing as the run asks for."""
+        return prepare(denoiser, self.device, self.config.precision, fast=self.config.accelerate)
 
     def subset(self, number: int, phase: str) -> Tensor:
         """Returns the ids of a round's observations: those of the pictures, and a random rest."""
