@@ -202,7 +202,7 @@ class Config:
             the batch size.
         seed: The seed of everything random.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        accelerate: Computes the network with emfast's kernels.
+        accelerate: Computes the network with emfast's kernels; none: on CPUs, where they have been measured.
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
         tensorboard: Also write TensorBoard events.
     """
@@ -224,7 +224,7 @@ class Config:
     switch_scale: float = 1.0
     seed: int = 0
     device: str = "auto"
-    accelerate: bool = True
+    accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tensorboard: bool = False
 

@@ -182,17 +182,17 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def prepare(denoiser: Denoiser, device: torch.device, precision: str = "auto", *, fast: bool = True) -> Denoiser:
+def prepare(denoiser: Denoiser, device: torch.device, precision: str = "auto", *, fast: bool | None = None) -> Denoiser:
     """Returns the denoiser on a device, its network computing in a precision; the weights stay as they are.
 
     Arguments:
         denoiser: The denoiser.
         device: Where to put it.
         precision: "auto", "float32" or "bfloat16".
-        fast: Accelerates the modules that emfast knows.
+        fast: Accelerates the modules that emfast knows; None: on CPUs, where that has been measured.
     """
     dtype = resolve_precision(precision, device)
-    if fast:
+    if device.type == "cpu" if fast is None else fast:
         accelerate(denoiser.network, dtype=dtype)
     else:
         denoiser.dtype = dtype

@@ -6,10 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emfast._library import OPS
 from emfast.nn.convolution import convolution
 from emfast.nn.swap import Swapped, is_plain, precision
 from emfast.ops import attention, group_norm_silu
 
+# Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
+KERNELS = {
+    "cpu": OPS["attention"].why_not("cpp", "cpu") is None,
+    "cuda": "triton" in OPS["attention"].functions,
+}
 PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
 
 
@@ -34,7 +40,7 @@ class Attention(Swapped):
         weights = [layer.weight for layer in projections]
         biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
         qkv = convolution(h, weights, biases, dtype=dtype)
-        h = _image(attention(*_tokens(qkv, self.heads)), x)
+        h = _image(_attend(*_tokens(qkv, self.heads)), x)
         out, dropout = self.to_out
         active = dropout.training and dropout.p > 0
         residual = x if self.residual_connection else None
@@ -55,6 +61,13 @@ def _is_known(block: Any) -> bool:
     norm = block.group_norm is None or is_plain(block.group_norm, nn.GroupNorm)
     same = block.to_q.weight.shape == block.to_k.weight.shape == block.to_v.weight.shape
     return norm and same and block.scale_qk and all(is_plain(layer, nn.Linear) for layer in layers)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Returns softmax(q k^T / sqrt d) v, (B, H, N, D)."""
+    if KERNELS.get(query.device.type, False):
+        return attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 def _tokens(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
