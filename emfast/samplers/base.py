@@ -101,7 +101,7 @@ class Sampler:
     """
 
     steps: int
-    eta: float
+    eta: float = 0.0  # a sampler whose step adds noise in its own way leaves it
 
     @property
     def evaluations(self) -> int:

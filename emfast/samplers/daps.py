@@ -40,7 +40,6 @@ class DAPS(Sampler):
     iterations: int = 10
     sigma_min: float = 0.01
     clip: bool = True
-    eta: float = 0.0
 
     @property
     def evaluations(self) -> int:

@@ -41,7 +41,6 @@ class DiffPIR(Sampler):
     iterations: int = 10
     sigma_min: float = 0.01
     clip: bool = True
-    eta: float = 0.0
 
     def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns x_s from x_t."""
