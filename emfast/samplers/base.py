@@ -76,6 +76,16 @@ class Problem:
         row = self.table[k]
         return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
 
+    def denoise(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns a leaf with the values of x_t, and x0-hat of it, differentiable with respect to the leaf."""
+        with torch.enable_grad():
+            leaf = x_t.detach().requires_grad_()
+            return leaf, self.denoiser(leaf, t)
+
+    def regularised_inverse(self, y: Tensor, c: Tensor, iterations: int) -> Tensor:
+        """Returns the x that minimises |y - A x|^2 + c |x|^2."""
+        return self.operator.regularised_inverse(y, c, self.parameters, iterations=iterations)
+
     def noise(self, k: Tensor, like: Tensor) -> Tensor:
         """Returns the standard normal noise of step k."""
         return random.normal(tuple(like.shape[1:]), ids=self.ids, seed=self.seed, step=k).to(like.dtype)
