@@ -37,7 +37,7 @@ class Graphed:
         """Returns function(*tensors)."""
         if not tensors[0].is_cuda:
             return self.function(*tensors)
-        key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+        key = tuple((t.shape, t.dtype, t.device) for t in tensors)
         if key not in self.captures:
             self.captures[key] = self._capture(tensors)
         capture = self.captures[key]
@@ -62,9 +62,7 @@ class Graphed:
                     output = self.function(*inputs)
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
-                warnings.warn(
-                    f"Graphed: the step runs without a CUDA graph, which cannot hold it: {reason}", stacklevel=2
-                )
+                warnings.warn(f"Graphed: no CUDA graph can hold this step, it runs without one: {reason}", stacklevel=2)
                 return None
         return _Capture(graph.replay, inputs, output)
 
@@ -97,14 +95,15 @@ def kept() -> Iterator[None]:
         _kept.reset(token)
 
 
-def graphed(function: Callable[..., Tensor], *key: Hashable) -> Graphed:
+def graphed(function: Callable[..., Tensor], *key: object) -> Graphed:
     """Returns the function as a `Graphed`, the one kept for that key if there is one.
 
     Arguments:
         function: The function.
-        key: Everything but its arguments that it depends on; objects by identity stay alive as long as the graph.
+        key: Everything but its arguments that it depends on: numbers, and objects it holds, by identity.
     """
     graphs = _kept.get()
     if graphs is None:
         return Graphed(function)
-    return graphs.setdefault(key, Graphed(function))
+    name = tuple(part if isinstance(part, int | float | str) else id(part) for part in key)
+    return graphs.setdefault(name, Graphed(function))
