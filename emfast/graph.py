@@ -56,6 +56,7 @@ class Graphed:
                 for _ in range(WARM_UP):
                     self.function(*inputs)
             torch.cuda.current_stream(device).wait_stream(stream)
+            torch.cuda.empty_cache()  # the graph has memory of its own
             graph = torch.cuda.CUDAGraph()
             try:
                 with torch.cuda.graph(graph):
