@@ -1,10 +1,16 @@
 """Quality per network evaluation: every sampler at several budgets, on three tasks with known truth.
 
-    python benchmarks/samplers.py --prior runs/prior [--images 64] [--tasks inpainting denoising] [--save]
+    python benchmarks/samplers.py --prior runs/prior [--data TRAIN --test TEST --size 32] [--images 250] [--save]
+    python benchmarks/samplers.py --table          prints the saved results as Markdown
+    python benchmarks/samplers.py --plot           draws one figure per task beside the results
 
-The prior is trained on the embedded sample of Fashion-MNIST first, unless the folder holds one. A backward pass to the
-input counts as one evaluation. `coverage` is the share of pixels whose truth lies between the least and the greatest of
-4 samples, to be compared with the 60 % of a perfect posterior sampler: less means that the samples vary too little.
+The prior is trained on the images of --data first, unless the folder holds one; by default on the embedded sample.
+A backward pass to the input counts as one evaluation.
+
+coverage: the share of unobserved pixels whose truth lies between the least and the greatest of 4 samples. 60 % for a
+    perfect posterior sampler; less means that its samples vary too little.
+variance: the total variance of the samples over that of the exact posterior, where the prior is a Gaussian with the
+    mean and covariance of the training images, so that both are known. 100 % for a perfect posterior sampler.
 """
 
 import argparse
@@ -14,125 +20,162 @@ from pathlib import Path
 
 import torch
 from measure import environment, is_dirty
+from samplers_gaussian import variance_ratio
+from samplers_show import draw, show
 
 from emfast.config import MStepConfig, NetworkConfig
 from emfast.data import load
-from emfast.em import load_model
+from emfast.em import load_model, prepare
 from emfast.em.m_step import m_step
-from emfast.em.model import build_model, resolve_device, resolve_precision, save_model
+from emfast.em.model import build_model, resolve_device, save_model
 from emfast.features import default_features
 from emfast.metrics import frechet_distance, psnr, ssim
 from emfast.operators import GaussianBlur, Identity, Mask
 from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, ReverseFromObservation, data_misfit
 
 RESULTS = Path(__file__).parent / "results" / "samplers.jsonl"
-NETWORK = NetworkConfig(channels=[32, 64, 64], layers=1, attention=[2], head_dim=64, groups=8)
+NETWORK = NetworkConfig(channels=[32, 64, 64], layers=1, attention=[2], head_dim=8, groups=8)
 TASKS = {
     "inpainting": (Mask(missing=0.6), 0.0),
     "denoising": (Identity(), 0.2),
     "deblurring": (GaussianBlur(size=9, std=2.0), 0.01),
 }
 SAMPLERS = [
-    DPS(steps=1000),
-    DPS(steps=100),
-    DPS(steps=50),
-    PiGDM(steps=50),
-    PiGDM(steps=25),
-    MMPS(steps=40, iterations=1),
-    MMPS(steps=20, iterations=2),
-    MMPS(steps=20, iterations=5),
+    MMPS(steps=10, iterations=1),
     MMPS(steps=10, iterations=2),
-    DiffPIR(steps=100),
+    MMPS(steps=20, iterations=1),
+    MMPS(steps=20, iterations=2),
+    MMPS(steps=20, iterations=3),
+    MMPS(steps=50, iterations=2),
+    PiGDM(steps=10),
+    PiGDM(steps=25),
+    PiGDM(steps=50),
+    DiffPIR(steps=20),
     DiffPIR(steps=50),
-    DiffPIR(steps=25),
-    DAPS(steps=50, flow=1),
-    DAPS(steps=25, flow=4),
+    DiffPIR(steps=100),
+    DAPS(steps=25, flow=2),
+    DAPS(steps=50, flow=2),
+    DPS(steps=50),
+    DPS(steps=100),
 ]
+OWN = {"denoising": [ReverseFromObservation(steps=10), ReverseFromObservation(steps=25)]}
+PAPER = DPS(steps=1000)
 
 
-def prior(folder, size, steps, device):
-    """Returns the denoiser in a folder, trained on all clean images of the sample if there is none."""
-    if not folder.exists():
-        denoiser, scheduler = build_model(NETWORK, (1, size, size), seed=0)
-        denoiser.dtype = resolve_precision("auto", device)
-        config = MStepConfig(batch_size=64, learning_rate=1e-3, warmup=50, ema=0.999, checkpoint=500)
-        images = load("sample:train", size=size)[:]
-        checkpoint = folder.with_suffix(".training.safetensors")
-        m_step(denoiser.to(device), images, steps=steps, config=config, seed=0, checkpoint=checkpoint)
-        save_model(denoiser, scheduler, folder)
+def prior(options, device):
+    """Returns the denoiser in a folder, trained on the clean images first if there is none."""
+    if not options.prior.exists():
+        images = load(options.data, size=options.size)[:]
+        denoiser, scheduler = build_model(NETWORK, tuple(images.shape[1:]), seed=0)
+        prepare(denoiser, device)
+        config = MStepConfig(batch_size=64, learning_rate=1e-3, warmup=100, ema=0.999, checkpoint=1000)
+        checkpoint = options.prior.with_suffix(".training.safetensors")
+        m_step(denoiser, images, steps=options.steps, config=config, seed=0, checkpoint=checkpoint)
+        save_model(denoiser, scheduler, options.prior)
         checkpoint.unlink(missing_ok=True)
-    denoiser, _ = load_model(folder, device)
-    denoiser.dtype = resolve_precision("auto", device)
-    return denoiser
+    denoiser, _ = load_model(options.prior, device)
+    return prepare(denoiser, device)
 
 
-def measure(sampler, denoiser, truth, operator, sigma):
+def measure(sampler, denoiser, truth, reference, operator, sigma):
     """Returns one row: quality, evaluations and seconds of a sampler."""
-    ids = torch.arange(len(truth), device=truth.device)
+    device = truth.device
+    ids = torch.arange(len(truth), device=device)
     y = operator.observe(truth, sigma, ids=ids)
+    calls = []
+    hook = denoiser.network.register_forward_hook(lambda *_: calls.append(1))
     start = time.perf_counter()
-    samples = [sampler(denoiser, y, operator, sigma=sigma, ids=ids, seed=0)]
+    batches = [ids[part] for part in torch.arange(len(ids)).split(64)]
+    parts = [sampler(denoiser, y[part], operator, sigma=sigma, ids=part, seed=0) for part in batches]
     seconds = time.perf_counter() - start
-    few = slice(0, 16)
-    draws = 3 if sampler.evaluations <= 400 else 0
+    hook.remove()
+    x, forward = torch.cat(parts), len(calls) // len(batches)
+    features = default_features(x.shape[1]).to(device)
+    few = slice(0, 32)
+    draws = 3 if sampler.evaluations <= 300 else 0
     again = [sampler(denoiser, y[few], operator, sigma=sigma, ids=ids[few], seed=1 + i) for i in range(draws)]
-    x = samples[0]
-    features = default_features(x.shape[1]).to(x.device)
-    row = {
+    return {
         "psnr": float(psnr(x, truth).mean()),
         "ssim": float(ssim(x, truth).mean()),
         "misfit": float(data_misfit(x, y, operator, ids).mean()),
-        "fd": float(frechet_distance(features.extract(x), features.extract(load("sample:train", size=x.shape[-1])))),
-        "evaluations": sampler.evaluations,
+        "fd": float(frechet_distance(features.extract(x), reference)),
+        "coverage": coverage(truth[few], torch.stack([x[few], *again])) if again else None,
+        "forward": forward,
+        "backward": sampler.evaluations - forward,
         "seconds_per_image": seconds / len(x),
-        "coverage": None,
     }
-    if again:
-        stack = torch.stack([x[few], *again])
-        # Observed pixels are known: their samples agree. At the ends of the range clipping decides.
-        unknown = (stack.std(0) > 1e-2) & (truth[few].abs() < 0.95)
-        inside = (truth[few] >= stack.min(0).values) & (truth[few] <= stack.max(0).values)
-        row["coverage"] = float(inside[unknown].float().mean())
-    return row
 
 
-def show(task, rows):
-    """Prints the table of a task in Markdown."""
-    print(f"\n{task}\n\n| sampler | evaluations | PSNR | SSIM | misfit | FD | coverage | ms per image |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        coverage = "" if row["coverage"] is None else f"{100 * row['coverage']:.0f} %"
-        numbers = f"{row['psnr']:.2f} | {row['ssim']:.3f} | {row['misfit']:.2e} | {row['fd']:.2f} | {coverage}"
-        print(f"| `{row['sampler']}` | {row['evaluations']} | {numbers} | {1000 * row['seconds_per_image']:.0f} |")
+def coverage(truth, samples):
+    """Returns the share of uncertain pixels whose truth lies in the range of the samples, (K, B, C, H, W)."""
+    # Observed pixels are known: their samples agree. At the ends of the range clipping decides.
+    unknown = (samples.std(0) > 1e-2) & (truth.abs() < 0.95)
+    inside = (truth >= samples.min(0).values) & (truth <= samples.max(0).values)
+    return float(inside[unknown].float().mean())
+
+
+def run(options):
+    """Measures what the command line asks for."""
+    device = resolve_device(options.device)
+    denoiser = prior(options, device)
+    images, test = load(options.data, size=options.size), load(options.test, size=options.size)
+    truth = test[: options.images].to(device)
+    reference = default_features(truth.shape[1]).to(device).extract(images[torch.arange(min(len(images), 10000))])
+    about = {"data": Path(options.data).name, "images": len(truth), "size": truth.shape[-1], **environment(device)}
+    for task in options.tasks:
+        operator, sigma = TASKS[task]
+        rows = []
+        for sampler in [*SAMPLERS, *OWN.get(task, []), *([PAPER] if options.paper else [])]:
+            row = {"task": task, "sampler": name(sampler), "evaluations": sampler.evaluations}
+            row |= measure(sampler, denoiser, truth, reference, operator, sigma)
+            row["variance"] = variance_ratio(sampler, images[torch.arange(2000)].to(device), operator, sigma)
+            rows.append(row)
+            if options.save:
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps({**row, **about}) + "\n")
+            print(json.dumps(row), flush=True)
+        show(task, rows)
+
+
+def name(sampler):
+    """Returns a sampler as the tables have it, with what it was given."""
+    fields = {"MMPS": ("steps", "iterations"), "DAPS": ("steps", "flow")}.get(type(sampler).__name__, ("steps",))
+    return f"{type(sampler).__name__}({', '.join(f'{field}={getattr(sampler, field)}' for field in fields)})"
+
+
+def saved():
+    """Returns the saved rows by task, of repeated ones the last."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    last = {(row["task"], row["sampler"]): row for row in rows}
+    return {task: [row for (of, _), row in last.items() if of == task] for task in TASKS}
 
 
 def main():
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", type=Path, default=Path("runs/prior"), help="the model folder; trained if missing")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps of a new prior")
+    parser.add_argument("--steps", type=int, default=5000, help="training steps of a new prior")
+    parser.add_argument("--data", default="sample:train", help="clean images the prior is trained on")
+    parser.add_argument("--test", default="sample:test", help="clean images to corrupt")
     parser.add_argument("--size", type=int, default=16, help="pixels a side")
-    parser.add_argument("--images", type=int, default=64, help="test images")
+    parser.add_argument("--images", type=int, default=250, help="test images")
     parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--paper", action="store_true", help="the paper's DPS with 1000 steps too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--save", action="store_true", help=f"append to {RESULTS.name}; refuses a dirty tree")
+    parser.add_argument("--table", action="store_true", help="print the saved results and stop")
+    parser.add_argument("--plot", action="store_true", help="draw the saved results and stop")
     options = parser.parse_args()
+    if options.table or options.plot:
+        for task, rows in saved().items():
+            if options.table:
+                show(task, rows)
+            if options.plot:
+                draw(task, rows, RESULTS.parent / f"samplers_{task}.png")
+        return
     if options.save and is_dirty():
         parser.error("the tree has uncommitted changes; commit them, so that the numbers name their code")
-    device = resolve_device(options.device)
-    denoiser = prior(options.prior, options.size, options.steps, device)
-    truth = load("sample:test", size=options.size)[: options.images].to(device)
-    for task in options.tasks:
-        operator, sigma = TASKS[task]
-        rows = []
-        for sampler in [*SAMPLERS, *([ReverseFromObservation(steps=20)] if task == "denoising" else [])]:
-            name = repr(sampler).replace(", clip=True", "").replace(", sigma_min=0.01", "")
-            rows.append({"task": task, "sampler": name, **measure(sampler, denoiser, truth, operator, sigma)})
-            if options.save:
-                about = {"images": len(truth), "size": options.size, **environment(device)}
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps({**rows[-1], **about}) + "\n")
-        show(task, rows)
+    run(options)
 
 
 if __name__ == "__main__":

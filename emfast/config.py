@@ -242,8 +242,8 @@ class Config:
         check(steps > 0, "config", "sampler.steps", "to be positive", steps)
         if self.model is None:
             top = self.network.schedule_steps
-            own_times = type(self.sampler).times is not Sampler.times
-            check(own_times or steps <= top, "config", "sampler.steps", f"to be <= {top}, those of the schedule", steps)
+            spaced = not isinstance(self.sampler, DPS)
+            check(spaced or steps <= top, "config", "sampler.steps", f"to be <= {top}, those of the schedule", steps)
             steps = self.evaluation.steps
             check(steps <= top, "config", "evaluation.steps", f"to be <= {top}, those of the schedule", steps)
         if isinstance(self.sampler, ReverseFromObservation):

@@ -32,6 +32,26 @@ class Schedule:
         """Returns (steps,) decreasing times, from pure noise to the last step before the clean image."""
         raise NotImplementedError
 
+    def times_by_noise(self, steps: int, rho: float = 7.0) -> Tensor:
+        r"""Returns (steps,) decreasing times whose noise levels are evenly spaced in their rho-th root.
+
+        Between the ends of `times`. Few steps are better spent this way: evenly spaced times leave the low noise
+        levels, where the details are made, to one or two of them.
+
+        Arguments:
+            steps: The number of times.
+            rho: 7, the paper's; a larger one has more low noise levels.
+
+        References:
+            | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
+        """
+        check(steps >= 1, "times_by_noise", "steps", "to be >= 1", steps)
+        ends = self.times(2)
+        high, low = (self.sigma(ends) / self.alpha(ends)).tolist()
+        u = torch.linspace(0, 1, steps, dtype=torch.float64)
+        ratios = (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+        return torch.tensor([self.time_of(min(max(r, low), high)) for r in ratios.tolist()], dtype=torch.float64)
+
     def time_of(self, ratio: float) -> float:
         """Returns the time t at which sigma_t / alpha_t is the given noise level."""
         raise NotImplementedError

@@ -23,6 +23,8 @@ class Operator:
     .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
     """
 
+    closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
+
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns what distinguishes the observations, e.g. their masks: a mapping of (B, ...) or (1, ...) tensors.
 

@@ -16,6 +16,8 @@ class Downsample(Operator):
         factor: The side f of the square in pixels, 2 or more; it must divide the sides of the images.
     """
 
+    closed_form = True
+
     def __init__(self, factor: int = 2) -> None:
         check(factor > 1, "Downsample", "factor", "to be 2 or more", factor)
         self.factor = factor

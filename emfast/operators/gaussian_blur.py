@@ -27,6 +27,8 @@ class GaussianBlur(Operator):
         | Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2022), arXiv 2209.14687
     """
 
+    closed_form = True
+
     def __init__(self, size: int = 9, std: float = 2.0, padding: Literal["reflect", "circular"] = "reflect") -> None:
         check(size > 0 and size % 2 == 1, "GaussianBlur", "size", "to be odd and positive", size)
         check(std > 0, "GaussianBlur", "std", "to be > 0 pixels", std)

@@ -20,6 +20,7 @@ class Given(Operator):
         rows = {name: len(value) for name, value in given.items()}
         check(len(set(rows.values())) == 1, "Given", "the parameters", "to have one row per observation", rows)
         self.operator, self.given = operator, dict(given)
+        self.closed_form = operator.closed_form
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns the rows of the given parameters."""

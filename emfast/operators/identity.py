@@ -8,6 +8,8 @@ from emfast.operators.base import Operator, Parameters
 class Identity(Operator):
     """The identity, for denoising: y = x + n."""
 
+    closed_form = True
+
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns x."""
         return x

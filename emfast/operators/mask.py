@@ -25,6 +25,8 @@ class Mask(Operator):
         seed: The key of the random masks: observation id always has the mask of (seed, id).
     """
 
+    closed_form = True
+
     def __init__(
         self, missing: float | None = None, box: int | None = None, mask: str | Tensor | None = None, seed: int = 0
     ) -> None:

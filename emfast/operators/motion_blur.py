@@ -24,6 +24,8 @@ class MotionBlur(Operator):
         seed: The key of the random kernels: observation id always has the kernel of (seed, id).
     """
 
+    closed_form = True
+
     def __init__(self, size: int = 9, shake: float = 3.0, kernel: Tensor | None = None, seed: int = 0) -> None:
         if kernel is not None:
             kernel = torch.as_tensor(kernel, dtype=torch.float64)

@@ -84,6 +84,12 @@ class Problem:
             leaf = x_t.detach().requires_grad_()
             return leaf, self.denoiser(leaf, t)
 
+    def whiten(self, y: Tensor, c: Tensor) -> Tensor:
+        """Returns (A A^T + c I)^{-1} y where the operator has a closed form; elsewhere y / c."""
+        if not self.operator.closed_form:
+            return y / c
+        return (y - self.apply(self.regularised_inverse(y, c, 0))) / c
+
     def regularised_inverse(self, y: Tensor, c: Tensor, iterations: int) -> Tensor:
         """Returns the x that minimises |y - A x|^2 + c |x|^2."""
         return self.operator.regularised_inverse(y, c, self.parameters, iterations=iterations)
@@ -122,7 +128,7 @@ class Sampler:
 
     def times(self, schedule: Schedule, sigma: float) -> Tensor:
         """Returns the (n,) decreasing times to visit."""
-        return schedule.times(self.steps)
+        return schedule.times_by_noise(self.steps)
 
     def initial(self, problem: Problem) -> Tensor:
         """Returns x at the first time: pure noise, as the schedule has it there."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emfast.diffusion import Schedule
 from emfast.samplers.base import Problem, Sampler, clip_values
 
 
@@ -36,6 +37,10 @@ class DPS(Sampler):
     def evaluations(self) -> int:
         """One forward and one backward per step."""
         return 2 * self.steps
+
+    def times(self, schedule: Schedule, sigma: float) -> Tensor:
+        """Returns evenly spaced times, as the paper has them."""
+        return schedule.times(self.steps)
 
     def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns x_s from x_t."""

@@ -20,7 +20,9 @@ class MMPS(Sampler):
         V = \frac{\sigma_t^2}{\alpha_t} \nabla_{x_t}^\top \hat x_0, \quad
         E[x_0 | x_t, y] \approx \hat x_0 + V A^\top (\sigma^2 I + A V A^\top)^{-1} (y - A \hat x_0)
 
-    The system is solved by a few conjugate-gradient iterations, each image with inner products of its own. Exact for a
+    The system is solved by a few conjugate-gradient iterations, each image with inner products of its own. Where the
+    operator knows its singular vectors they are preconditioned by the system with sigma_t^2 / (alpha_t^2 + sigma_t^2) I
+    in the place of V, which for a blur is worth many iterations (2.7 dB on Fashion-MNIST with two of them). Exact for a
     Gaussian prior when the solver converges.
 
     Arguments:
@@ -59,6 +61,9 @@ class MMPS(Sampler):
         def system(u: Tensor) -> Tensor:
             return variance * u + problem.apply(covariance(problem.adjoint(u)))
 
-        u = conjugate_gradient(system, problem.residual(x_0.detach()), self.iterations)
+        def precondition(r: Tensor) -> Tensor:  # the system, were the covariance that of data of unit variance
+            return problem.whiten(r, variance * (c.alpha_t**2 + c.sigma_t**2) / c.sigma_t**2)
+
+        u = conjugate_gradient(system, problem.residual(x_0.detach()), self.iterations, precondition)
         x_0 = clip_values(x_0.detach() + covariance(problem.adjoint(u)), self.clip)
         return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)

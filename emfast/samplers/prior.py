@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast.diffusion import Denoiser
+from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Identity
 from emfast.samplers.base import Callback, Problem, Sampler, clip_values
 
@@ -27,6 +27,10 @@ class Prior(Sampler):
     steps: int = 50
     clip: bool = True
     eta: float = 0.0
+
+    def times(self, schedule: Schedule, sigma: float) -> Tensor:
+        """Returns evenly spaced times, as the paper has them."""
+        return schedule.times(self.steps)
 
     def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns x_s from x_t."""

@@ -1,0 +1,38 @@
+"""The table and the figure of the samplers' benchmark."""
+
+
+def show(task, rows):
+    """Prints the table of a task in Markdown."""
+    print(f"\n{task}\n\n| sampler | forward + backward | PSNR | SSIM | misfit | FD | coverage | variance |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in sorted(rows, key=lambda row: row["evaluations"]):
+        coverage = "" if row["coverage"] is None else f"{100 * row['coverage']:.0f} %"
+        numbers = f"{row['psnr']:.2f} | {row['ssim']:.3f} | {row['misfit']:.1e} | {row['fd']:.2f} | {coverage}"
+        passes = f"{row['forward']} + {row['backward']}"
+        print(f"| `{row['sampler']}` | {passes} | {numbers} | {100 * row['variance']:.0f} % |", flush=True)
+
+
+def draw(task, rows, path):
+    """Draws PSNR and Frechet distance against evaluations, a line per sampler.
+
+    Arguments:
+        task: The title.
+        rows: The rows of the task.
+        path: The PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for family in sorted({row["sampler"].split("(")[0] for row in rows}):
+        line = sorted(
+            (row for row in rows if row["sampler"].startswith(family + "(")), key=lambda row: row["evaluations"]
+        )
+        for axis, key in zip(axes, ("psnr", "fd"), strict=True):
+            axis.plot([r["evaluations"] for r in line], [r[key] for r in line], "o-", label=family, markersize=4)
+    for axis, text in zip(axes, ("PSNR [dB]", "Frechet distance"), strict=True):
+        axis.set(xscale="log", xlabel="network evaluations per image", ylabel=text)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(task)
+    figure.savefig(path, dpi=110)
