@@ -1,0 +1,4 @@
+def swaps(model):
+    return iter(())
+def covered(model):
+    return iter(())
