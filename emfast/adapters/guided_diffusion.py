@@ -67,7 +67,8 @@ def _fits(name: str, module: Any) -> bool:
         return _fits_residual(module)
     if name == "AttentionBlock":
         kind = type(module.attention)
-        pointwise = all(isinstance(conv, nn.Conv1d) and conv.kernel_size == (1,) for conv in (module.qkv, module.proj_out))
+        layers = (module.qkv, module.proj_out)
+        pointwise = all(isinstance(conv, nn.Conv1d) and conv.kernel_size == (1,) for conv in layers)
         known = kind.__name__ in ("QKVAttention", "QKVAttentionLegacy") and reads_only(kind, "forward", ATTENTION)
         return pointwise and known
     if name == "Upsample":

@@ -8,16 +8,16 @@ from torch import nn
 from emfast.nn.swap import original
 
 # What any forward may read: torch and its functions that neither compute nor learn.
-PLUMBING = frozenset(
+PLUMBING = (
     "torch th nn F functional np to type float dtype shape device len size dim float32 float16 reshape view unsqueeze"
-    " squeeze flatten contiguous chunk split unbind cat append pop range isinstance str max min".split()
+    " squeeze flatten contiguous chunk split unbind cat append pop range isinstance str max min"
 )
 
 
 def reads_only(kind: type, methods: str, names: str) -> bool:
     """Returns whether methods of a class read no name (of a module, an attribute, a function) but known ones.
 
-    Copies of these projects live in many repositories, changed: a method that reads another name computes another thing.
+    Changed copies of these projects live in many repositories: a method that reads other names computes other things.
 
     Arguments:
         kind: The class.
@@ -25,7 +25,7 @@ def reads_only(kind: type, methods: str, names: str) -> bool:
         names: The known names, separated by spaces, beside those of `PLUMBING`.
     """
     codes = [getattr(getattr(kind, method, None), "__code__", None) for method in methods.split()]
-    known = PLUMBING.union(names.split())
+    known = {*PLUMBING.split(), *names.split()}
     return all(isinstance(code, CodeType) and _names(code) <= known for code in codes)
 
 

@@ -22,7 +22,7 @@ class Block(Swapped):
     def forward(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor) -> Tensor:
         xs = x if isinstance(x, tuple) else (x,)
         if not _is_known(self):
-            return super().forward(joined(xs), emb)  # type: ignore[misc,no-any-return]
+            return super().forward(joined(xs), emb)  # type: ignore[misc]
         settings, scale = self.settings(), float(self.skip_scale)
         dtype = precision(settings, xs[0])
         inputs: Any = tuple(cast(part, dtype) for part in xs)

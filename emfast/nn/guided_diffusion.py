@@ -59,7 +59,7 @@ class AttentionBlock(Swapped):
 
     def forward(self: Any, x: Tensor) -> Tensor:
         if x.dim() != 4 or not _is_attention(self):
-            return super().forward(x)  # type: ignore[misc,no-any-return]
+            return super().forward(x)  # type: ignore[misc]
         if self.use_checkpoint and torch.is_grad_enabled():
             y: Tensor = checkpoint(_attention, self, x, use_reentrant=False)
             return y
@@ -83,7 +83,7 @@ class Upsample(Swapped):
 
     def forward(self: Any, x: Tensor) -> Tensor:
         if not is_plain(self.conv, nn.Conv2d):
-            return super().forward(x)  # type: ignore[misc,no-any-return]
+            return super().forward(x)  # type: ignore[misc]
         dtype = precision(self.settings(), x)
         y = convolution(x, self.conv.weight, self.conv.bias, padding=1, upsample=True, dtype=dtype)
         return y.to(x.dtype) if self.settings().dtype else y
@@ -94,7 +94,7 @@ class Downsample(Swapped):
 
     def forward(self: Any, x: Tensor) -> Tensor:
         if not is_plain(self.op, nn.Conv2d):
-            return super().forward(x)  # type: ignore[misc,no-any-return]
+            return super().forward(x)  # type: ignore[misc]
         dtype = precision(self.settings(), x)
         y = convolution(x, self.op.weight, self.op.bias, stride=2, padding=1, dtype=dtype)
         return y.to(x.dtype) if self.settings().dtype else y
@@ -107,7 +107,7 @@ class UNet(Swapped):
 
     def forward(self: Any, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         if (y is None) != (self.num_classes is None):
-            return super().forward(x, timesteps, y)  # type: ignore[misc,no-any-return]
+            return super().forward(x, timesteps, y)  # type: ignore[misc]
         emb = self.time_embed(sinusoids(timesteps, self.model_channels))
         if y is not None:
             emb = emb + self.label_emb(y)

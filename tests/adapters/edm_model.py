@@ -1,7 +1,7 @@
 """A stand-in for EDM's networks: their names, shapes and order of operations, so that their checkpoints would fit.
 
 Written from the paper (arXiv 2206.00364). Its classes live in a module called `training.networks`, as the originals do,
-because that is how they are recognised. `persistent` stands for EDM's decorator, by which a pickle brings its classes along.
+because that is how they are recognised. `persistent` stands for EDM's decorator, by which a pickle brings its classes.
 """
 
 import sys

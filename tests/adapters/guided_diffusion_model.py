@@ -1,4 +1,4 @@
-"""A stand-in for guided-diffusion's U-Net: its names, shapes and order of operations, so that its checkpoints would fit.
+"""A stand-in for guided-diffusion's U-Net: its names, shapes and order of operations, so that checkpoints would fit.
 
 Written from the papers (arXiv 2102.09672, 2105.05233). Its classes live in modules called `guided_diffusion.unet` and
 `guided_diffusion.nn`, as the originals do, because that is how they are recognised.

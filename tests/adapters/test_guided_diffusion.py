@@ -52,7 +52,7 @@ def inputs(model, batch=2):
 
 
 def convert(model, dtype):
-    """The network in a dtype: the whole in float64, which the original cannot be, else its torso, as `use_fp16` has it."""
+    """The network in a dtype: all of it in float64, which the original cannot be, else its torso, as `use_fp16`."""
     if dtype == torch.float64:
         model.double()
         model.time_embed.register_forward_pre_hook(lambda _, args: (args[0].double(),))
@@ -226,7 +226,7 @@ def test_super_resolution():
 
 
 def test_posterior_sampling_with_a_learned_variance():
-    """DPS on a network of twice as many output channels: the same images as without emfast, and as without variances."""
+    """DPS on a network of twice as many output channels: the images are those without emfast, and without variances."""
     model = network(**ADM, out_channels=6)
     operator, ids = Mask(missing=0.5), torch.arange(2)
     y = operator.observe(torch.rand(2, 3, 8, 8) * 2 - 1, 0.05, ids=ids)
