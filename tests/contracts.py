@@ -303,3 +303,17 @@ def gradients_of(model, inputs):
     dx, *dw = torch.autograd.grad(y, [x, *parameters.values()], cotangent)
     assert [g.dtype for g in dw] == [p.dtype for p in parameters.values()]
     return [y.detach(), dx, torch.cat([g.flatten().double() / g.numel() ** 0.5 for g in dw])]
+
+
+def check_distributed(model, inputs, path):
+    """Under DistributedDataParallel, of one process here, backward() leaves the gradients that it leaves without."""
+    parallel, distributed = torch.nn.parallel, torch.distributed
+    model(*inputs).square().sum().backward()
+    usual = [p.grad for p in model.parameters()]
+    distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
+    try:
+        model.zero_grad()
+        parallel.DistributedDataParallel(model)(*inputs).square().sum().backward()
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), usual, strict=True))
+    finally:
+        distributed.destroy_process_group()

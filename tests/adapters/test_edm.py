@@ -7,7 +7,7 @@ import pickle
 import edm_model as original
 import pytest
 import torch
-from contracts import check_adapter, gradients_of
+from contracts import check_adapter, check_distributed, gradients_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -192,6 +192,11 @@ def test_gradient_checkpointing():
     torch.manual_seed(1)
     for a, b in zip(usual, gradients_of(model, inputs(model)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_distributed(tmp_path):
+    model = accelerate(network("ncsnpp"), dtype=torch.bfloat16)
+    check_distributed(model, inputs(model), tmp_path / "store")
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm, labels"])

@@ -6,7 +6,7 @@ import pickle
 import guided_diffusion_model as original
 import pytest
 import torch
-from contracts import check_adapter, gradients_of
+from contracts import check_adapter, check_distributed, gradients_of
 from torch import nn
 
 from emfast.adapters import accelerate, report, restore
@@ -179,6 +179,11 @@ def test_gradient_checkpointing():
     torch.manual_seed(1)
     for a, b in zip(usual, gradients_of(model, inputs(model)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_distributed(tmp_path):
+    model = accelerate(network(**ADM), dtype=torch.bfloat16)
+    check_distributed(model, inputs(model), tmp_path / "store")
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
