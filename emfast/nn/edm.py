@@ -84,6 +84,8 @@ def resampled(conv: Any, x: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype) 
 
 def _filtered(conv: Any, x: Tensor) -> Tensor:
     """Returns x resampled by two. The filter of size 2 is a box: copies of pixels, or their means."""
+    if not (conv.up or conv.down):
+        return x
     size = conv.resample_filter.shape[-1]
     if size == 2:
         return F.interpolate(x, scale_factor=2.0) if conv.up else F.avg_pool2d(x, 2)
