@@ -8,6 +8,7 @@ import torch
 
 import emfast
 import emfast.ops
+from emfast import adapters
 from emfast._library import BACKENDS, OPS, Op, extension, extension_error
 
 PACKAGES = ("torch", "triton", "diffusers", "accelerate", "safetensors", "numpy")
@@ -18,8 +19,9 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict with the keys `emfast`, `python`, `packages` (name to version, None if not installed), `cpu`, `threads`,
-        `gpus` (names), `extension` (its instruction set, or why it is missing) and `ops`: for each op and type of
-        device here, the backend that runs it (`runs`) and why the others do not (`not`).
+        `gpus` (names), `extension` (its instruction set, or why it is missing), `accelerates` (the networks that
+        `accelerate` knows) and `ops`: for each op and type of device here, the backend that runs it (`runs`) and why
+        the others do not (`not`).
     """
     error = extension_error()
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -31,6 +33,7 @@ def info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "extension": error or f"compiled, runs {extension().instruction_set()}",
+        "accelerates": {adapter.__name__.split(".")[-1]: ", ".join(adapter.NETWORKS) for adapter in adapters.ADAPTERS},
         "ops": {name: {device: _choice(op, device) for device in devices} for name, op in sorted(OPS.items())},
     }
 

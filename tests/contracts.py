@@ -12,6 +12,7 @@ from emfast._library import OPS
 from emfast._library import backend as forced
 from emfast.adapters import accelerate, restore
 from emfast.diffusion import Denoiser, VPSchedule
+from emfast.nn.swap import original
 from emfast.operators import Operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -263,19 +264,22 @@ def check_sampler(sampler, operator, sigma):
     assert not whole.requires_grad
 
 
-def check_adapter(model, inputs, dtypes=(torch.float32, torch.bfloat16)):
+def check_adapter(model, inputs, dtypes=(torch.float32, torch.bfloat16), convert=torch.nn.Module.to):
     """accelerate() keeps class and state_dict; output and gradients by the accuracy rule; restore() undoes it.
 
-    The comparison in a dtype is the same model, its parameters in that dtype, in native torch.
+    The comparison in a dtype is the same model, its parameters in that dtype, in native torch. A class that is swapped
+    at the top is derived from its own and has its name. `convert` puts a model into a dtype.
     """
     names = [(key, value.data_ptr(), value.dtype) for key, value in model.state_dict().items()]
     kind, modules = type(model), [type(module) for module in model.modules()]
     before = gradients_of(model, inputs)
-    exact = gradients_of(copy.deepcopy(model).double(), inputs)
+    exact = gradients_of(convert(copy.deepcopy(model), torch.float64), inputs)
     for dtype in dtypes:
-        usual = gradients_of(copy.deepcopy(model).to(dtype), inputs)
+        usual = gradients_of(convert(copy.deepcopy(model), dtype), inputs)
         assert accelerate(model, dtype=None if dtype == torch.float32 else dtype) is model
-        assert type(model) is kind
+        assert original(model) is kind
+        assert isinstance(model, kind)
+        assert type(model).__qualname__ == kind.__qualname__
         assert [(key, value.data_ptr(), value.dtype) for key, value in model.state_dict().items()] == names
         ours, again = gradients_of(model, inputs), gradients_of(model, inputs)
         for index, (r, n, k) in enumerate(zip(exact, usual, ours, strict=True)):
@@ -293,8 +297,23 @@ def gradients_of(model, inputs):
     parameters = dict(model.named_parameters())
     dtype = next(iter(parameters.values())).dtype
     x = inputs[0].to(dtype).requires_grad_()
-    y = getattr(model(x, *inputs[1:]), "sample", None)
+    y = model(x, *inputs[1:])
+    y = getattr(y, "sample", y)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y.dtype)
     dx, *dw = torch.autograd.grad(y, [x, *parameters.values()], cotangent)
     assert [g.dtype for g in dw] == [p.dtype for p in parameters.values()]
     return [y.detach(), dx, torch.cat([g.flatten().double() / g.numel() ** 0.5 for g in dw])]
+
+
+def check_distributed(model, inputs, path):
+    """Under DistributedDataParallel, of one process here, backward() leaves the gradients that it leaves without."""
+    parallel, distributed = torch.nn.parallel, torch.distributed
+    model(*inputs).square().sum().backward()
+    usual = [p.grad for p in model.parameters()]
+    distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
+    try:
+        model.zero_grad()
+        parallel.DistributedDataParallel(model)(*inputs).square().sum().backward()
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), usual, strict=True))
+    finally:
+        distributed.destroy_process_group()

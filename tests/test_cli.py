@@ -194,6 +194,7 @@ def test_info(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert torch.__version__.split("+")[0] in out
+    assert "SongUNet" in out[out.index("accelerates") : out.index("ops")]
 
 
 def test_print_config_gives_the_same_config_again(tmp_path, capsys):

@@ -8,10 +8,10 @@ from torch import nn
 
 from emfast._check import check
 from emfast._memory import keep_freed_memory
-from emfast.adapters import diffusers
+from emfast.adapters import diffusers, edm, guided_diffusion
 from emfast.nn.swap import Settings, Swapped, original, swap, unswap
 
-ADAPTERS = (diffusers,)
+ADAPTERS = (diffusers, guided_diffusion, edm)
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -26,7 +26,8 @@ def accelerate(model: Model, *, dtype: torch.dtype | None = None) -> Model:
     large batch afresh at every step costs more than computing them.
 
     Arguments:
-        model: The network. diffusers: UNet2DModel and the residual, attention and resampling blocks of any other.
+        model: The network, or a module that contains it. diffusers: UNet2DModel, and the residual, attention and
+            resampling blocks of any other. guided-diffusion and DPS: UNetModel. EDM: SongUNet and DhariwalUNet.
         dtype: The precision of convolutions and linear layers (bfloat16, float16, float32). Normalisations, softmax
             and sums stay float32, and so do the parameters and their gradients. By default that of the model, or
             autocast's.
@@ -81,10 +82,10 @@ def report(model: nn.Module) -> dict[str, dict[str, int]]:
 def left_alone(model: nn.Module) -> list[nn.Module]:
     """Returns the modules with parameters of their own that no accelerated module contains."""
     found: list[nn.Module] = []
+    covered = {id(module) for adapter in ADAPTERS for module in adapter.covered(model)}
 
     def visit(module: Any) -> None:
-        inside = isinstance(module, Swapped) and not hasattr(module, "resnets")  # an up block only hands on
-        if inside or any(adapter.covers(module) for adapter in ADAPTERS):
+        if id(module) in covered or (isinstance(module, Swapped) and not module.hands_on):
             return
         if next(module.parameters(recurse=False), None) is not None:
             found.append(module)

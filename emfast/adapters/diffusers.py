@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from emfast.adapters.structure import is_square
 from emfast.nn.attention import Attention
 from emfast.nn.layers import Convolution, Downsample, Identity, NormSiLU, Upsample
 from emfast.nn.resnet import ResnetBlock, UpBlock
@@ -33,9 +34,9 @@ def swaps(model: nn.Module) -> Iterator[tuple[nn.Module, type[Swapped], str]]:
             yield from _ends(module)
 
 
-def covers(module: nn.Module) -> bool:
-    """Returns whether a module needs no look inside: it is left alone on purpose."""
-    return class_name(module) in KNOWN
+def covered(model: nn.Module) -> Iterator[nn.Module]:
+    """Yields the modules that are left alone on purpose."""
+    return (module for module in model.modules() if class_name(module) in KNOWN)
 
 
 def class_name(module: nn.Module) -> str:
@@ -50,26 +51,18 @@ def _fits(name: str, module: Any) -> bool:
         return isinstance(module.nonlinearity, nn.SiLU) and all(is_plain(conv, nn.Conv2d) for conv in convolutions)
     if name == "Upsample2D":
         conv = getattr(module, "conv", None) or getattr(module, "Conv2d_0", None)
-        return module.interpolate and module.norm is None and _is_square(conv, 3, 1, 1)
+        return module.interpolate and module.norm is None and is_square(conv, 3, 1, 1)
     if name == "Downsample2D":
-        return module.norm is None and _is_square(module.conv, 3, 2, module.padding)
+        return module.norm is None and is_square(module.conv, 3, 2, module.padding)
     return True
 
 
 def _ends(model: Any) -> Iterator[tuple[nn.Module, type[Swapped], str]]:
     """The layers before the first block and after the last."""
-    if _is_square(model.conv_in, 3, 1, 1) and _is_square(model.conv_out, 3, 1, 1):
+    if is_square(model.conv_in, 3, 1, 1) and is_square(model.conv_out, 3, 1, 1):
         yield model.conv_in, Convolution, "entry"
         yield model.conv_out, Convolution, "exit"
     norm, activation = model.conv_norm_out, model.conv_act
     if isinstance(activation, nn.SiLU) and isinstance(norm, nn.GroupNorm):
         yield norm, NormSiLU, ""
         yield activation, Identity, ""
-
-
-def _is_square(conv: Any, size: int, stride: int, padding: int) -> bool:
-    kind = original(conv) if isinstance(conv, nn.Module) else None
-    if kind is not nn.Conv2d or conv.padding_mode != "zeros" or conv.groups != 1 or conv.dilation != (1, 1):
-        return False
-    same = conv.kernel_size == (size, size) and conv.stride == (stride, stride)
-    return same and conv.padding == (padding, padding)

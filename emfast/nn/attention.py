@@ -40,7 +40,7 @@ class Attention(Swapped):
         weights = [layer.weight for layer in projections]
         biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
         qkv = convolution(h, weights, biases, dtype=dtype)
-        h = _image(_attend(*_tokens(qkv, self.heads)), x)
+        h = attend(qkv, self.heads)
         out, dropout = self.to_out
         active = dropout.training and dropout.p > 0
         residual = x if self.residual_connection else None
@@ -63,21 +63,21 @@ def _is_known(block: Any) -> bool:
     return norm and same and block.scale_qk and all(is_plain(layer, nn.Linear) for layer in layers)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Returns softmax(q k^T / sqrt d) v, (B, H, N, D)."""
-    if KERNELS.get(query.device.type, False):
-        return attention(query, key, value)
-    return F.scaled_dot_product_attention(query, key, value)
+def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
+    """Returns softmax(q k^T / sqrt d) v of packed projections, (B, H D, height, width), nothing copied between.
 
-
-def _tokens(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """Returns queries, keys and values, (B, H, N, D), as views of a channels_last (B, 3 H D, height, width) tensor."""
-    batch, channels = qkv.shape[:2]
-    tokens = qkv.permute(0, 2, 3, 1).reshape(batch, -1, 3, heads, channels // (3 * heads))
-    return tokens.permute(2, 0, 3, 1, 4).unbind()
-
-
-def _image(tokens: Tensor, like: Tensor) -> Tensor:
-    """Returns (B, H, N, D) as a channels_last (B, H D, height, width) tensor."""
-    batch, heads, _, size = tokens.shape
-    return tokens.transpose(1, 2).reshape(batch, *like.shape[2:], heads * size).permute(0, 3, 1, 2)
+    Arguments:
+        qkv: (B, 3 H D, height, width), channels_last.
+        heads: H.
+        order: What the channels hold, outermost first: 3 (query, key, value), h (heads) and d (size of a head).
+    """
+    batch, channels, *shape = qkv.shape
+    sizes = {"3": 3, "h": heads, "d": channels // (3 * heads)}
+    x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
+    three, head, size = (2 + order.index(axis) for axis in "3hd")
+    query, key, value = x.permute(three, 0, head, 1, size).unbind()  # (B, H, N, D)
+    if KERNELS.get(qkv.device.type, False):
+        out = attention(query, key, value)
+    else:
+        out = F.scaled_dot_product_attention(query, key, value)
+    return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)

@@ -31,8 +31,8 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def as_kernel(weight: Tensor) -> Tensor:
-    """Returns the weight of a linear layer as that of a 1 x 1 convolution, and any other as it is."""
-    return weight[:, :, None, None] if weight.dim() == 2 else weight
+    """Returns the weight of a linear layer, or of Conv1d, as that of a 1 x 1 convolution, and any other as it is."""
+    return weight if weight.dim() == 4 else weight.reshape(*weight.shape[:2], 1, 1)
 
 
 def fold(weight: Tensor) -> Tensor:

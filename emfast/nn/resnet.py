@@ -78,6 +78,8 @@ def _conditioned(block: Any, h: Tensor, temb: Tensor | None) -> Tensor:
 class UpBlock(Swapped):
     """diffusers' UpBlock2D and AttnUpBlock2D: the skip connections go to the residual blocks as they are."""
 
+    hands_on = True
+
     def forward(
         self: Any,
         hidden_states: Tensor,

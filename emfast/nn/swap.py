@@ -24,15 +24,19 @@ class Settings:
 class Swapped:
     """A mixin that overrides forward of a module of another package. Attributes are those of that module."""
 
+    hands_on = False  # whether it only calls the modules inside, which are accelerated, or left, one by one
+
     def settings(self) -> Settings:
         """Returns what accelerate() was asked for."""
         found: Settings = self.__dict__[SETTINGS]
         return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickles as the original module, with the way back."""
-        base = original(self)
-        return _rebuild, (_mixin(self), base), self.__dict__.copy()
+        """Pickles as the original module does, which may have its own way (EDM's), with the way back."""
+        base: Any = original(self)
+        plain = base.__new__(base)
+        plain.__dict__.update(self.__dict__)
+        return _swapped, (plain, type(self).__bases__[0], plain.__dict__.pop(SETTINGS))
 
 
 def swap(module: nn.Module, mixin: type[Swapped], settings: Settings) -> None:
@@ -66,10 +70,13 @@ def original(module: Any) -> type:
 
 def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Returns whether a module is exactly of a class, without hooks, so that its parameters may be read directly."""
-    if type(module) is not kind:
-        return False
+    return type(module) is kind and not is_hooked(module)
+
+
+def is_hooked(module: Any) -> bool:
+    """Returns whether calling a module does more than its forward."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return not any(module.__dict__.get(name) for name in hooks)
+    return any(module.__dict__.get(name) for name in hooks)
 
 
 def precision(settings: Settings, x: Tensor) -> torch.dtype:
@@ -82,10 +89,6 @@ def precision(settings: Settings, x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _mixin(module: Any) -> type:
-    return type(module).__bases__[0]
-
-
-def _rebuild(mixin: type[Swapped], base: type) -> Any:
-    kind = swapped_class(mixin, base)
-    return kind.__new__(kind)
+def _swapped(module: nn.Module, mixin: type[Swapped], settings: Settings) -> nn.Module:
+    swap(module, mixin, settings)
+    return module

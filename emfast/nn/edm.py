@@ -1,0 +1,130 @@
+"""The modules of EDM's U-Nets: the block, and the convolutions and normalisations outside of blocks."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emfast.nn.attention import attend
+from emfast.nn.conditional import normalised
+from emfast.nn.convolution import convolution
+from emfast.nn.packed import cast
+from emfast.nn.swap import Swapped, is_hooked, original, precision
+
+
+class Block(Swapped):
+    """EDM's UNetBlock: normalisations with SiLU and embedding, residuals in the last convolutions, attention.
+
+    The input may be a pair, the features and their skip connection, read as if concatenated over channels.
+    """
+
+    def forward(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor) -> Tensor:
+        xs = x if isinstance(x, tuple) else (x,)
+        if not _is_known(self):
+            return super().forward(joined(xs), emb)  # type: ignore[misc]
+        settings, scale = self.settings(), float(self.skip_scale)
+        dtype = precision(settings, xs[0])
+        inputs: Any = tuple(cast(part, dtype) for part in xs)
+        inputs = inputs if len(inputs) > 1 else inputs[0]
+        h = resampled(self.conv0, normalised(self.norm0, inputs), dtype)
+        h = normalised(self.norm1, h, self.affine(emb), scaled=self.adaptive_scale)
+        h = F.dropout(h, self.dropout, self.training)
+        y = joined(inputs) if self.skip is None else resampled(self.skip, inputs, dtype)
+        y = _scaled(convolution(h, self.conv1.weight, self.conv1.bias, residual=y, padding=1, dtype=dtype), scale)
+        if self.num_heads:
+            h = normalised(self.norm2, y, silu=False)
+            qkv = convolution(h, self.qkv.weight, self.qkv.bias, dtype=dtype)
+            h = attend(qkv, self.num_heads, "hd3")
+            y = _scaled(convolution(h, self.proj.weight, self.proj.bias, residual=y, dtype=dtype), scale)
+        return y.to(xs[0].dtype) if settings.dtype else y
+
+
+class Convolution(Swapped):
+    """EDM's Conv2d, outside of blocks."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = resampled(self, x, precision(self.settings(), x))
+        return y.to(x.dtype) if self.settings().dtype else y
+
+
+class Norm(Swapped):
+    """EDM's GroupNorm, outside of blocks."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return normalised(self, x, silu=False)
+
+
+def resampled(conv: Any, x: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """Returns what an EDM Conv2d does: resampling by its filter, convolution, or both.
+
+    Arguments:
+        conv: The module: weight (None for none), bias, up, down, resample_filter, fused_resample.
+        x: The features; two tensors are read as their concatenation over channels.
+        dtype: The precision.
+    """
+    if conv.weight is None:
+        return _filtered(conv, cast(joined(x), dtype))
+    padding = conv.weight.shape[-1] // 2
+    options: dict[str, Any] = {"dtype": dtype, "padding": padding}
+    if not (conv.up or conv.down):
+        return convolution(x, conv.weight, conv.bias, **options)
+    x, size = joined(x), conv.resample_filter.shape[-1]
+    if conv.down and conv.fused_resample:
+        options["padding"] += (size - 1) // 2
+        y = convolution(x, conv.weight, None, **options)
+        y = F.conv2d(y, _depthwise(conv, y), groups=y.shape[1], stride=2)
+        return y if conv.bias is None else y + conv.bias.to(y.dtype)[:, None, None]
+    if conv.up and size == 2 and padding == 1:
+        return convolution(x, conv.weight, conv.bias, upsample=True, **options)
+    if conv.up and size == 2 and padding == 0:  # a 1 x 1 convolution of copied pixels is the copy of its result
+        return _filtered(conv, convolution(x, conv.weight, conv.bias, **options))
+    return convolution(_filtered(conv, cast(x, dtype)), conv.weight, conv.bias, **options)
+
+
+def _filtered(conv: Any, x: Tensor) -> Tensor:
+    """Returns x resampled by two. The filter of size 2 is a box: copies of pixels, or their means."""
+    if not (conv.up or conv.down):
+        return x
+    size = conv.resample_filter.shape[-1]
+    if size == 2:
+        return F.interpolate(x, scale_factor=2.0) if conv.up else F.avg_pool2d(x, 2)
+    padding, kernel = (size - 1) // 2, _depthwise(conv, x)
+    if conv.up:
+        return F.conv_transpose2d(x, 4 * kernel, groups=x.shape[1], stride=2, padding=padding)
+    return F.conv2d(x, kernel, groups=x.shape[1], stride=2, padding=padding)
+
+
+def _depthwise(conv: Any, x: Tensor) -> Tensor:
+    kernel: Tensor = conv.resample_filter.to(x.dtype)
+    return kernel.tile(x.shape[1], 1, 1, 1)
+
+
+def joined(x: Any) -> Tensor:
+    """Returns one tensor of one or two."""
+    if isinstance(x, Tensor):
+        return x
+    return x[0] if len(x) == 1 else torch.cat(x, 1)
+
+
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1 else x * scale
+
+
+def _is_known(block: Any) -> bool:
+    """Returns whether the parts are as they were made: not wrapped, replaced or observed since."""
+    norms, convolutions = [block.norm0, block.norm1], [block.conv0, block.conv1]
+    if block.skip is not None:
+        convolutions.append(block.skip)
+    if block.num_heads:
+        norms.append(block.norm2)
+        convolutions += [block.qkv, block.proj]
+    module = original(block).__module__
+    parts = [(part, "GroupNorm") for part in norms] + [(part, "Conv2d") for part in convolutions]
+    return all(is_part(part, name, module) for part, name in parts)
+
+
+def is_part(part: Any, name: str, module: str) -> bool:
+    """Returns whether a part is of the class of a name in a module, without hooks."""
+    kind = type(part)
+    return kind.__name__ == name and kind.__module__ == module and not is_hooked(part)
