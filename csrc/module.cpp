@@ -48,6 +48,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("use_instruction_set", &emfast::use_instruction_set);
   emfast::define_attention(module);
   emfast::define_group_norm_silu(module);
+  emfast::define_mask_misfit(module);
   emfast::define_random(module);
   emfast::define_sampler_update(module);
 }

@@ -3,4 +3,5 @@
 from emfast.ops.attention import attention as attention
 from emfast.ops.group_norm_silu import group_norm_silu as group_norm_silu
 from emfast.ops.group_norm_silu import modulated as modulated
+from emfast.ops.mask_misfit import mask_misfit as mask_misfit
 from emfast.ops.sampler_update import sampler_update as sampler_update

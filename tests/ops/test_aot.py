@@ -49,6 +49,12 @@ def sampler_update(dtype: torch.dtype, shape: tuple[int, ...], full: bool) -> No
     triton_launcher("sampler_update", "sampler_update")(x, x, x if full else None, table, ids[0], ids, -5)
 
 
+def mask_misfit(dtype: torch.dtype, mask_dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Launches the misfit of masked images."""
+    x, mask = torch.empty(shape, dtype=dtype), torch.empty((shape[0], 1, *shape[2:]), dtype=mask_dtype)
+    triton_launcher("mask_misfit", "mask_misfit")(x, x, mask)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, True)),
@@ -61,9 +67,11 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (normal, ((3, 32, 32),)),
     (sampler_update, (BF16, (2, 3, 32, 32), True)),
     (sampler_update, (FP32, (2, 1, 32, 32), False)),
+    (mask_misfit, (BF16, FP32, (2, 3, 32, 32))),
+    (mask_misfit, (FP32, FP32, (1, 1, 33, 33))),
 ]
-ODD = {4, 7}  # cases whose rows do not start at multiples of 16 bytes, or that read next to nothing
-SAMPLE = {(0, 90), (0, 120), (1, 86), (3, 80), (7, 90), (8, 90)}  # of cases and architectures, run by default
+ODD = {4, 7, 11}  # cases whose rows do not start at multiples of 16 bytes, or that read next to nothing
+SAMPLE = {(0, 90), (0, 120), (1, 86), (3, 80), (7, 90), (8, 90), (10, 90)}  # of cases and architectures, run by default
 
 
 class CompilingDriver:

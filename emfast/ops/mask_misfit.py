@@ -1,0 +1,126 @@
+"""How far masked images are from their observations, and the way back, in one pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+from emfast._library import addresses, extension, register
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
+Misfit = tuple[Tensor, Tensor, Tensor]
+
+
+def mask_misfit(
+    x: Tensor,  # (B, C, H, W)
+    y: Tensor,  # (B, C, H, W)
+    mask: Tensor,  # (B or 1, 1, H, W)
+) -> Misfit:
+    r"""Returns the residual of masked images, its squared norm per image, and its adjoint.
+
+    .. math:: r = y - m \odot x, \quad \|r\|_2^2, \quad A^\top r = m \odot r
+
+    Arguments:
+        x: The images; float16, bfloat16, float32 or float64.
+        y: The observations, of the dtype of x.
+        mask: 1 where a pixel is observed, 0 where it is missing; of the dtype of x or float32. It has no gradient.
+
+    Returns:
+        r, contiguous, of the shape and dtype of x; (B,) float32 (float64 for float64), summed in partial sums; m r,
+        like r.
+
+    Raises:
+        ValueError: If shapes do not match or the mask requires a gradient.
+        TypeError: If dtypes do not match.
+
+    References:
+        | Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2022), arXiv 2209.14687
+    """
+    name = "mask_misfit"
+    check_images(name, x, y)
+    fits = mask.shape in ((x.shape[0], 1, *x.shape[2:]), (1, 1, *x.shape[2:]))
+    check(fits, name, "mask", f"of shape ({x.shape[0]} or 1, 1, {x.shape[2]}, {x.shape[3]})", mask)
+    known = mask.dtype in (x.dtype, torch.float32)
+    check(known, name, "mask", f"of dtype {x.dtype} or torch.float32", mask.dtype, error=TypeError)
+    check(not mask.requires_grad, name, "mask", "to require no gradient", "one that does", "Detach it")
+    if len(mask) > 1 and mask.stride(0) == 0:
+        mask = mask[:1]  # one for all, which is not to be copied
+    misfit: Misfit = _misfit(x, y, mask)
+    return misfit
+
+
+def check_images(name: str, x: Tensor, y: Tensor) -> None:
+    """Checks what the misfit ops have in common: images, and observations like them."""
+    check(x.is_floating_point(), name, "x", "to be a floating tensor", x.dtype, "Cast it with x.float()", TypeError)
+    check(x.dim() == 4, name, "x", "of shape (B, C, H, W)", x)
+    check(y.shape == x.shape, name, "y", f"of the shape {tuple(x.shape)} of x", y)
+    check(y.dtype == x.dtype, name, "y", f"of dtype {x.dtype}", y.dtype, error=TypeError)
+
+
+def accumulate(x: Tensor) -> torch.dtype:
+    """Returns the dtype of sums over values of x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def reference(x: Tensor, y: Tensor, mask: Tensor) -> Misfit:
+    """The specification."""
+    dtype = accumulate(x)
+    m = mask.to(dtype)
+    r = (y.to(dtype) - m * x.to(dtype)).contiguous()
+    return r.to(x.dtype, copy=True), r.square().flatten(1).sum(1), (m * r).to(x.dtype)
+
+
+def fake_misfit(x: Tensor, *rest: Any) -> Misfit:
+    """Returns uninitialised results of a misfit op."""
+    return x.new_empty(x.shape), x.new_empty(len(x), dtype=accumulate(x)), x.new_empty(x.shape)
+
+
+def unsupported(x: Tensor, *rest: Any) -> str | None:
+    """Returns why the kernels cannot take images, or None if they can."""
+    if x.numel() == 0:
+        return "an empty tensor"
+    return None if x.dtype in DTYPES else f"{x.dtype}, which only the reference takes"
+
+
+def residual_cotangent(residual: Tensor, grads: tuple[Tensor | None, ...], apply: Any) -> Tensor:
+    """Returns the gradient to the residual, from those to residual, squared norm and adjoint; any may be missing."""
+    to_residual, to_norm, to_adjoint = grads
+    total = torch.zeros_like(residual) if to_residual is None else to_residual
+    if to_norm is not None:
+        total = total + (2 * to_norm.reshape(-1, 1, 1, 1) * residual).to(residual.dtype)
+    return total if to_adjoint is None else total + apply(to_adjoint)
+
+
+def _cpp(x: Tensor, y: Tensor, mask: Tensor) -> Misfit:
+    results = fake_misfit(x)
+    x, y, mask = x.contiguous(), y.contiguous(), mask.contiguous()
+    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    sizes = (DTYPES[x.dtype], mask.dtype != x.dtype, batch, channels, pixels, pixels if len(mask) > 1 else 0)
+    extension().mask_misfit(addresses(x, y, mask, *results), sizes)
+    return results
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Misfit) -> None:
+    ctx.save_for_backward(inputs[2], output[0])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    mask, residual = ctx.saved_tensors
+    mask = mask.to(residual.dtype)
+    cotangent = residual_cotangent(residual, grads, lambda v: mask * v)
+    return -mask * cotangent if ctx.needs_input_grad[0] else None, cotangent, None
+
+
+_misfit = register(
+    "mask_misfit",
+    "(Tensor x, Tensor y, Tensor mask) -> (Tensor, Tensor, Tensor)",
+    reference=reference,
+    fake=fake_misfit,
+    backward=_backward,
+    setup_context=_setup_context,
+    triton="mask_misfit",
+    cpp=_cpp,
+    unsupported=unsupported,
+)
