@@ -7,9 +7,16 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._library import addresses, extension, register
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
-Misfit = tuple[Tensor, Tensor, Tensor]
+from emfast.ops._images import (
+    DTYPES,
+    Misfit,
+    accumulate,
+    check_images,
+    fake_misfit,
+    misfit_gradients,
+    misfit_of,
+    unsupported,
+)
 
 
 def mask_misfit(
@@ -50,46 +57,10 @@ def mask_misfit(
     return misfit
 
 
-def check_images(name: str, x: Tensor, y: Tensor) -> None:
-    """Checks what the misfit ops have in common: images, and observations like them."""
-    check(x.is_floating_point(), name, "x", "to be a floating tensor", x.dtype, "Cast it with x.float()", TypeError)
-    check(x.dim() == 4, name, "x", "of shape (B, C, H, W)", x)
-    check(y.shape == x.shape, name, "y", f"of the shape {tuple(x.shape)} of x", y)
-    check(y.dtype == x.dtype, name, "y", f"of dtype {x.dtype}", y.dtype, error=TypeError)
-
-
-def accumulate(x: Tensor) -> torch.dtype:
-    """Returns the dtype of sums over values of x."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def reference(x: Tensor, y: Tensor, mask: Tensor) -> Misfit:
     """The specification."""
-    dtype = accumulate(x)
-    m = mask.to(dtype)
-    r = (y.to(dtype) - m * x.to(dtype)).contiguous()
-    return r.to(x.dtype, copy=True), r.square().flatten(1).sum(1), (m * r).to(x.dtype)
-
-
-def fake_misfit(x: Tensor, *rest: Any) -> Misfit:
-    """Returns uninitialised results of a misfit op."""
-    return x.new_empty(x.shape), x.new_empty(len(x), dtype=accumulate(x)), x.new_empty(x.shape)
-
-
-def unsupported(x: Tensor, *rest: Any) -> str | None:
-    """Returns why the kernels cannot take images, or None if they can."""
-    if x.numel() == 0:
-        return "an empty tensor"
-    return None if x.dtype in DTYPES else f"{x.dtype}, which only the reference takes"
-
-
-def residual_cotangent(residual: Tensor, grads: tuple[Tensor | None, ...], apply: Any) -> Tensor:
-    """Returns the gradient to the residual, from those to residual, squared norm and adjoint; any may be missing."""
-    to_residual, to_norm, to_adjoint = grads
-    total = torch.zeros_like(residual) if to_residual is None else to_residual
-    if to_norm is not None:
-        total = total + (2 * to_norm.reshape(-1, 1, 1, 1) * residual).to(residual.dtype)
-    return total if to_adjoint is None else total + apply(to_adjoint)
+    m = mask.to(accumulate(x))
+    return misfit_of(x, y, lambda v: m * v, lambda v: m * v)
 
 
 def _cpp(x: Tensor, y: Tensor, mask: Tensor) -> Misfit:
@@ -109,8 +80,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Misfit) -> None:
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     mask, residual = ctx.saved_tensors
     mask = mask.to(residual.dtype)
-    cotangent = residual_cotangent(residual, grads, lambda v: mask * v)
-    return -mask * cotangent if ctx.needs_input_grad[0] else None, cotangent, None
+    return *misfit_gradients(residual, grads, lambda v: mask * v, lambda v: mask * v), None
 
 
 _misfit = register(

@@ -55,6 +55,12 @@ def mask_misfit(dtype: torch.dtype, mask_dtype: torch.dtype, shape: tuple[int, .
     triton_launcher("mask_misfit", "mask_misfit")(x, x, mask)
 
 
+def separable_blur(dtype: torch.dtype, shape: tuple[int, ...], circular: bool) -> None:
+    """Launches the misfit of blurred images, which launches the blur and its adjoint too."""
+    x, taps = torch.empty(shape, dtype=dtype), torch.empty(9)
+    triton_launcher("separable_blur", "separable_blur_misfit")(x, x, taps, taps, circular)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, True)),
@@ -69,9 +75,26 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (sampler_update, (FP32, (2, 1, 32, 32), False)),
     (mask_misfit, (BF16, FP32, (2, 3, 32, 32))),
     (mask_misfit, (FP32, FP32, (1, 1, 33, 33))),
+    (separable_blur, (BF16, (2, 3, 32, 32), False)),
+    (separable_blur, (FP32, (2, 3, 32, 32), True)),
 ]
-ODD = {4, 7, 11}  # cases whose rows do not start at multiples of 16 bytes, or that read next to nothing
-SAMPLE = {(0, 90), (0, 120), (1, 86), (3, 80), (7, 90), (8, 90), (10, 90)}  # of cases and architectures, run by default
+ODD = {
+    4,
+    7,
+    11,
+    12,
+    13,
+}  # cases whose rows do not start at multiples of 16 bytes, or that read next to nothing, or gather
+SAMPLE = {
+    (0, 90),
+    (0, 120),
+    (1, 86),
+    (3, 80),
+    (7, 90),
+    (8, 90),
+    (10, 90),
+    (12, 90),
+}  # of cases and architectures, run by default
 
 
 class CompilingDriver:
