@@ -42,7 +42,7 @@ struct Pass {
     blur.tap_stride = s[6] > 1 ? size + 1 : 0, blur.channels = s[2];
   }
 
-  int64_t scratch() const { return (blur.height + 1) * blur.line() + blur.height; }
+  int64_t scratch() const { return (blur.height + 1) * blur.line() + blur.taps + slack + blur.height; }
 };
 
 // x, kernels, result

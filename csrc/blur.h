@@ -34,7 +34,7 @@ double blur_rows(const BlurPass& a, int64_t plane, int64_t begin, int64_t end, f
   const T* x = static_cast<const T*>(a.x) + plane * a.height * a.width;
   const int64_t border = a.adjoint ? a.half : 0, count = a.width + 2 * border;
   const int64_t* tap_start = a.tap_start + plane / a.channels * a.tap_stride;
-  float *lines = scratch, *out = lines + a.height * a.line(), *ready = out + a.line();
+  float *lines = scratch, *out = lines + a.height * a.line(), *ready = out + a.line() + a.taps + slack;
   for (int64_t i = 0; i < a.height; ++i) ready[i] = 0;
   double squares = 0;
   for (int64_t i = begin; i < end; ++i) {
@@ -42,7 +42,7 @@ double blur_rows(const BlurPass& a, int64_t plane, int64_t begin, int64_t end, f
       const int64_t row = a.sources[s].row;
       if (ready[row] != 0) continue;
       float* v = lines + row * a.line() + a.margin();
-      for (int64_t j = 0; j < a.width; j += lanes) store(v + j, load(x + row * a.width + j, a.width - j));
+      for (int64_t j = 0; j < a.width; j += lanes) store(v + j, load(x + row * a.width + j, a.width - j), a.width - j);
       pad(a, v);
       ready[row] = 1;
     }

@@ -7,11 +7,14 @@ namespace {
 
 // Fills the margins of a row that starts at v: what the padding says there is, or zeros for an adjoint.
 EMFAST_INLINE void pad(const BlurPass& a, float* v) {
-  const int64_t width = a.width;
-  for (int64_t q = 1; q <= a.margin(); ++q) {
-    v[-q] = a.adjoint ? 0.0f : a.circular ? v[width - q] : v[q];
-    v[width - 1 + q] = a.adjoint ? 0.0f : a.circular ? v[q - 1] : v[width - 1 - q];
-  }
+  const int64_t width = a.width, margin = a.margin();
+  float* end = v + width;
+  if (a.adjoint)
+    for (int64_t q = 0; q < margin; ++q) v[q - margin] = end[q] = 0.0f;
+  else if (a.circular)
+    for (int64_t q = 0; q < margin; ++q) v[q - margin] = end[q - margin], end[q] = v[q];
+  else
+    for (int64_t q = 1; q <= margin; ++q) v[-q] = v[q], end[q - 1] = end[-1 - q];
 }
 
 // Adds what an adjoint gave to the margins of a row to the pixels that they mirror.
@@ -29,7 +32,7 @@ EMFAST_INLINE double finish(const BlurPass& a, const float* row, int64_t plane, 
   const T* y = a.y ? static_cast<const T*>(a.y) + first : nullptr;
   vec squares = {};
   for (int64_t j = 0; j < a.width; j += lanes) {
-    const int64_t left = a.width - j;
+    const int64_t left = a.width - j;  // what lies behind is zero, and adds nothing
     vec r = load(row + j, left);
     if (y) r = load(y + j, left) - r;
     store(out + j, r, left);

@@ -26,6 +26,8 @@ struct Tap {
 };
 
 constexpr int64_t band = 64;  // rows of one image and channel per job
+constexpr int64_t group = 8;   // rows that are worked on together
+constexpr int64_t slack = 64;  // floats by which vectors overrun a row
 
 // One blur, or its adjoint, of every channel of every image.
 struct BlurPass {
@@ -44,7 +46,7 @@ struct BlurPass {
 
   int64_t bands() const { return (height + band - 1) / band; }
   int64_t margin() const { return adjoint ? 2 * half : half; }
-  int64_t line() const { return width + 2 * margin() + 64; }  // a row with its margins, which vectors may overrun
+  int64_t line() const { return (width + 2 * margin() + 15) / 16 * 16; }  // a row with its margins
 };
 
 inline int64_t reflected(int64_t i, int64_t length, bool circular) {
@@ -53,19 +55,19 @@ inline int64_t reflected(int64_t i, int64_t length, bool circular) {
 }
 
 inline Sources sources_of(int64_t length, int64_t taps, bool circular, bool adjoint) {
-  std::vector<std::vector<Source>> lists(length);
+  const auto row_of = [&](int64_t i, int64_t k) {  // of the result
+    return adjoint ? reflected(i + k - taps / 2, length, circular) : i;
+  };
+  Sources result{std::vector<int64_t>(length + 1), std::vector<Source>(length * taps)};
+  for (int64_t i = 0; i < length; ++i)
+    for (int64_t k = 0; k < taps; ++k) ++result.start[row_of(i, k) + 1];
+  for (int64_t i = 0; i < length; ++i) result.start[i + 1] += result.start[i];
+  std::vector<int64_t> next(result.start);
   for (int64_t i = 0; i < length; ++i)
     for (int64_t k = 0; k < taps; ++k) {
-      const int64_t source = reflected(i + k - taps / 2, length, circular);
-      lists[adjoint ? source : i].push_back(
-          {static_cast<int32_t>(adjoint ? i : source), static_cast<int32_t>(k)});
+      const int64_t source = adjoint ? i : reflected(i + k - taps / 2, length, circular);
+      result.list[next[row_of(i, k)]++] = {static_cast<int32_t>(source), static_cast<int32_t>(k)};
     }
-  Sources result;
-  for (const auto& list : lists) {
-    result.start.push_back(static_cast<int64_t>(result.list.size()));
-    result.list.insert(result.list.end(), list.begin(), list.end());
-  }
-  result.start.push_back(static_cast<int64_t>(result.list.size()));
   return result;
 }
 

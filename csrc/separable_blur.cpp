@@ -33,11 +33,13 @@ struct Pass {
   }
 };
 
+int64_t scratch(const BlurPass& a) { return 2 * (group * a.line() + a.taps + slack); }
+
 // x, rows, columns, result
 void separable_blur(const std::array<int64_t, 4>& p, const Sizes& sizes, bool circular, bool adjoint) {
   Pass pass(sizes, at<float>(p[1]), at<float>(p[2]), circular, adjoint);
   pass.blur.x = at<void>(p[0]), pass.blur.out = at<void>(p[3]);
-  run_passes({pass.blur}, EMFAST_DISPATCH(separable_blur), 2 * pass.blur.line());
+  run_passes({pass.blur}, EMFAST_DISPATCH(separable_blur), scratch(pass.blur));
 }
 
 // x, y, rows, columns, residual, norm, adjoint
@@ -48,7 +50,7 @@ void separable_blur_misfit(const std::array<int64_t, 7>& p, const Sizes& sizes, 
   pass.blur.x = at<void>(p[0]), pass.blur.y = at<void>(p[1]), pass.blur.out = at<void>(p[4]);
   pass.blur.squares = squares.data();
   back.blur.x = at<void>(p[4]), back.blur.out = at<void>(p[6]);
-  run_passes({pass.blur, back.blur}, EMFAST_DISPATCH(separable_blur), 2 * back.blur.line());
+  run_passes({pass.blur, back.blur}, EMFAST_DISPATCH(separable_blur), scratch(back.blur));
   sum_bands(squares, sizes[1], at<float>(p[5]));
 }
 

@@ -34,38 +34,41 @@ EMFAST_INLINE void sum_rows(const BlurPass& a, const T* x, int64_t i, float* v) 
   store(v, total);
 }
 
-// Writes to out[0, count) the sums of v over shifts.
-template <int N>
-EMFAST_INLINE int64_t sum_shifts(const BlurPass& a, const float* v, int64_t j, int64_t count, float* out) {
-  for (; j + (N - 1) * lanes < count; j += N * lanes) {
-    vec total[N] = {};
+// Writes to out the sums of v over shifts, for a group of lines as if it were one.
+EMFAST_INLINE void sum_shifts(const BlurPass& a, const float* v, int64_t count, float* out) {
+  for (int64_t j = 0; j < count; j += 4 * lanes) {
+    vec total[4] = {};
     for (int64_t k = 0; k < a.taps; ++k)
-      for (int n = 0; n < N; ++n) total[n] += load(v + j + k + n * lanes) * a.columns[k];
-    for (int n = 0; n < N; ++n) store(out + j + n * lanes, total[n]);
+      for (int n = 0; n < 4; ++n) total[n] += load(v + j + k + n * lanes) * a.columns[k];
+    for (int n = 0; n < 4; ++n) store(out + j + n * lanes, total[n]);
   }
-  return j;
 }
 
+// Rows go in groups: what was just stored cannot be loaded from another offset before it has reached the cache.
 template <typename T>
 double blur_rows(const BlurPass& a, int64_t plane, int64_t begin, int64_t end, float* scratch) {
   const T* x = static_cast<const T*>(a.x) + plane * a.height * a.width;
-  float *v = scratch + a.margin(), *out = scratch + a.line();
-  const int64_t border = a.adjoint ? a.half : 0, count = a.width + 2 * border;
+  const int64_t border = a.adjoint ? a.half : 0, line = a.line();
+  float* out = scratch + group * line + a.taps + slack;
   double squares = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    sum_rows(a, x, i, v);
-    pad(a, v);
-    const int64_t j = sum_shifts<4>(a, scratch, 0, count, out);
-    sum_shifts<1>(a, scratch, sum_shifts<2>(a, scratch, j, count, out), count, out);
-    fold(a, out + border);
-    squares += finish<T>(a, out + border, plane, i);
+  for (int64_t first = begin; first < end; first += group) {
+    const int64_t rows = first + group < end ? group : end - first;
+    for (int64_t i = 0; i < rows; ++i) {
+      sum_rows(a, x, first + i, scratch + i * line + a.margin());
+      pad(a, scratch + i * line + a.margin());
+    }
+    sum_shifts(a, scratch, rows * line, out);
+    for (int64_t i = 0; i < rows; ++i) {
+      fold(a, out + i * line + border);
+      squares += finish<T>(a, out + i * line + border, plane, first + i);
+    }
   }
   return squares;
 }
 
 }  // namespace
 
-// Makes rows [begin, end) of a plane; scratch is for two lines. Returns the sum of the squares of the results.
+// Makes rows [begin, end) of a plane; scratch is for two groups of lines with slack. Returns the sum of the squares of the results.
 double separable_blur(const BlurPass& a, int64_t plane, int64_t begin, int64_t end, float* scratch) {
   double squares = 0;
   with_dtype(a.dtype, [&](auto zero) { squares = blur_rows<decltype(zero)>(a, plane, begin, end, scratch); });

@@ -61,6 +61,12 @@ def separable_blur(dtype: torch.dtype, shape: tuple[int, ...], circular: bool) -
     triton_launcher("separable_blur", "separable_blur_misfit")(x, x, taps, taps, circular)
 
 
+def blur(dtype: torch.dtype, shape: tuple[int, ...], circular: bool) -> None:
+    """Launches the misfit of blurred images, which launches the blur and its adjoint too."""
+    x, kernel = torch.empty(shape, dtype=dtype), torch.empty(shape[0], 1, 9, 9)
+    triton_launcher("blur", "blur_misfit")(x, x, kernel, circular)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, True)),
@@ -77,6 +83,8 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (mask_misfit, (FP32, FP32, (1, 1, 33, 33))),
     (separable_blur, (BF16, (2, 3, 32, 32), False)),
     (separable_blur, (FP32, (2, 3, 32, 32), True)),
+    (blur, (BF16, (2, 3, 32, 32), False)),
+    (blur, (FP32, (2, 3, 32, 32), True)),
 ]
 ODD = {
     4,

@@ -8,7 +8,7 @@ from contracts import check_accuracy, check_op, draw, require
 from emfast._library import backend as forced
 from emfast.ops import blur, blur_misfit
 
-SIZES = [(2, 3, 5, 7), (1, 1, 3, 2), (3, 1, 32, 32), (1, 2, 70, 83)]
+SIZES = [(2, 3, 5, 7), (1, 1, 3, 2), (2, 1, 32, 32), (1, 2, 70, 33)]
 
 
 def kernels(x, size=3, shared=False):
@@ -60,10 +60,10 @@ def test_contract(padding, shared, backend, device):
 def test_contract_of_the_misfit(padding, backend, device):
     pairs = [[partial(f, padding=padding, index=i) for f in (ours_misfit, native_misfit)] for i in range(3)]
     samples = [{"x": size, "y": size} for size in SIZES]
-    check_op(*pairs[1], samples, backend=backend, device=device)
+    check_op(*pairs[1], samples[:2], backend=backend, device=device)
     with forced(backend):
         for sample in samples:
-            for pair in (pairs[0], pairs[2]):
+            for pair in pairs:
                 check_accuracy(*pair, draw(sample, torch.float32, "contiguous", device), f"{sample}")
 
 

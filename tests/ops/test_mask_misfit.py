@@ -7,7 +7,7 @@ from contracts import check_accuracy, check_op, draw, require
 from emfast._library import backend as forced
 from emfast.ops import mask_misfit
 
-SIZES = [(2, 3, 5, 7), (3, 1, 1, 1), (4, 1, 32, 32), (1, 2, 130, 130)]
+SIZES = [(2, 3, 5, 7), (3, 1, 1, 1), (2, 1, 32, 40)]
 SAMPLES = [{"x": size, "y": size} for size in SIZES]
 
 
@@ -36,8 +36,8 @@ def test_contract(shared, backend, device):
     pairs = [[partial(f, index=i, shared=shared, wide=shared) for f in (ours, native)] for i in range(3)]
     check_op(*pairs[1], SAMPLES, backend=backend, device=device)
     with forced(backend):
-        for sample in SAMPLES:
-            for pair in (pairs[0], pairs[2]):
+        for sample in (*SAMPLES, {"x": (1, 2, 130, 130), "y": (1, 2, 130, 130)}):
+            for pair in pairs:
                 check_accuracy(*pair, draw(sample, torch.bfloat16, "contiguous", device), f"{sample}")
 
 

@@ -8,7 +8,7 @@ from contracts import check_accuracy, check_op, draw, require
 from emfast._library import backend as forced
 from emfast.ops import separable_blur, separable_blur_misfit
 
-SIZES = [(2, 3, 5, 7), (1, 1, 3, 2), (4, 1, 32, 32), (1, 2, 100, 83)]
+SIZES = [(2, 3, 5, 7), (1, 1, 3, 2), (2, 1, 32, 32), (1, 2, 70, 33)]
 TAPS = {"rows": torch.tensor([0.2, -0.4, 0.3, 0.5, 0.1]), "columns": torch.tensor([0.3, 0.9, 0.2])}
 
 
@@ -46,10 +46,10 @@ def test_contract_of_the_misfit(padding, backend, device):
 
     pairs = [[partial(ours, index=i), partial(native_misfit, index=i, **options)] for i in range(3)]
     samples = [{"x": size, "y": size} for size in SIZES]
-    check_op(*pairs[1], samples, backend=backend, device=device)
+    check_op(*pairs[1], samples[:2], backend=backend, device=device)
     with forced(backend):
         for sample in samples:
-            for pair in (pairs[0], pairs[2]):
+            for pair in pairs:
                 check_accuracy(*pair, draw(sample, torch.float32, "contiguous", device), f"{sample}")
 
 
