@@ -81,21 +81,26 @@ class EStepConfig:
     """The E-step: one posterior sample for every observation.
 
     Args:
-        batch_size: Observations reconstructed together.
+        batch_size: Observations reconstructed together; auto: found by trying, once for the run.
         shard_size: Observations in one file of the store: what an interruption costs at most.
+        warm_start: From the second round on, begin at the reconstruction of the round before, brought to this noise
+            level (in data units), instead of at pure noise; none: always at pure noise.
         subset: Random observations per warm-started round; none: all.
         scales: Candidates for the sampler's scale, tried each round, the smallest data misfit wins; empty: keep it.
         scale_images: Observations the candidates are tried on.
     """
 
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
     shard_size: int = 256
+    warm_start: float | None = None
     subset: int | None = 5000
     scales: list[float] = field(default_factory=list)
     scale_images: int = 16
 
     def __post_init__(self) -> None:
-        _positive("e_step", self, "batch_size", "shard_size", "subset", "scale_images")
+        _positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images")
+        if self.batch_size != "auto":
+            _positive("e_step", self, "batch_size")
         check(all(scale > 0 for scale in self.scales), "config", "e_step.scales", "to be positive", self.scales)
 
 

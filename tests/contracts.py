@@ -12,6 +12,7 @@ from emfast._library import OPS
 from emfast._library import backend as forced
 from emfast.adapters import accelerate, restore
 from emfast.diffusion import Denoiser, VPSchedule
+from emfast.operators import Operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "permuted")
@@ -168,6 +169,13 @@ def check_operator(operator, shape):
     (gradient,) = torch.autograd.grad(misfit, leaf) if misfit.requires_grad else (torch.zeros_like(x),)
     expected = -operator.adjoint(v - operator.apply(x, parameters), parameters)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
+
+    c = torch.tensor(0.3, dtype=torch.float64)
+    ours = operator.regularised_inverse(v, c, parameters, iterations=200)
+    by_iteration = Operator.regularised_inverse(operator, v, c, parameters, iterations=200)
+    normal = operator.adjoint(operator.apply(ours, parameters), parameters) + c * ours
+    torch.testing.assert_close(normal, operator.adjoint(v, parameters), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ours, by_iteration, rtol=1e-8, atol=1e-8)
 
     for row in range(3):
         alone = operator.observe(x[row : row + 1], ids=ids[row : row + 1])

@@ -14,21 +14,23 @@ from jsonargparse import ArgumentParser, Namespace
 
 from emfast._check import message
 from emfast.commands import COMMANDS
+from emfast.commands.classes import CLASSES, choose_classes
 
-CLASSES = {"operator": "emfast.operators", "sampler": "emfast.samplers"}
 DEFAULTS: dict[str, Any] = {
     "operator": {"class_path": "emfast.operators.Mask", "init_args": {"missing": 0.6}},
     "sampler": {"class_path": "emfast.samplers.DPS"},
 }
 
 
-def build(command: str, options: type) -> ArgumentParser:
+def build(command: str, options: type, chosen: dict[str, str] | None = None) -> ArgumentParser:
     """Returns the parser of a command: every field of its options is a flag and a key of `--config FILE`.
 
     Arguments:
         command: The name of the command.
         options: A dataclass; fields without a default are positional.
+        chosen: The class that each key of CLASSES will have, so that the options left out are that class's own.
     """
+    defaults = DEFAULTS | {key: {"class_path": path} for key, path in (chosen or {}).items()}
     parser = ArgumentParser(
         prog=f"emfast {command}",
         description=COMMANDS[command].capitalize() + ".",
@@ -38,7 +40,7 @@ def build(command: str, options: type) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="A YAML file with any of the options below.")
     parser.add_class_arguments(options, as_positional=True)
     names = {name.split(".")[0] for name in _names(parser)}
-    parser.set_defaults({key: value for key, value in DEFAULTS.items() if key in names})
+    parser.set_defaults({key: value for key, value in defaults.items() if key in names})
     positional = "".join(f" {name.upper()}" for name in _required(parser))
     parser.usage = f"emfast {command}{positional} [--config FILE] [--option VALUE ...]"
     return parser
@@ -54,9 +56,10 @@ def parse(command: str, options: type, argv: Sequence[str]) -> tuple[Any, str]:
     Raises:
         ValueError: If there is a mistake in the command line or in a config file; one sentence.
     """
-    parser = build(command, options)
+    chosen, arguments = choose_classes(argv)
+    parser = build(command, options, chosen)
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(arguments)
         text = parser.dump(namespace, skip_unset=False)
     except (ArgumentError, TypeError) as error:
         raise ValueError(_sentence(parser, str(error), argv)) from error

@@ -44,7 +44,7 @@ class Options:
         crop: Centre crop of this many pixels before resizing.
         limit: Use only the first so many.
         seed: The seed of the simulated noise and of the sampler.
-        batch_size: Observations reconstructed together.
+        batch_size: Observations reconstructed together; auto: found by trying.
         shard_size: Observations in one file of the store: what an interruption costs at most.
         pictures: Images in the picture.
         device: "auto", "cpu", "cuda", "cuda:1", ...
@@ -62,7 +62,7 @@ class Options:
     crop: int | None = None
     limit: int | None = None
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
     shard_size: int = 256
     pictures: int = 8
     device: str = "auto"
@@ -74,7 +74,7 @@ class Options:
         check(self.sigma >= 0, "restore", "sigma", "to be >= 0", self.sigma)
         for name in ("limit", "batch_size", "shard_size", "pictures"):
             value = getattr(self, name)
-            check(value is None or value > 0, "restore", name, "to be positive", value)
+            check(value in (None, "auto") or value > 0, "restore", name, "to be positive", value)
 
 
 def run(options: Options, yaml: str) -> None:

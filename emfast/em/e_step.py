@@ -1,6 +1,10 @@
 """The E-step: one posterior sample for every observation, shard by shard into a store."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,9 +12,11 @@ from torch import Tensor
 from emfast import random
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
+from emfast.em.batch_size import choose_batch_size
 from emfast.em.observations import Observations
 from emfast.em.processes import Processes
 from emfast.em.state import Stopwatch
+from emfast.graph import kept
 from emfast.samplers import Sampler
 
 
@@ -21,7 +27,7 @@ def e_step(
     ids: Tensor,
     store: Store,
     *,
-    batch_size: int = 64,
+    batch_size: int | Literal["auto"] = 64,
     seed: int = 0,
     processes: Processes | None = None,
     callback: Callable[[int, int], None] | None = None,
@@ -37,7 +43,7 @@ def e_step(
         observations: The observations.
         ids: (N,) ids of those to reconstruct, N = the store's count; row i of the store belongs to ids[i].
         store: The store; each shard gets `images`, `ids` and the `seconds` that each took.
-        batch_size: Observations reconstructed together.
+        batch_size: Observations reconstructed together; auto: see `choose_batch_size`.
         seed: The key of the sampler's noise.
         processes: The processes that share the shards; this one alone by default.
         callback: Called as callback(sampler steps done, in all) of this process's work.
@@ -45,7 +51,10 @@ def e_step(
         RuntimeError: If a sample diverges twice; its id is named.
     """
     processes = processes or Processes()
+    device = next(denoiser.parameters()).device
     todo = [shard for shard in store.shards[processes.rank :: processes.world] if not store.has(shard[0])]
+    if batch_size == "auto":
+        batch_size = choose_batch_size(sampler, denoiser, observations, ids) if todo else 1
     batches = sum(-(-(stop - start) // batch_size) for _, start, stop in todo)
     finished = 0
 
@@ -53,16 +62,58 @@ def e_step(
         if callback is not None:
             callback(finished * steps + done, batches * steps)
 
-    for index, start, stop in todo:
-        watch = Stopwatch()
-        images = []
-        for part in ids[start:stop].split(batch_size):
-            images.append(reconstruct(sampler, denoiser, observations, part, seed=seed, callback=progress))
-            finished += 1
-        seconds = torch.full((stop - start,), watch.seconds / (stop - start))
-        shard = {"images": torch.cat(images), "ids": ids[start:stop], "seconds": seconds}
-        store.write(index, shard)
+    with kept(), Writer(store, device) as writer:
+        for index, start, stop in todo:
+            watch = Stopwatch()
+            images = []
+            for part in ids[start:stop].split(batch_size):
+                # One shape, one graph: a partial batch on a GPU is filled with its last observation again.
+                full = pad(part, batch_size) if device.type == "cuda" else part
+                x = reconstruct(sampler, denoiser, observations, full, seed=seed, callback=progress)
+                images.append(x[: len(part)])
+                finished += 1
+            seconds = torch.full((stop - start,), watch.seconds / (stop - start))
+            writer.write(index, {"images": torch.cat(images), "ids": ids[start:stop], "seconds": seconds})
     processes.wait()
+
+
+def pad(ids: Tensor, count: int) -> Tensor:
+    """Returns the ids, the last one repeated until there are `count`."""
+    return torch.cat((ids, ids[-1:].expand(max(0, count - len(ids)))))
+
+
+class Writer:
+    """A context that writes shards: on a GPU beside the next one's sampling, on a CPU, which has no core to spare, not.
+
+    Arguments:
+        store: The store.
+        device: The device that samples.
+    """
+
+    def __init__(self, store: Store, device: torch.device) -> None:
+        self.store = store
+        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self.pending: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self.pending is not None:
+                self.pending.result()
+        finally:
+            if self.pool is not None:
+                self.pool.shutdown()
+
+    def write(self, index: int, shard: dict[str, Tensor]) -> None:
+        """Writes a shard; raises what the writing of the one before raised."""
+        if self.pool is None:
+            self.store.write(index, shard)
+            return
+        if self.pending is not None:
+            self.pending.result()
+        self.pending = self.pool.submit(self.store.write, index, shard)
 
 
 def reconstruct(

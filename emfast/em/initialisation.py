@@ -12,7 +12,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.em.observations import Observations
-from emfast.samplers.conjugate_gradient import conjugate_gradient
+from emfast.operators.conjugate_gradient import conjugate_gradient
 
 # The variance to begin with, less than that of images: what no observation shows (detail under a blur) keeps it.
 START = 0.1

@@ -14,6 +14,7 @@ from emfast._check import check
 from emfast._files import read_json, read_tensors, settle_folder, write_json, write_tensors
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
+from emfast.em.batch_size import choose_batch_size
 from emfast.em.e_step import e_step
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
@@ -23,7 +24,7 @@ from emfast.em.m_step import m_step
 from emfast.em.model import build_model, load_pipeline, prepare, reinitialise, resolve_device, save_model
 from emfast.em.processes import join
 from emfast.em.state import RunFolder, Stopwatch
-from emfast.samplers import DPS, choose_scale
+from emfast.samplers import DPS, Sampler, WarmStart, choose_scale
 
 if TYPE_CHECKING:
     from emfast.config import Config
@@ -111,7 +112,8 @@ class Run:
         """One E-step with the model of the round before, one M-step on its reconstructions."""
         denoiser = self.model(number - 1)
         ids = self.subset(number, phase)
-        sampler, scale = self.scaled(number, denoiser)
+        scaled, scale = self.scaled(number, denoiser)
+        sampler = self.warm(number, scaled)
         store = self.store(number, phase, len(ids))
         seed = self.seed("round", number, "e_step")
         e_step(
@@ -120,7 +122,7 @@ class Run:
             self.observations,
             ids,
             store,
-            batch_size=self.config.e_step.batch_size,
+            batch_size=self.batch_size(sampler, denoiser, ids),
             seed=seed,
             processes=self.processes,
             callback=self.progress("e-step", number),
@@ -135,8 +137,37 @@ class Run:
             return
         row = {"round": number, "phase": phase, "observations": len(ids), "scale": scale}
         row |= self.evaluator.reconstructions(images, ids, self.observations)
-        row |= {"network_evaluations": sampler.evaluations, "seconds_e_step": float(store.load("seconds").sum())}
+        row |= {
+            "network_evaluations": self.evaluations(sampler, ids),
+            "seconds_e_step": float(store.load("seconds").sum()),
+        }
         self.finish(number, row, self.preview(images, ids))
+
+    def warm(self, number: int, sampler: Sampler) -> Sampler:
+        """Returns the sampler, made to begin at the reconstructions of the round before if there are any."""
+        noise, folder = self.config.e_step.warm_start, self.folder.round(number - 1) / "reconstructions"
+        if noise is None or not folder.exists():
+            return sampler
+        before = Store.open(folder)
+        return WarmStart(sampler, before.load("images").clamp(-1, 1), before.load("ids"), noise)
+
+    def evaluations(self, sampler: Sampler, ids: Tensor) -> float:
+        """Returns the network evaluations per image, the mean over a round's observations."""
+        if not isinstance(sampler, WarmStart):
+            return sampler.evaluations
+        share = float(sampler.known(ids).double().mean())
+        begun = sampler.begun_evaluations(self.denoiser.schedule, self.config.sigma)
+        return share * begun + (1 - share) * sampler.evaluations
+
+    def batch_size(self, sampler: Sampler, denoiser: Denoiser, ids: Tensor) -> int:
+        """Returns the batch size of the E-step, the same for the whole run: rounding depends on it."""
+        size, path = self.config.e_step.batch_size, self.folder.path / "batch_size.json"
+        if size != "auto":
+            return size
+        if self.processes.main and not path.exists():
+            write_json(path, {"batch_size": choose_batch_size(sampler, denoiser, self.observations, ids)})
+        self.processes.wait()
+        return int(read_json(path)["batch_size"])
 
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check
+from emfast.operators.conjugate_gradient import conjugate_gradient
 
 Parameters = Mapping[str, Tensor]
 
@@ -15,8 +16,9 @@ class Operator:
     r"""A linear measurement operator A with parameters of its own for every observation.
 
     A subclass has three methods, `parameters`, `apply` and `adjoint`; an operator without parameters needs only the
-    last two. All tensors are batched: row b of every parameter belongs to image b, and images do not mix. An instance
-    holds hyper-parameters only.
+    last two. One that knows its singular vectors may give `regularised_inverse` in closed form too. All tensors are
+    batched: row b of every parameter belongs to image b, and images do not mix. An instance holds hyper-parameters
+    only.
 
     .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
     """
@@ -37,6 +39,25 @@ class Operator:
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns A^T y: observations to images (B, C, H, W)."""
         raise NotImplementedError(f"{type(self).__name__}: expected a method adjoint(y, parameters), got none.")
+
+    def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
+        r"""Returns the x that minimises |y - A x|^2 + c |x|^2, (B, C, H, W).
+
+        .. math:: A^\top (A A^\top + c I)^{-1} y = (A^\top A + c I)^{-1} A^\top y
+
+        Solved in the space of y, where float32 stands a small c better.
+
+        Arguments:
+            y: (B, ...) observations.
+            c: The weight c > 0, a 0-dimensional tensor.
+            parameters: The operator's parameters.
+            iterations: Conjugate-gradient iterations where there is no closed form.
+        """
+
+        def system(u: Tensor) -> Tensor:
+            return c * u + self.apply(self.adjoint(u, parameters), parameters)
+
+        return self.adjoint(conjugate_gradient(system, y, iterations), parameters)
 
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
         """Returns measurement noise made of standard normal z; a detector that records nothing has no noise either."""

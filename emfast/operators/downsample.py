@@ -30,3 +30,7 @@ class Downsample(Operator):
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns each pixel spread evenly over its square, (B, C, f H, f W)."""
         return functional.interpolate(y, scale_factor=self.factor, mode="nearest") / self.factor**2
+
+    def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
+        """Returns A^T y / (1 / f^2 + c)."""
+        return self.adjoint(y, parameters) / (self.factor**-2 + c)

@@ -1,5 +1,6 @@
 """Deblurring: A convolves with a separable Gaussian kernel."""
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -33,24 +34,17 @@ class GaussianBlur(Operator):
         self.size, self.std, self.padding = size, std, padding
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
-        """Returns {"rows": (1, 1, H, H), "columns": (1, 1, W, W)}, float64: the blur of each axis as a matrix."""
-        _, height, width = shape
-        return {
-            "rows": self._matrix(height).to(ids.device)[None, None],
-            "columns": self._matrix(width).to(ids.device)[None, None],
-        }
+        """Returns the blur of each axis as a matrix, {"rows": (1, 1, H, H), "columns": (1, 1, W, W)}, float64.
 
-    def _matrix(self, length: int) -> Tensor:
-        half = self.size // 2
-        check(half < length, "GaussianBlur", "size", f"to be < {2 * length}, twice the side of the images", self.size)
-        offset = torch.arange(-half, half + 1)
-        weight = torch.exp(-0.5 * (offset.to(torch.float64) / self.std) ** 2)
-        weight = weight / weight.sum()
-        source = torch.arange(length)[:, None] + offset  # (L, K), the pixel that each tap reads
-        reflected = (length - 1) - ((length - 1) - source.abs()).abs()
-        source = source % length if self.padding == "circular" else reflected
-        matrix = torch.zeros(length, length, dtype=torch.float64)
-        return matrix.scatter_add_(1, source, weight.expand(length, -1).contiguous())
+        And their singular value decompositions, `rows_u`, `rows_s` (1, 1, H), `rows_v` and the same of the columns.
+        """
+        found: dict[str, Tensor] = {}
+        for name, length in (("rows", shape[-2]), ("columns", shape[-1])):
+            half, limit = self.size // 2, f"to be < {2 * length}, twice the side of the images"
+            check(half < length, "GaussianBlur", "size", limit, self.size)
+            for part, tensor in zip(("", "_u", "_s", "_v"), _factors(self, length), strict=True):
+                found[name + part] = tensor.to(ids.device)[None, None]
+        return found
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns the blurred images."""
@@ -59,3 +53,25 @@ class GaussianBlur(Operator):
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns the transposed blur of y."""
         return parameters["rows"].to(y.dtype).mT @ y @ parameters["columns"].to(y.dtype)
+
+    def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
+        """Returns the minimiser, exact in the basis of the singular vectors."""
+        own = {name: value.to(y.dtype) for name, value in parameters.items()}
+        s = own["rows_s"][..., :, None] * own["columns_s"][..., None, :]
+        y = own["rows_u"].mT @ y @ own["columns_u"]
+        return own["rows_v"] @ (s / (s.square() + c) * y) @ own["columns_v"].mT
+
+
+@lru_cache(maxsize=16)
+def _factors(blur: GaussianBlur, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the blur of an axis of that length as a matrix K, and U, s, V with K = U diag(s) V^T."""
+    offset = torch.arange(-(blur.size // 2), blur.size // 2 + 1)
+    weight = torch.exp(-0.5 * (offset.to(torch.float64) / blur.std) ** 2)
+    weight = weight / weight.sum()
+    source = torch.arange(length)[:, None] + offset  # (L, K), the pixel that each tap reads
+    reflected = (length - 1) - ((length - 1) - source.abs()).abs()
+    source = source % length if blur.padding == "circular" else reflected
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    matrix.scatter_add_(1, source, weight.expand(length, -1).contiguous())
+    u, s, vt = torch.linalg.svd(matrix)
+    return matrix, u, s, vt.mT.contiguous()

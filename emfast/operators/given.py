@@ -34,6 +34,10 @@ class Given(Operator):
         """Returns A^T y of the operator."""
         return self.operator.adjoint(y, parameters)
 
+    def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
+        """Returns that of the operator."""
+        return self.operator.regularised_inverse(y, c, parameters, iterations=iterations)
+
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
         """Returns the noise of the operator."""
         return self.operator.noise(z, parameters)

@@ -15,3 +15,7 @@ class Identity(Operator):
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns y."""
         return y
+
+    def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
+        """Returns y / (1 + c)."""
+        return y / (1 + c)

@@ -65,6 +65,11 @@ class Mask(Operator):
         """Returns m * y: a mask is its own adjoint."""
         return _mask(parameters, y) * y
 
+    def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
+        """Returns m y / (m^2 + c)."""
+        mask = _mask(parameters, y)
+        return mask * y / (mask.square() + c)
+
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
         """Returns m * z: a missing pixel stays zero."""
         return _mask(parameters, z) * z

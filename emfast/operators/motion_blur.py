@@ -64,17 +64,25 @@ class MotionBlur(Operator):
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns the blurred images."""
-        return _convolve(x, parameters["kernel"], adjoint=False)
+        return _filter(x, _response(parameters["kernel"], x))
 
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns the correlation of y with the kernels."""
-        return _convolve(y, parameters["kernel"], adjoint=True)
+        return _filter(y, _response(parameters["kernel"], y).conj())
+
+    def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
+        """Returns the Wiener filter of y, exact in the Fourier basis."""
+        response = _response(parameters["kernel"], y)
+        return _filter(y, response.conj() / (response.abs().square() + c))
 
 
-def _convolve(x: Tensor, kernel: Tensor, adjoint: bool) -> Tensor:
-    height, width, size = *x.shape[-2:], kernel.shape[-1]
-    padded = torch.zeros(*kernel.shape[:2], height, width, dtype=x.dtype, device=x.device)
-    padded[..., :size, :size] = kernel.to(x.dtype)
-    response = torch.fft.rfft2(padded.roll((-(size // 2),) * 2, (-2, -1)))
-    response = response.conj() if adjoint else response
-    return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=(height, width))
+def _response(kernel: Tensor, like: Tensor) -> Tensor:
+    """Returns what a convolution multiplies each frequency with, for images like the given ones."""
+    height, width, size = *like.shape[-2:], kernel.shape[-1]
+    padded = torch.zeros(*kernel.shape[:2], height, width, dtype=like.dtype, device=like.device)
+    padded[..., :size, :size] = kernel.to(like.dtype)
+    return torch.fft.rfft2(padded.roll((-(size // 2),) * 2, (-2, -1)))
+
+
+def _filter(x: Tensor, response: Tensor) -> Tensor:
+    return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])

@@ -9,6 +9,7 @@ from emfast.samplers.pigdm import PiGDM
 from emfast.samplers.prior import Prior
 from emfast.samplers.reverse_from_observation import ReverseFromObservation
 from emfast.samplers.scale import choose_scale, data_misfit
+from emfast.samplers.warm_start import WarmStart
 
 __all__ = [
     "DAPS",
@@ -19,6 +20,7 @@ __all__ = [
     "Prior",
     "ReverseFromObservation",
     "Sampler",
+    "WarmStart",
     "choose_scale",
     "data_misfit",
 ]

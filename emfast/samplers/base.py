@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.diffusion import Denoiser, Schedule
+from emfast.graph import graphed
 from emfast.operators import Operator
 from emfast.operators.base import Parameters, default_ids
 
@@ -75,6 +77,16 @@ class Problem:
         """Returns the coefficients of step k, a 0-dimensional tensor, in the dtype of `like` (t in float64)."""
         row = self.table[k]
         return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns a leaf with the values of x_t, and x0-hat of it, differentiable with respect to the leaf."""
+        with torch.enable_grad():
+            leaf = x_t.detach().requires_grad_()
+            return leaf, self.denoiser(leaf, t)
+
+    def regularised_inverse(self, y: Tensor, c: Tensor, iterations: int) -> Tensor:
+        """Returns the x that minimises |y - A x|^2 + c |x|^2."""
+        return self.operator.regularised_inverse(y, c, self.parameters, iterations=iterations)
 
     def noise(self, k: Tensor, like: Tensor) -> Tensor:
         """Returns the standard normal noise of step k."""
@@ -156,13 +168,20 @@ class Sampler:
         parameters = operator.parameters(ids, tuple(y.shape[1:]))
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)
+        step = graphed(partial(self._step, problem), self, denoiser, operator, sigma, seed)
         k = torch.zeros((), dtype=torch.int64, device=y.device)
         for done in range(1, len(table) + 1):
-            x = self.step(problem, x, k)
+            x = step(x, k, y, ids, table, *parameters.values())
             k = k + 1
             if callback is not None:
                 callback(done, len(table))
-        return x
+        return x.clone() if x.is_cuda else x  # a graph writes its output again
+
+    def _step(self, problem: Problem, x_t: Tensor, k: Tensor, *tensors: Tensor) -> Tensor:
+        """The step of a problem with other tensors in the place of its own."""
+        y, ids, table, *values = tensors
+        parameters = dict(zip(problem.parameters, values, strict=True))
+        return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, k)
 
 
 def clip_values(x: Tensor, clip: bool) -> Tensor:

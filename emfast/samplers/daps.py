@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from emfast.samplers.base import Problem, Sampler, clip_values
-from emfast.samplers.conjugate_gradient import conjugate_gradient
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class DAPS(Sampler):
         \quad r_t = \kappa \, \sigma_t / \alpha_t, \quad x_s = \alpha_s x_0 + \sigma_s z
 
     No backward pass through the network. The paper samples x_0 by Langevin dynamics; for a linear operator the
-    distribution is Gaussian, and is sampled exactly (a sample of the prior term, corrected by conjugate gradients).
+    distribution is Gaussian, and is sampled exactly (a sample of the prior term, corrected by the regularised inverse).
     Langevin dynamics as short as the paper's never reach the full width sigma_t / alpha_t, far wider than the
     denoiser's own uncertainty; here kappa says so. The samples are biased.
 
@@ -25,7 +24,7 @@ class DAPS(Sampler):
         steps: The number of noise levels.
         flow: Network evaluations of the probability flow at each.
         width: The factor kappa of the width r_t.
-        iterations: Conjugate-gradient iterations; they cost no network evaluation.
+        iterations: Conjugate-gradient iterations where the operator has no closed form.
         sigma_min: The least measurement noise the solver assumes.
         clip: Clips the estimates to [-1, 1], the range of images.
 
@@ -55,12 +54,7 @@ class DAPS(Sampler):
         x = x_0 + width * problem.noise(k + 2 * count, x_0)
         z = problem.noise(k + 4 * count, problem.y)
         residual = problem.residual(x) - sigma * problem.operator.noise(z, problem.parameters)
-
-        def system(u: Tensor) -> Tensor:
-            return sigma**2 * u + width**2 * problem.apply(problem.adjoint(u))
-
-        u = conjugate_gradient(system, residual, self.iterations)
-        x_0 = clip_values(x + width**2 * problem.adjoint(u), self.clip)
+        x_0 = clip_values(x + problem.regularised_inverse(residual, (sigma / width) ** 2, self.iterations), self.clip)
         return c.alpha_s * x_0 + c.sigma_s * problem.noise(k, x_t)
 
     def estimate(self, problem: Problem, x: Tensor, t: Tensor) -> Tensor:

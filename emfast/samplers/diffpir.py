@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from emfast.samplers.base import Problem, Sampler, clip_values
-from emfast.samplers.conjugate_gradient import conjugate_gradient
 
 
 @dataclass(frozen=True)
@@ -19,15 +18,15 @@ class DiffPIR(Sampler):
         x_s = \alpha_s \tilde x_0 + \sigma_s \Big(\sqrt{1 - \zeta} \, \frac{x_t - \alpha_t \tilde x_0}{\sigma_t}
         + \sqrt{\zeta} \, z\Big)
 
-    The data step is the exact minimiser, by conjugate gradients: the residual is solved in the space of y. The samples
-    are biased: the data step takes x0-hat for certain within the noise level, and with zeta = 1 they have about half
-    the variance of the posterior (measured on a Gaussian prior), which EM would inherit.
+    The data step is the exact minimiser, in closed form where the operator has one. The samples are biased: the
+    data step takes x0-hat for certain within the noise level, and with zeta = 1 they have about half the variance
+    of the posterior (measured on a Gaussian prior), which EM would inherit.
 
     Arguments:
         steps: The number of steps; each costs a forward pass.
         weight: The weight lambda of the prior in the data step.
         zeta: The share of fresh noise.
-        iterations: Conjugate-gradient iterations; they cost no network evaluation.
+        iterations: Conjugate-gradient iterations where the operator has no closed form.
         sigma_min: The least measurement noise the data step assumes.
         clip: Clips the estimates to [-1, 1], the range of images.
 
@@ -47,11 +46,7 @@ class DiffPIR(Sampler):
         c = problem.coefficients(k, x_t)
         x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
         rho = self.weight * max(problem.sigma, self.sigma_min) ** 2 * (c.alpha_t / c.sigma_t) ** 2
-
-        def system(u: Tensor) -> Tensor:
-            return rho * u + problem.apply(problem.adjoint(u))
-
-        x_0 = x_0 + problem.adjoint(conjugate_gradient(system, problem.residual(x_0), self.iterations))
+        x_0 = x_0 + problem.regularised_inverse(problem.residual(x_0), rho, self.iterations)
         x_0 = clip_values(x_0, self.clip)
         epsilon = (x_t - c.alpha_t * x_0) / c.sigma_t
         noise = (1 - self.zeta) ** 0.5 * epsilon + self.zeta**0.5 * problem.noise(k, x_t)

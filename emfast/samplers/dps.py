@@ -40,11 +40,11 @@ class DPS(Sampler):
     def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns x_s from x_t."""
         c = problem.coefficients(k, x_t)
+        leaf, x_0 = problem.denoise(x_t, c.t)
         with torch.enable_grad():
-            x_t = x_t.detach().requires_grad_()
-            x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
+            x_0 = clip_values(x_0, self.clip)
         residual = problem.residual(x_0.detach())
         norm = residual.square().flatten(1).sum(1).sqrt().clamp_min(torch.finfo(x_t.dtype).tiny)
         cotangent = problem.adjoint(residual / norm.reshape(-1, *[1] * (residual.ndim - 1)))
-        (descent,) = torch.autograd.grad(x_0, x_t, cotangent)  # minus the gradient of the norm
-        return c.c_x * x_t.detach() + c.c_0 * x_0.detach() + c.std * problem.noise(k, x_t) + self.scale * descent
+        (descent,) = torch.autograd.grad(x_0, leaf, cotangent)  # minus the gradient of the norm
+        return c.c_x * x_t + c.c_0 * x_0.detach() + c.std * problem.noise(k, x_t) + self.scale * descent

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emfast.operators.conjugate_gradient import conjugate_gradient
 from emfast.samplers.base import Problem, Sampler, clip_values
-from emfast.samplers.conjugate_gradient import conjugate_gradient
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class MMPS(Sampler):
     def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns x_s from x_t."""
         c = problem.coefficients(k, x_t)
-        with torch.enable_grad():
-            leaf = x_t.detach().requires_grad_()
-            x_0 = problem.denoiser(leaf, c.t)
+        leaf, x_0 = problem.denoise(x_t, c.t)
 
         def covariance(v: Tensor) -> Tensor:
             (product,) = torch.autograd.grad(x_0, leaf, v, retain_graph=True)

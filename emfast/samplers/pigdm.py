@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from emfast.samplers.base import Problem, Sampler, clip_values
-from emfast.samplers.conjugate_gradient import conjugate_gradient
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class PiGDM(Sampler):
 
     Arguments:
         steps: The number of steps; each costs a forward and a backward pass.
-        iterations: Conjugate-gradient iterations; they cost no network evaluation.
+        iterations: Conjugate-gradient iterations where the operator has no closed form.
         sigma_min: The least measurement noise the solver assumes: with none at all the system may be singular.
         clip: Clips the estimates to [-1, 1], the range of images.
         eta: 1 for ancestral steps, 0 for DDIM steps.
@@ -45,16 +44,10 @@ class PiGDM(Sampler):
     def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns x_s from x_t."""
         c = problem.coefficients(k, x_t)
-        with torch.enable_grad():
-            leaf = x_t.detach().requires_grad_()
-            x_0 = problem.denoiser(leaf, c.t)
+        leaf, x_0 = problem.denoise(x_t, c.t)
         variance = c.sigma_t**2 / (c.alpha_t**2 + c.sigma_t**2)
-        noise = max(problem.sigma, self.sigma_min) ** 2
-
-        def system(u: Tensor) -> Tensor:
-            return noise * u + variance * problem.apply(problem.adjoint(u))
-
-        u = conjugate_gradient(system, problem.residual(x_0.detach()), self.iterations)
-        (guidance,) = torch.autograd.grad(x_0, leaf, problem.adjoint(u))
+        weight = max(problem.sigma, self.sigma_min) ** 2 / variance
+        cotangent = problem.regularised_inverse(problem.residual(x_0.detach()), weight, self.iterations) / variance
+        (guidance,) = torch.autograd.grad(x_0, leaf, cotangent)
         x_0 = clip_values(x_0.detach() + c.sigma_t**2 / c.alpha_t * guidance, self.clip)
         return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)

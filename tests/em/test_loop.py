@@ -68,6 +68,17 @@ def test_what_a_run_leaves(run):
     assert not list(run.rglob(".tmp-*"))
 
 
+def test_a_warm_started_run(tmp_path):
+    flags = ("--e_step.warm_start", "1.0", "--e_step.batch_size", "auto", "--rounds", "2", "--sampler.steps", "9")
+    assert train(tmp_path, *flags) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    cold, warm, final = (line["network_evaluations"] for line in lines[1:])
+    assert cold == 18
+    assert warm < 18  # those of the 16 that were in round 1
+    assert final < 18
+    assert json.loads((tmp_path / "run" / "batch_size.json").read_text()) == {"batch_size": 16}
+
+
 def test_the_model_opens_with_diffusers(run):
     pipeline = DDPMPipeline.from_pretrained(run / "model")
     last = DDPMPipeline.from_pretrained(run / "rounds" / "002" / "model")

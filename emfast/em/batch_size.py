@@ -1,0 +1,81 @@
+"""The number of observations that are reconstructed together fastest, found by trying."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from emfast.diffusion import Denoiser
+from emfast.em.observations import Observations
+from emfast.samplers import Sampler
+
+SIZES = (16, 32, 64, 128, 256)
+LARGEST = 1024  # on a GPU: beyond it nothing gets faster
+MEMORY = 0.8  # the share of a GPU's free memory to use
+GAIN = 1.03  # a larger batch must be faster by this factor: it needs more memory
+
+
+class _Enough(Exception):
+    """Ends a sampler after the steps that are measured."""
+
+
+def choose_batch_size(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> int:
+    """Returns the batch size of the E-step: by throughput on a CPU, the largest that fits in memory on a GPU.
+
+    Arguments:
+        sampler: The posterior sampler.
+        denoiser: The prior, on the device to use.
+        observations: The observations.
+        ids: (N,) ids of those to reconstruct; the batch size is at most N.
+    """
+    device = next(denoiser.parameters()).device
+    if device.type == "cuda":
+        return _largest(sampler, denoiser, observations, ids)
+    best, fastest = len(ids), 0.0
+    for size in [size for size in SIZES if size <= len(ids)]:
+        rate = size / _seconds(sampler, denoiser, observations, ids[:size])
+        if rate < fastest * GAIN:
+            break
+        best, fastest = size, rate
+    return best
+
+
+def _seconds(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> float:
+    """Returns the time of a sampler's second step (the first prepares weights and memory), in seconds."""
+    device = next(denoiser.parameters()).device
+    marks: list[float] = []
+
+    def stop(done: int, steps: int) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        marks.append(time.perf_counter())
+        if done >= min(3, steps):
+            raise _Enough
+
+    y = observations.read(ids).to(device)
+    with suppress(_Enough):
+        sampler(denoiser, y, observations.operator, sigma=observations.sigma, ids=ids.to(device), callback=stop)
+    return min(b - a for a, b in pairwise(marks)) if len(marks) > 1 else 1.0
+
+
+def _largest(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> int:
+    """Returns the largest batch size that fits, from the memory that two small batches take."""
+    device = next(denoiser.parameters()).device
+    sizes, peaks = (8, 32), []
+    if len(ids) <= sizes[1]:
+        return len(ids)
+    for size in sizes:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
+        _seconds(sampler, denoiser, observations, ids[:size])
+        peaks.append(torch.cuda.max_memory_reserved(device) - before)
+    torch.cuda.empty_cache()
+    each = max(1.0, (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]))
+    room = MEMORY * torch.cuda.mem_get_info(device)[0] - peaks[0]
+    fitting = sizes[0] + int(room / each)
+    return max(1, min(fitting // 8 * 8, LARGEST, len(ids)))

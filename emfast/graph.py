@@ -1,0 +1,110 @@
+"""CUDA graphs: a function of tensors is captured once per shape and replayed; on a CPU it is a plain call.
+
+A sampler's step launches a thousand small kernels; replayed as one graph they cost one launch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # calls before a capture: kernels are compiled, weights prepared, workspaces allocated
+_kept: ContextVar[dict[Hashable, Graphed] | None] = ContextVar("emfast_graphs", default=None)
+
+
+class Graphed:
+    """A function of tensors that returns one tensor, replayed from a CUDA graph where its arguments are on a GPU.
+
+    The function has static shapes, never waits for the device, and reads what changes between calls from its arguments
+    alone; what it closes over (weights, hyper-parameters) is captured as it is. An argument that is the same tensor as
+    at the call before is not copied again. The returned tensor is overwritten by the next call.
+
+    Arguments:
+        function: The function.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.captures: dict[Hashable, _Capture | None] = {}
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        """Returns function(*tensors)."""
+        if not tensors[0].is_cuda:
+            return self.function(*tensors)
+        key = tuple((t.shape, t.dtype, t.device) for t in tensors)
+        if key not in self.captures:
+            self.captures[key] = self._capture(tensors)
+        capture = self.captures[key]
+        return self.function(*tensors) if capture is None else capture(tensors)
+
+    def _capture(self, tensors: tuple[Tensor, ...]) -> _Capture | None:
+        """Captures the function; None, with a warning, if it does what a graph cannot hold."""
+        inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in tensors]
+        for static, tensor in zip(inputs, tensors, strict=True):
+            static.copy_(tensor)
+        device = tensors[0].device
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self.function(*inputs)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            torch.cuda.empty_cache()  # the graph has memory of its own
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph):
+                    output = self.function(*inputs)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"Graphed: no CUDA graph can hold this step, it runs without one: {reason}", stacklevel=2)
+                return None
+        return _Capture(graph.replay, inputs, output)
+
+
+class _Capture:
+    """A captured call: the tensors it reads, the one it writes, and how to run it again."""
+
+    def __init__(self, replay: Callable[[], Any], inputs: list[Tensor], output: Tensor) -> None:
+        self.replay, self.inputs, self.output = replay, inputs, output
+        self.seen: list[tuple[Tensor, int] | None] = [None] * len(inputs)
+
+    def __call__(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        for index, (static, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
+            seen = self.seen[index]
+            # The output is another value at every call, and the same object.
+            if seen is None or seen[0] is not tensor or seen[1] != tensor._version or tensor is self.output:
+                static.copy_(tensor)
+                self.seen[index] = (tensor, tensor._version)
+        self.replay()
+        return self.output
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keeps the graphs captured in the block until its end, so that one capture serves many batches."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def graphed(function: Callable[..., Tensor], *key: object) -> Graphed:
+    """Returns the function as a `Graphed`, the one kept for that key if there is one.
+
+    Arguments:
+        function: The function.
+        key: Everything but its arguments that it depends on: numbers, and objects it holds, by identity.
+    """
+    graphs = _kept.get()
+    if graphs is None:
+        return Graphed(function)
+    name = tuple(part if isinstance(part, int | float | str) else id(part) for part in key)
+    return graphs.setdefault(name, Graphed(function))

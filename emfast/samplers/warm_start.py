@@ -1,0 +1,122 @@
+"""Sampling that begins at an earlier reconstruction of the same observation instead of at pure noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+from emfast.diffusion import Denoiser, Schedule
+from emfast.operators import Operator
+from emfast.operators.base import default_ids
+from emfast.samplers.base import Callback, Problem, Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class WarmStart(Sampler):
+    r"""Another sampler's last steps, from the earlier reconstruction brought to an intermediate noise level.
+
+    Between two rounds of EM the posterior of an observation changes little. The noise erases what a new model may see
+    differently below its scale, and keeps the rest, so that the first steps need not be made again:
+
+    .. math:: x_{t^*} = \alpha_{t^*} x' + \sigma_{t^*} z, \quad \sigma_{t^*} / \alpha_{t^*} = \mathrm{noise}
+
+    Observations without an earlier reconstruction begin at pure noise.
+
+    Arguments:
+        sampler: The sampler whose steps are made; its spacing of the times stays.
+        images: (N, C, H, W) the earlier reconstructions, on any device.
+        ids: (N,) their observations' ids.
+        noise: The noise level, in data units, > 0.
+    """
+
+    sampler: Sampler
+    images: Tensor
+    ids: Tensor
+    noise: float
+
+    def __post_init__(self) -> None:
+        check(self.noise > 0, "WarmStart", "noise", "to be > 0", self.noise)
+        shape = tuple(self.ids.shape)
+        check(shape == (len(self.images),), "WarmStart", "ids", f"to have shape ({len(self.images)},)", shape)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image without an earlier reconstruction."""
+        return self.sampler.evaluations
+
+    def begun_evaluations(self, schedule: Schedule, sigma: float) -> float:
+        """Returns the network evaluations per image that begins at an earlier reconstruction."""
+        cold = self.sampler.times(schedule, sigma)
+        return self.sampler.evaluations * len(_below(cold, schedule, self.noise)) / len(cold)
+
+    def known(self, ids: Tensor) -> Tensor:
+        """Returns which of the observations have an earlier reconstruction, (B,) bool."""
+        return torch.isin(ids.cpu(), self.ids)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        y: Tensor,
+        operator: Operator,
+        *,
+        sigma: float = 0.0,
+        ids: Tensor | None = None,
+        seed: int = 0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Returns one sample of p(x | y) for every observation, as the sampler's own call does."""
+        ids = default_ids(y, ids)
+        known = self.known(ids)
+        order = torch.argsort(self.ids)
+        rows = order[torch.searchsorted(self.ids[order], ids[known.to(ids.device)].cpu())]
+        warm = _Begun(self.sampler, self.images[rows].to(y), self.noise)
+        parts = [(known, warm), (~known, self.sampler)]
+        parts = [(chosen.to(y.device), sampler) for chosen, sampler in parts if chosen.any()]
+        steps = [len(sampler.times(denoiser.schedule, sigma)) for _, sampler in parts]
+        x: Tensor | None = None
+        for index, (chosen, sampler) in enumerate(parts):
+
+            def progress(done: int, of: int, before: int = sum(steps[:index])) -> None:
+                if callback is not None:
+                    callback(before + done, sum(steps))
+
+            part = sampler(denoiser, y[chosen], operator, sigma=sigma, ids=ids[chosen], seed=seed, callback=progress)
+            x = part.new_empty(len(y), *part.shape[1:]) if x is None else x
+            x[chosen] = part
+        return y if x is None else x
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun(Sampler):
+    """The steps of a sampler below a noise level, from given images."""
+
+    sampler: Sampler
+    images: Tensor
+    noise: float
+
+    @property
+    def eta(self) -> float:  # type: ignore[override]
+        return self.sampler.eta
+
+    def times(self, schedule: Schedule, sigma: float) -> Tensor:
+        return _below(self.sampler.times(schedule, sigma), schedule, self.noise)
+
+    def initial(self, problem: Problem) -> Tensor:
+        like = self.images
+        first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
+        k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
+        return first.alpha_t * self.images + first.sigma_t * problem.noise(k, like)
+
+    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        return self.sampler.step(problem, x_t, k)
+
+
+def _below(times: Tensor, schedule: Schedule, noise: float) -> Tensor:
+    """Returns the times whose noise level is at most the given one, the last time at least."""
+    low = schedule.sigma(times) <= noise * schedule.alpha(times)
+    low[-1] = True
+    return times[low]

@@ -1,0 +1,28 @@
+"""The batch size by throughput."""
+
+import pytest
+import torch
+from test_e_step import Model, observations
+
+from emfast.em import batch_size
+from emfast.em.batch_size import choose_batch_size
+from emfast.samplers import DPS, MMPS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({16: 1.0, 32: 1.2, 64: 1.9, 128: 3.9, 256: 3.9}, 64),  # 128 is no faster: the search ends
+        ({16: 1.0, 32: 2.0}, 16),
+        ({16: 16.0, 32: 16.0, 64: 16.0, 128: 16.0, 256: 16.0}, 256),
+    ],
+)
+def test_the_fastest_wins(monkeypatch, seconds, best):
+    monkeypatch.setattr(batch_size, "_seconds", lambda sampler, denoiser, data, ids: seconds[len(ids)])
+    assert choose_batch_size(DPS(), Model(), None, torch.arange(1000)) == best
+
+
+@pytest.mark.parametrize("sampler", [MMPS(steps=4), MMPS(steps=1)])
+def test_few_observations_are_one_batch(sampler):
+    assert choose_batch_size(sampler, Model(), observations(), torch.arange(5)) == 5
+    assert choose_batch_size(sampler, Model(), observations(), torch.arange(10).repeat(2)) == 16
