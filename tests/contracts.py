@@ -177,6 +177,9 @@ def check_operator(operator, shape):
     torch.testing.assert_close(normal, operator.adjoint(v, parameters), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(ours, by_iteration, rtol=1e-8, atol=1e-8)
 
+    for ours, usual in zip(operator.misfit(x, v, parameters), Operator.misfit(operator, x, v, parameters), strict=True):
+        torch.testing.assert_close(ours, usual, rtol=1e-10, atol=1e-10)
+
     for row in range(3):
         alone = operator.observe(x[row : row + 1], ids=ids[row : row + 1])
         torch.testing.assert_close(alone[0], y[row], rtol=1e-12, atol=1e-12)
