@@ -44,6 +44,12 @@ def pad(x: Tensor, halves: tuple[int, int], circular: bool) -> Tensor:
     return F.pad(x, (width, width, height, height), mode="circular" if circular else "reflect")
 
 
+def spread(x: Tensor, halves: tuple[int, int]) -> Tensor:
+    """Returns images between zeros, where a correlation with flipped taps is the adjoint of one without margins."""
+    height, width = halves
+    return F.pad(x, (2 * width, 2 * width, 2 * height, 2 * height))
+
+
 def fold(x: Tensor, halves: tuple[int, int], circular: bool) -> Tensor:
     """Returns the adjoint of `pad`: margins are added to the pixels that they repeat."""
     for dim, half in zip((2, 3), halves, strict=True):

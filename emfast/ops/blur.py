@@ -18,6 +18,7 @@ from emfast.ops._images import (
     misfit_gradients,
     misfit_of,
     pad,
+    spread,
     unsupported,
 )
 
@@ -95,9 +96,10 @@ def reference(x: Tensor, kernel: Tensor, circular: bool, adjoint: bool) -> Tenso
     h = x.to(accumulate(x))
     half, planes = kernel.shape[2] // 2, x.shape[0] * x.shape[1]
     weight = kernel.to(h).expand(*x.shape[:2], -1, -1).flatten(0, 1)[:, None]  # (B C, 1, K, K)
-    correlate = F.conv_transpose2d if adjoint else F.conv2d
-    h = correlate((h if adjoint else pad(h, (half, half), circular)).flatten(0, 1)[None], weight, groups=planes)
-    h = h[0].unflatten(0, x.shape[:2])
+    if adjoint:
+        h, weight = spread(h, (half, half)), weight.flip(-2, -1)
+    h = (h if adjoint else pad(h, (half, half), circular)).flatten(0, 1)
+    h = F.conv2d(h[None], weight, groups=planes)[0].unflatten(0, x.shape[:2])
     return (fold(h, (half, half), circular) if adjoint else h).to(x.dtype).contiguous()
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfast import random
 from emfast._check import check
 from emfast._library import addresses, extension, register
+from emfast.random import reference as normal
+from emfast.random import signed
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
 
@@ -56,7 +57,7 @@ def sampler_update(
     check(wide and table.dim() == 2 and table.shape[1] == 8, name, "table", "of shape (n, 8), float64", table)
     check(k.dim() == 0 and k.dtype == torch.int64, name, "k", "to be a 0-dimensional int64 tensor", k)
     check(ids.shape == x_t.shape[:1], name, "ids", f"of shape ({x_t.shape[0]},)", ids)
-    x_s: Tensor = _update(x_t, x_0, guidance, table, k, ids.to(torch.int64), random.signed(seed, name))
+    x_s: Tensor = _update(x_t, x_0, guidance, table, k, ids.to(torch.int64), signed(seed, name))
     return x_s
 
 
@@ -66,7 +67,7 @@ def reference(
     """The specification; its seed is signed."""
     dtype = torch.float64 if x_t.dtype == torch.float64 else torch.float32
     c_x, c_0, std = table.index_select(0, k[None])[0, 3:6].to(dtype).unbind()
-    z = random.reference(x_t.shape[1:], ids, k, seed).to(dtype)
+    z = normal(x_t.shape[1:], ids, k, seed).to(dtype)
     x_s = c_x * x_t.to(dtype) + c_0 * x_0.to(dtype) + std * z
     return (x_s if guidance is None else x_s + guidance.to(dtype)).to(x_t.dtype).contiguous()
 

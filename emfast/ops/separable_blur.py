@@ -18,6 +18,7 @@ from emfast.ops._images import (
     misfit_gradients,
     misfit_of,
     pad,
+    spread,
     unsupported,
 )
 
@@ -95,10 +96,12 @@ def _validate(name: str, x: Tensor, y: Tensor | None, rows: Tensor, columns: Ten
 def reference(x: Tensor, rows: Tensor, columns: Tensor, circular: bool, adjoint: bool) -> Tensor:
     """The specification."""
     h = x.to(accumulate(x))
-    halves, tall, wide = (len(rows) // 2, len(columns) // 2), rows.to(h)[:, None], columns.to(h)[None]
+    halves, rows, columns = (len(rows) // 2, len(columns) // 2), rows.to(h), columns.to(h)
+    if adjoint:
+        h, rows, columns = spread(h, halves), rows.flip(0), columns.flip(0)
     planes = (h if adjoint else pad(h, halves, circular)).flatten(0, 1)[:, None]
-    correlate = F.conv_transpose2d if adjoint else F.conv2d
-    h = correlate(correlate(planes, tall[None, None]), wide[None, None]).unflatten(0, x.shape[:2])[:, :, 0]
+    h = F.conv2d(F.conv2d(planes, rows[None, None, :, None]), columns[None, None, None])
+    h = h.unflatten(0, x.shape[:2])[:, :, 0]
     return (fold(h, halves, circular) if adjoint else h).to(x.dtype).contiguous()
 
 
