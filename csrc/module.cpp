@@ -47,5 +47,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &emfast::instruction_sets, "What this machine can run, the best last.");
   module.def("use_instruction_set", &emfast::use_instruction_set);
   emfast::define_attention(module);
+  emfast::define_blur(module);
   emfast::define_group_norm_silu(module);
+  emfast::define_mask_misfit(module);
+  emfast::define_random(module);
+  emfast::define_sampler_update(module);
+  emfast::define_separable_blur(module);
 }

@@ -11,6 +11,11 @@ namespace emfast {
 namespace py = pybind11;
 
 void define_attention(py::module_& module);
+void define_blur(py::module_& module);
 void define_group_norm_silu(py::module_& module);
+void define_mask_misfit(py::module_& module);
+void define_random(py::module_& module);
+void define_sampler_update(py::module_& module);
+void define_separable_blur(py::module_& module);
 
 }  // namespace emfast

@@ -9,11 +9,13 @@ References:
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from emfast._check import check
+from emfast._library import addresses, extension, register
 
 MASK = 0xFFFFFFFF
 
@@ -73,16 +75,57 @@ def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tenso
 def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor = 0) -> Tensor:
     """Returns float32 standard normal numbers (Box-Muller), one image of `shape` for every id: (B, *shape).
 
+    The Philox words behind them are the same on every backend, the numbers are up to rounding.
+
     Arguments:
         shape: The shape of one image, without the batch.
         ids: (B,) integer ids; the numbers live on their device.
         seed: The key, 0 <= seed < 2^64.
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
+    key = signed(seed, "normal")
+    step = step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=ids.device)
+    z: Tensor = _normal(shape, ids.to(torch.int64), step, key)
+    return z
+
+
+def signed(seed: int, function: str) -> int:
+    """Returns a seed as the int64 of the same bits, which is how ops take it."""
+    check(0 <= seed < 2**64, function, "seed", "to be in [0, 2^64)", seed)
+    return seed - (seed >> 63 << 64)
+
+
+def reference(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
+    """The specification of `normal`; its seed is signed."""
     count = math.prod(shape)
-    words = _words(count, ids, seed, step)
+    words = _words(count, ids, seed % 2**64, step)
     u = (words.to(torch.float32) + 0.5) * 2.0**-32  # in (0, 1]
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
     angle = (2.0 * math.pi) * u[..., 1::2]
     values = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return values.flatten(1)[:, :count].reshape(-1, *shape)
+    return values.flatten(1)[:, :count].reshape(-1, *shape).contiguous()
+
+
+def _fake(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
+    return ids.new_empty((len(ids), *shape), dtype=torch.float32)
+
+
+def _cpp(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
+    z = _fake(shape, ids, step, seed)
+    extension().normal(addresses(ids.contiguous(), step, z), len(ids), math.prod(shape), seed)
+    return z
+
+
+def _unsupported(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> str | None:
+    return None if step.dtype == torch.int64 else f"a step of {step.dtype}"
+
+
+_normal = register(
+    "normal",
+    "(SymInt[] shape, Tensor ids, Tensor step, int seed) -> Tensor",
+    reference=reference,
+    fake=_fake,
+    triton="random",
+    cpp=_cpp,
+    unsupported=_unsupported,
+)

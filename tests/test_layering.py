@@ -11,7 +11,8 @@ PACKAGE = ROOT / "emfast"
 
 LAYERS = (
     ("_check",),
-    ("_files", "_library", "_memory", "random", "graph"),
+    ("_files", "_library", "_memory"),
+    ("random", "graph"),
     ("ops", "data", "metrics", "features"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters"),

@@ -42,6 +42,12 @@ class Operator:
         """Returns A^T y: observations to images (B, C, H, W)."""
         raise NotImplementedError(f"{type(self).__name__}: expected a method adjoint(y, parameters), got none.")
 
+    def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the residual r = y - A x, its squared norm per image (B,), in float32 or wider, and A^T r."""
+        residual = y - self.apply(x, parameters)
+        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        return residual, wide.square().flatten(1).sum(1), self.adjoint(residual, parameters)
+
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         r"""Returns the x that minimises |y - A x|^2 + c |x|^2, (B, C, H, W).
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.operators.base import Operator, Parameters
+from emfast.ops import separable_blur, separable_blur_misfit
 
 
 class GaussianBlur(Operator):
     r"""A Gaussian blur, the same for every observation and channel.
 
-    The kernel is separable, so A is one small matrix for the rows and one for the columns, with the padding inside:
-    the adjoint is the transpose, exact for any padding.
+    The kernel is separable, so A is one small matrix for the rows and one for the columns, with the padding inside.
+    The images are blurred along one axis and then the other; the adjoint is exact for any padding.
 
     .. math:: A x = K_H x K_W^\top, \quad A^\top y = K_H^\top y K_W
 
@@ -36,25 +37,30 @@ class GaussianBlur(Operator):
         self.size, self.std, self.padding = size, std, padding
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
-        """Returns the blur of each axis as a matrix, {"rows": (1, 1, H, H), "columns": (1, 1, W, W)}, float64.
+        """Returns the weights of the kernel along an axis, {"taps": (1, K)}, float64.
 
-        And their singular value decompositions, `rows_u`, `rows_s` (1, 1, H), `rows_v` and the same of the columns.
+        And the singular value decomposition of the blur of each axis as a matrix, `rows_u` (1, 1, H, H), `rows_s`
+        (1, 1, H), `rows_v` and the same of the columns.
         """
-        found: dict[str, Tensor] = {}
+        found = {"taps": _taps(self).to(ids.device)[None]}
         for name, length in (("rows", shape[-2]), ("columns", shape[-1])):
             half, limit = self.size // 2, f"to be < {2 * length}, twice the side of the images"
             check(half < length, "GaussianBlur", "size", limit, self.size)
-            for part, tensor in zip(("", "_u", "_s", "_v"), _factors(self, length), strict=True):
+            for part, tensor in zip(("_u", "_s", "_v"), _factors(self, length), strict=True):
                 found[name + part] = tensor.to(ids.device)[None, None]
         return found
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns the blurred images."""
-        return parameters["rows"].to(x.dtype) @ x @ parameters["columns"].to(x.dtype).mT
+        return separable_blur(x, parameters["taps"][0], parameters["taps"][0], padding=self.padding)
 
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns the transposed blur of y."""
-        return parameters["rows"].to(y.dtype).mT @ y @ parameters["columns"].to(y.dtype)
+        return separable_blur(y, parameters["taps"][0], parameters["taps"][0], padding=self.padding, adjoint=True)
+
+    def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns r = y - A x, its squared norms and A^T r."""
+        return separable_blur_misfit(x, y, parameters["taps"][0], parameters["taps"][0], padding=self.padding)
 
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns the minimiser, exact in the basis of the singular vectors."""
@@ -64,16 +70,21 @@ class GaussianBlur(Operator):
         return own["rows_v"] @ (s / (s.square() + c) * y) @ own["columns_v"].mT
 
 
-@lru_cache(maxsize=16)
-def _factors(blur: GaussianBlur, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns the blur of an axis of that length as a matrix K, and U, s, V with K = U diag(s) V^T."""
+def _taps(blur: GaussianBlur) -> Tensor:
+    """Returns the weights of the kernel, (K,)."""
     offset = torch.arange(-(blur.size // 2), blur.size // 2 + 1)
     weight = torch.exp(-0.5 * (offset.to(torch.float64) / blur.std) ** 2)
-    weight = weight / weight.sum()
+    return weight / weight.sum()
+
+
+@lru_cache(maxsize=16)
+def _factors(blur: GaussianBlur, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns U, s, V, the singular value decomposition of the blur of an axis of that length as a matrix."""
+    offset = torch.arange(-(blur.size // 2), blur.size // 2 + 1)
     source = torch.arange(length)[:, None] + offset  # (L, K), the pixel that each tap reads
     reflected = (length - 1) - ((length - 1) - source.abs()).abs()
     source = source % length if blur.padding == "circular" else reflected
     matrix = torch.zeros(length, length, dtype=torch.float64)
-    matrix.scatter_add_(1, source, weight.expand(length, -1).contiguous())
+    matrix.scatter_add_(1, source, _taps(blur).expand(length, -1).contiguous())
     u, s, vt = torch.linalg.svd(matrix)
-    return matrix, u, s, vt.mT.contiguous()
+    return u, s, vt.mT.contiguous()

@@ -35,6 +35,10 @@ class Given(Operator):
         """Returns A^T y of the operator."""
         return self.operator.adjoint(y, parameters)
 
+    def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns that of the operator."""
+        return self.operator.misfit(x, y, parameters)
+
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns that of the operator."""
         return self.operator.regularised_inverse(y, c, parameters, iterations=iterations)

@@ -8,6 +8,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check, message
 from emfast.operators.base import Operator, Parameters
+from emfast.ops import mask_misfit
 
 
 class Mask(Operator):
@@ -66,6 +67,10 @@ class Mask(Operator):
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns m * y: a mask is its own adjoint."""
         return _mask(parameters, y) * y
+
+    def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns r = y - m * x, its squared norms and m * r, in one pass."""
+        return mask_misfit(x, y, _mask(parameters, x))
 
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns m y / (m^2 + c)."""

@@ -8,8 +8,10 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.operators.base import Operator, Parameters
+from emfast.ops import blur, blur_misfit
 
 POINTS = 256  # along a random path
+LARGE = 15  # the side of a kernel from which on Fourier transforms are faster
 
 
 class MotionBlur(Operator):
@@ -66,11 +68,21 @@ class MotionBlur(Operator):
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns the blurred images."""
-        return _filter(x, _response(parameters["kernel"], x))
+        if parameters["kernel"].shape[-1] > LARGE:
+            return _filter(x, _response(parameters["kernel"], x))
+        return blur(x, parameters["kernel"], padding="circular", adjoint=True)
 
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns the correlation of y with the kernels."""
-        return _filter(y, _response(parameters["kernel"], y).conj())
+        if parameters["kernel"].shape[-1] > LARGE:
+            return _filter(y, _response(parameters["kernel"], y).conj())
+        return blur(y, parameters["kernel"], padding="circular")
+
+    def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns r = y - A x, its squared norms and A^T r."""
+        if parameters["kernel"].shape[-1] > LARGE:
+            return super().misfit(x, y, parameters)
+        return blur_misfit(x, y, parameters["kernel"].flip(-2, -1), padding="circular")
 
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns the Wiener filter of y, exact in the Fourier basis."""

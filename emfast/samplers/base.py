@@ -16,6 +16,7 @@ from emfast.diffusion import Denoiser, Schedule
 from emfast.graph import graphed
 from emfast.operators import Operator
 from emfast.operators.base import Parameters, default_ids
+from emfast.ops import sampler_update
 
 Callback = Callable[[int, int], None]
 
@@ -36,7 +37,7 @@ class Coefficients(NamedTuple):
     sigma_s: Tensor
 
 
-def transitions(schedule: Schedule, times: Tensor, eta: float) -> Tensor:
+def transitions(schedule: Schedule, times: Tensor, eta: float, zeta: float | None = None) -> Tensor:
     r"""Returns the table of `Coefficients`, (len(times), 8) float64, from each time to the next, the last to t = clean.
 
     .. math::
@@ -47,6 +48,7 @@ def transitions(schedule: Schedule, times: Tensor, eta: float) -> Tensor:
         schedule: The noise schedule.
         times: (n,) decreasing times.
         eta: 1 for ancestral (DDPM) steps, 0 for deterministic (DDIM) steps.
+        zeta: The share of fresh noise in the variance instead: std^2 = zeta sigma_s^2.
 
     References:
         | Denoising Diffusion Implicit Models (Song et al., 2020), arXiv 2010.02502
@@ -55,7 +57,7 @@ def transitions(schedule: Schedule, times: Tensor, eta: float) -> Tensor:
     alpha_s = torch.cat((alpha_t[1:], torch.ones(1, dtype=torch.float64)))
     sigma_s = torch.cat((sigma_t[1:], torch.zeros(1, dtype=torch.float64)))
     fresh = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp_min(0).sqrt()
-    std = eta * sigma_s / sigma_t * fresh
+    std = eta * sigma_s / sigma_t * fresh if zeta is None else zeta**0.5 * sigma_s
     c_x = (sigma_s**2 - std**2).clamp_min(0).sqrt() / sigma_t
     return torch.stack((times, alpha_t, sigma_t, c_x, alpha_s - c_x * alpha_t, std, alpha_s, sigma_s), dim=1)
 
@@ -75,7 +77,7 @@ class Problem:
 
     def coefficients(self, k: Tensor, like: Tensor) -> Coefficients:
         """Returns the coefficients of step k, a 0-dimensional tensor, in the dtype of `like` (t in float64)."""
-        row = self.table[k]
+        row = self.table.index_select(0, k[None])[0]  # table[k] waits for the device
         return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
 
     def denoise(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +112,14 @@ class Problem:
         """Returns A^T y."""
         return self.operator.adjoint(y, self.parameters)
 
+    def misfit(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the residual r = y - A x, |r|^2 of each image (B,), and A^T r."""
+        return self.operator.misfit(x, self.y, self.parameters)
+
+    def update(self, k: Tensor, x_t: Tensor, x_0: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """Returns x_s = c_x x_t + c_0 x_0 + std z + guidance, with the coefficients and the noise of step k."""
+        return sampler_update(x_t, x_0, guidance, self.table, k, ids=self.ids, seed=self.seed)
+
 
 class Sampler:
     """A posterior sampler: hyper-parameters only, no state. A subclass gives `step`, and others where it differs.
@@ -119,7 +129,8 @@ class Sampler:
     """
 
     steps: int
-    eta: float = 0.0  # a sampler whose step adds noise in its own way leaves it
+    eta: float = 0.0
+    zeta: float | None = None  # the share of fresh noise, in the place of eta
 
     @property
     def evaluations(self) -> int:
@@ -170,7 +181,7 @@ class Sampler:
         check(y.is_floating_point(), name, "y", "to be a floating-point tensor", y.dtype, error=TypeError)
         check(sigma >= 0, name, "sigma", "to be >= 0", sigma)
         ids = default_ids(y, ids)
-        table = transitions(denoiser.schedule, self.times(denoiser.schedule, sigma), self.eta).to(y.device)
+        table = transitions(denoiser.schedule, self.times(denoiser.schedule, sigma), self.eta, self.zeta).to(y.device)
         parameters = operator.parameters(ids, tuple(y.shape[1:]))
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)

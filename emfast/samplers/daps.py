@@ -39,6 +39,7 @@ class DAPS(Sampler):
     iterations: int = 10
     sigma_min: float = 0.01
     clip: bool = True
+    zeta = 1.0  # all noise is fresh
 
     @property
     def evaluations(self) -> int:
@@ -55,7 +56,7 @@ class DAPS(Sampler):
         z = problem.noise(k + 4 * count, problem.y)
         residual = problem.residual(x) - sigma * problem.operator.noise(z, problem.parameters)
         x_0 = clip_values(x + problem.regularised_inverse(residual, (sigma / width) ** 2, self.iterations), self.clip)
-        return c.alpha_s * x_0 + c.sigma_s * problem.noise(k, x_t)
+        return problem.update(k, x_t, x_0)
 
     def estimate(self, problem: Problem, x: Tensor, t: Tensor) -> Tensor:
         """Returns where the probability flow from x at time t ends, in `flow` DDIM steps evenly spaced in time."""

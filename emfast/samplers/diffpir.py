@@ -47,7 +47,4 @@ class DiffPIR(Sampler):
         x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
         rho = self.weight * max(problem.sigma, self.sigma_min) ** 2 * (c.alpha_t / c.sigma_t) ** 2
         x_0 = x_0 + problem.regularised_inverse(problem.residual(x_0), rho, self.iterations)
-        x_0 = clip_values(x_0, self.clip)
-        epsilon = (x_t - c.alpha_t * x_0) / c.sigma_t
-        noise = (1 - self.zeta) ** 0.5 * epsilon + self.zeta**0.5 * problem.noise(k, x_t)
-        return c.alpha_s * x_0 + c.sigma_s * noise
+        return problem.update(k, x_t, clip_values(x_0, self.clip))

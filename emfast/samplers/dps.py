@@ -48,8 +48,8 @@ class DPS(Sampler):
         leaf, x_0 = problem.denoise(x_t, c.t)
         with torch.enable_grad():
             x_0 = clip_values(x_0, self.clip)
-        residual = problem.residual(x_0.detach())
-        norm = residual.square().flatten(1).sum(1).sqrt().clamp_min(torch.finfo(x_t.dtype).tiny)
-        cotangent = problem.adjoint(residual / norm.reshape(-1, *[1] * (residual.ndim - 1)))
+        _, square, adjoint = problem.misfit(x_0.detach())
+        norm = square.sqrt().clamp_min(torch.finfo(square.dtype).tiny).reshape(-1, 1, 1, 1)
+        cotangent = (self.scale * adjoint / norm).to(x_t.dtype)
         (descent,) = torch.autograd.grad(x_0, leaf, cotangent)  # minus the gradient of the norm
-        return c.c_x * x_t + c.c_0 * x_0.detach() + c.std * problem.noise(k, x_t) + self.scale * descent
+        return problem.update(k, x_t, x_0.detach(), descent)

@@ -66,4 +66,4 @@ class MMPS(Sampler):
 
         u = conjugate_gradient(system, problem.residual(x_0.detach()), self.iterations, precondition)
         x_0 = clip_values(x_0.detach() + covariance(problem.adjoint(u)), self.clip)
-        return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)
+        return problem.update(k, x_t, x_0)

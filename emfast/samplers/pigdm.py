@@ -50,4 +50,4 @@ class PiGDM(Sampler):
         cotangent = problem.regularised_inverse(problem.residual(x_0.detach()), weight, self.iterations) / variance
         (guidance,) = torch.autograd.grad(x_0, leaf, cotangent)
         x_0 = clip_values(x_0.detach() + c.sigma_t**2 / c.alpha_t * guidance, self.clip)
-        return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)
+        return problem.update(k, x_t, x_0)

@@ -36,7 +36,7 @@ class Prior(Sampler):
         """Returns x_s from x_t."""
         c = problem.coefficients(k, x_t)
         x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
-        return c.c_x * x_t + c.c_0 * x_0 + c.std * problem.noise(k, x_t)
+        return problem.update(k, x_t, x_0)
 
     def sample(
         self,

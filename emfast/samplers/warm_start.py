@@ -102,6 +102,11 @@ class _Begun(Sampler):
     def eta(self) -> float:  # type: ignore[override]
         return self.sampler.eta
 
+    @property
+    def zeta(self) -> float | None:  # type: ignore[override]
+        """That of the sampler."""
+        return self.sampler.zeta
+
     def times(self, schedule: Schedule, sigma: float) -> Tensor:
         return _below(self.sampler.times(schedule, sigma), schedule, self.noise)
 

@@ -36,6 +36,37 @@ def group_norm_silu(dtype: torch.dtype, last: bool, shape: tuple[int, ...], grou
     backward(y, x, skip, *parameters, statistics, groups, True, full)
 
 
+def normal(shape: tuple[int, ...]) -> None:
+    """Launches the noise of two images."""
+    ids = torch.arange(2)
+    triton_launcher("random", "normal")(shape, ids, ids[0], -5)
+
+
+def sampler_update(dtype: torch.dtype, shape: tuple[int, ...], full: bool) -> None:
+    """Launches the update; full is with guidance."""
+    x, ids = torch.empty(shape, dtype=dtype), torch.arange(shape[0])
+    table = torch.empty(10, 8, dtype=torch.float64)
+    triton_launcher("sampler_update", "sampler_update")(x, x, x if full else None, table, ids[0], ids, -5)
+
+
+def mask_misfit(dtype: torch.dtype, mask_dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Launches the misfit of masked images."""
+    x, mask = torch.empty(shape, dtype=dtype), torch.empty((shape[0], 1, *shape[2:]), dtype=mask_dtype)
+    triton_launcher("mask_misfit", "mask_misfit")(x, x, mask)
+
+
+def separable_blur(dtype: torch.dtype, shape: tuple[int, ...], circular: bool) -> None:
+    """Launches the misfit of blurred images, which launches the blur and its adjoint too."""
+    x, taps = torch.empty(shape, dtype=dtype), torch.empty(9)
+    triton_launcher("separable_blur", "separable_blur_misfit")(x, x, taps, taps, circular)
+
+
+def blur(dtype: torch.dtype, shape: tuple[int, ...], circular: bool) -> None:
+    """Launches the misfit of blurred images, which launches the blur and its adjoint too."""
+    x, kernel = torch.empty(shape, dtype=dtype), torch.empty(shape[0], 1, 9, 9)
+    triton_launcher("blur", "blur_misfit")(x, x, kernel, circular)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, True)),
@@ -45,9 +76,33 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (FP32, True, (1, 30, 33, 33), 3, True)),
     (group_norm_silu, (BF16, False, (1, 128, 256, 256), 32, False)),
     (group_norm_silu, (BF16, True, (2, 512, 16, 16), 1, False)),
+    (normal, ((3, 32, 32),)),
+    (sampler_update, (BF16, (2, 3, 32, 32), True)),
+    (sampler_update, (FP32, (2, 1, 32, 32), False)),
+    (mask_misfit, (BF16, FP32, (2, 3, 32, 32))),
+    (mask_misfit, (FP32, FP32, (1, 1, 33, 33))),
+    (separable_blur, (BF16, (2, 3, 32, 32), False)),
+    (separable_blur, (FP32, (2, 3, 32, 32), True)),
+    (blur, (BF16, (2, 3, 32, 32), False)),
+    (blur, (FP32, (2, 3, 32, 32), True)),
 ]
-ODD = {4}  # cases whose rows do not start at multiples of 16 bytes
-SAMPLE = {(0, 90), (0, 120), (1, 86), (3, 80)}  # of cases and architectures, run by default
+ODD = {
+    4,
+    7,
+    11,
+    12,
+    13,
+}  # cases whose rows do not start at multiples of 16 bytes, or that read next to nothing, or gather
+SAMPLE = {
+    (0, 90),
+    (0, 120),
+    (1, 86),
+    (3, 80),
+    (7, 90),
+    (8, 90),
+    (10, 90),
+    (12, 90),
+}  # of cases and architectures, run by default
 
 
 class CompilingDriver:

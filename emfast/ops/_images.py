@@ -1,0 +1,99 @@
+"""What the misfit and blur ops share: checks, padding, and the shape of a misfit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emfast._check import check
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
+Misfit = tuple[Tensor, Tensor, Tensor]  # residual, squared norm of each image, adjoint of the residual
+
+
+def check_images(name: str, x: Tensor, y: Tensor | None = None) -> None:
+    """Checks images, and observations like them."""
+    check(x.is_floating_point(), name, "x", "to be a floating tensor", x.dtype, "Cast it with x.float()", TypeError)
+    check(x.dim() == 4, name, "x", "of shape (B, C, H, W)", x)
+    if y is not None:
+        check(y.shape == x.shape, name, "y", f"of the shape {tuple(x.shape)} of x", y)
+        check(y.dtype == x.dtype, name, "y", f"of dtype {x.dtype}", y.dtype, error=TypeError)
+
+
+def check_taps(name: str, x: Tensor, padding: str, sizes: Sequence[int], *taps: Tensor) -> bool:
+    """Checks a blur's taps, of odd sizes along height and width, and its padding; returns whether that is circular."""
+    for size, length in zip(sizes, x.shape[2:], strict=True):
+        requirement = f"to be odd and < {2 * length}, twice the side of the images"
+        check(size % 2 == 1 and size // 2 < length, name, "the number of taps", requirement, size)
+    for tensor in taps:
+        check(not tensor.requires_grad, name, "the taps", "to require no gradient", "some that do", "Detach them")
+    check(padding in ("reflect", "circular"), name, "padding", "to be reflect or circular", padding)
+    return padding == "circular"
+
+
+def accumulate(x: Tensor) -> torch.dtype:
+    """Returns the dtype of sums over values of x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def pad(x: Tensor, halves: tuple[int, int], circular: bool) -> Tensor:
+    """Returns images with margins along height and width."""
+    height, width = halves
+    return F.pad(x, (width, width, height, height), mode="circular" if circular else "reflect")
+
+
+def spread(x: Tensor, halves: tuple[int, int]) -> Tensor:
+    """Returns images between zeros, where a correlation with flipped taps is the adjoint of one without margins."""
+    height, width = halves
+    return F.pad(x, (2 * width, 2 * width, 2 * height, 2 * height))
+
+
+def fold(x: Tensor, halves: tuple[int, int], circular: bool) -> Tensor:
+    """Returns the adjoint of `pad`: margins are added to the pixels that they repeat."""
+    for dim, half in zip((2, 3), halves, strict=True):
+        before, core, after = x.split((half, x.shape[dim] - 2 * half, half), dim)
+        n, core = core.shape[dim], core.clone()
+        if circular:
+            core.narrow(dim, n - half, half).add_(before)
+            core.narrow(dim, 0, half).add_(after)
+        elif half:
+            core.narrow(dim, 1, half).add_(before.flip(dim))
+            core.narrow(dim, n - 1 - half, half).add_(after.flip(dim))
+        x = core
+    return x
+
+
+def misfit_of(x: Tensor, y: Tensor, apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Misfit:
+    """The specification of every misfit op, from maps in the dtype of sums."""
+    r = (y.to(accumulate(x)) - apply(x.to(accumulate(x)))).contiguous()
+    return r.to(x.dtype, copy=True), r.square().flatten(1).sum(1), adjoint(r).to(x.dtype).contiguous()
+
+
+def fake_misfit(x: Tensor, *rest: Any) -> Misfit:
+    """Returns uninitialised results of a misfit op."""
+    return x.new_empty(x.shape), x.new_empty(len(x), dtype=accumulate(x)), x.new_empty(x.shape)
+
+
+def unsupported(x: Tensor, *rest: Any) -> str | None:
+    """Returns why the kernels cannot take images, or None if they can."""
+    if x.numel() == 0:
+        return "an empty tensor"
+    return None if x.dtype in DTYPES else f"{x.dtype}, which only the reference takes"
+
+
+def misfit_gradients(
+    residual: Tensor,
+    grads: Sequence[Tensor | None],
+    apply: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients to x and y, from those to residual, squared norm and adjoint; any of these may be None."""
+    to_residual, to_norm, to_adjoint = grads
+    total = torch.zeros_like(residual) if to_residual is None else to_residual
+    if to_norm is not None:
+        total = total + (2 * to_norm.reshape(-1, 1, 1, 1) * residual).to(residual.dtype)
+    if to_adjoint is not None:
+        total = total + apply(to_adjoint)
+    return -adjoint(total), total
