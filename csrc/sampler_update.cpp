@@ -38,7 +38,7 @@ T* at(int64_t address) {
 void sampler_update(const std::array<int64_t, 7>& p, const std::array<int64_t, 4>& sizes, int64_t seed) {
   const int64_t k = *at<int64_t>(p[4]);
   if (k < 0 || k >= sizes[3]) throw std::out_of_range("sampler_update: expected k to be a row of table.");
-  const double* row = at<double>(p[3]) + 8 * k;
+  const double* row = at<double>(p[3]) + 9 * k;
   Update a{};
   a.dtype = static_cast<Dtype>(sizes[0]), a.batch = sizes[1], a.count = sizes[2];
   a.x_t = at<void>(p[0]), a.x_0 = at<void>(p[1]), a.guidance = at<void>(p[2]);

@@ -14,26 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Tensors = tuple[Tensor, ...]
 WARM_UP = 3  # calls before a capture: kernels are compiled, weights prepared, workspaces allocated
 _kept: ContextVar[dict[Hashable, Graphed] | None] = ContextVar("emfast_graphs", default=None)
 
 
 class Graphed:
-    """A function of tensors that returns one tensor, replayed from a CUDA graph where its arguments are on a GPU.
+    """A function of tensors that returns tensors, replayed from a CUDA graph where its arguments are on a GPU.
 
     The function has static shapes, never waits for the device, and reads what changes between calls from its arguments
     alone; what it closes over (weights, hyper-parameters) is captured as it is. An argument that is the same tensor as
-    at the call before is not copied again. The returned tensor is overwritten by the next call.
+    at the call before is not copied again. The returned tensors are overwritten by the next call.
 
     Arguments:
         function: The function.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensors]) -> None:
         self.function = function
         self.captures: dict[Hashable, _Capture | None] = {}
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, *tensors: Tensor) -> Tensors:
         """Returns function(*tensors)."""
         if not tensors[0].is_cuda:
             return self.function(*tensors)
@@ -43,7 +44,7 @@ class Graphed:
         capture = self.captures[key]
         return self.function(*tensors) if capture is None else capture(tensors)
 
-    def _capture(self, tensors: tuple[Tensor, ...]) -> _Capture | None:
+    def _capture(self, tensors: Tensors) -> _Capture | None:
         """Captures the function; None, with a warning, if it does what a graph cannot hold."""
         inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in tensors]
         for static, tensor in zip(inputs, tensors, strict=True):
@@ -69,17 +70,18 @@ class Graphed:
 
 
 class _Capture:
-    """A captured call: the tensors it reads, the one it writes, and how to run it again."""
+    """A captured call: the tensors it reads, those it writes, and how to run it again."""
 
-    def __init__(self, replay: Callable[[], Any], inputs: list[Tensor], output: Tensor) -> None:
+    def __init__(self, replay: Callable[[], Any], inputs: list[Tensor], output: Tensors) -> None:
         self.replay, self.inputs, self.output = replay, inputs, output
         self.seen: list[tuple[Tensor, int] | None] = [None] * len(inputs)
 
-    def __call__(self, tensors: tuple[Tensor, ...]) -> Tensor:
+    def __call__(self, tensors: Tensors) -> Tensors:
         for index, (static, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
             seen = self.seen[index]
-            # The output is another value at every call, and the same object.
-            if seen is None or seen[0] is not tensor or seen[1] != tensor._version or tensor is self.output:
+            # An output is the same object with another value after every call.
+            own = any(tensor is output for output in self.output)
+            if own or seen is None or seen[0] is not tensor or seen[1] != tensor._version:
                 static.copy_(tensor)
                 self.seen[index] = (tensor, tensor._version)
         self.replay()
@@ -96,7 +98,7 @@ def kept() -> Iterator[None]:
         _kept.reset(token)
 
 
-def graphed(function: Callable[..., Tensor], *key: object) -> Graphed:
+def graphed(function: Callable[..., Tensors], *key: object) -> Graphed:
     """Returns the function as a `Graphed`, the one kept for that key if there is one.
 
     Arguments:

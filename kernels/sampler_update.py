@@ -20,7 +20,7 @@ def update_kernel(x_t, x_0, guidance, table, k, ids, x_s, count, seed, BLOCK: tl
     image = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK
     step = tl.load(k)
-    row = table + 8 * step
+    row = table + 9 * step
     c_x, c_0, std = tl.load(row + 3).to(tl.float32), tl.load(row + 4).to(tl.float32), tl.load(row + 5).to(tl.float32)
     e = 4 * first + tl.arange(0, 4 * BLOCK)
     inside = e < count

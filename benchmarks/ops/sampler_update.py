@@ -27,7 +27,7 @@ def ours(x_t: Tensor, x_0: Tensor, guidance: Tensor, table: Tensor, k: Tensor, i
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Yields the rows of the table. It reads x_t, x_0 and guidance, and writes x_s."""
-    table = torch.full((10, 8), 0.5, dtype=torch.float64, device=device)
+    table = torch.full((10, 9), 0.5, dtype=torch.float64, device=device)
     k = torch.tensor(3, device=device)
     for shape in SHAPES:
         for dtype in DTYPES:

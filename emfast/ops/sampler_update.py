@@ -17,7 +17,7 @@ def sampler_update(
     x_t: Tensor,  # (B, ...)
     x_0: Tensor,  # (B, ...)
     guidance: Tensor | None,  # (B, ...)
-    table: Tensor,  # (n, 8)
+    table: Tensor,  # (n, 9)
     k: Tensor,  # ()
     *,
     ids: Tensor,  # (B,)
@@ -54,7 +54,7 @@ def sampler_update(
         same = value is None or value.dtype == x_t.dtype
         check(same, name, key, f"of dtype {x_t.dtype}", None if value is None else value.dtype, error=TypeError)
     wide = table.dtype == torch.float64
-    check(wide and table.dim() == 2 and table.shape[1] == 8, name, "table", "of shape (n, 8), float64", table)
+    check(wide and table.dim() == 2 and table.shape[1] == 9, name, "table", "of shape (n, 9), float64", table)
     check(k.dim() == 0 and k.dtype == torch.int64, name, "k", "to be a 0-dimensional int64 tensor", k)
     check(ids.shape == x_t.shape[:1], name, "ids", f"of shape ({x_t.shape[0]},)", ids)
     x_s: Tensor = _update(x_t, x_0, guidance, table, k, ids.to(torch.int64), signed(seed, name))

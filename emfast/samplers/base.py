@@ -25,6 +25,9 @@ class Coefficients(NamedTuple):
     r"""One step from x_t to x_s, as 0-dimensional tensors.
 
     .. math:: x_s = c_x x_t + c_0 \hat x_0 + \mathrm{std} \, z
+
+    `slope` extrapolates x0-hat to the middle of the step from the one before: half the ratio of the two steps in
+    log(sigma / alpha); 0 in the first step, which has none before it, and in the last, which ends at no noise at all.
     """
 
     t: Tensor
@@ -35,10 +38,11 @@ class Coefficients(NamedTuple):
     std: Tensor
     alpha_s: Tensor
     sigma_s: Tensor
+    slope: Tensor
 
 
 def transitions(schedule: Schedule, times: Tensor, eta: float, zeta: float | None = None) -> Tensor:
-    r"""Returns the table of `Coefficients`, (len(times), 8) float64, from each time to the next, the last to t = clean.
+    r"""Returns the table of `Coefficients`, (len(times), 9) float64, from each time to the next, the last to t = clean.
 
     .. math::
         \mathrm{std} = \eta \frac{\sigma_s}{\sigma_t} \sqrt{\sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2}, \quad
@@ -52,6 +56,7 @@ def transitions(schedule: Schedule, times: Tensor, eta: float, zeta: float | Non
 
     References:
         | Denoising Diffusion Implicit Models (Song et al., 2020), arXiv 2010.02502
+        | DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Models (Lu et al., 2022), arXiv 2211.01095
     """
     alpha_t, sigma_t = schedule.alpha(times), schedule.sigma(times)
     alpha_s = torch.cat((alpha_t[1:], torch.ones(1, dtype=torch.float64)))
@@ -59,7 +64,11 @@ def transitions(schedule: Schedule, times: Tensor, eta: float, zeta: float | Non
     fresh = (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp_min(0).sqrt()
     std = eta * sigma_s / sigma_t * fresh if zeta is None else zeta**0.5 * sigma_s
     c_x = (sigma_s**2 - std**2).clamp_min(0).sqrt() / sigma_t
-    return torch.stack((times, alpha_t, sigma_t, c_x, alpha_s - c_x * alpha_t, std, alpha_s, sigma_s), dim=1)
+    length = (alpha_s / sigma_s * sigma_t / alpha_t).log()
+    slope = torch.zeros_like(std)
+    slope[1:] = 0.5 * length[1:] / length[:-1]
+    slope = slope.nan_to_num(posinf=0.0).masked_fill(sigma_s == 0, 0.0)
+    return torch.stack((times, alpha_t, sigma_t, c_x, alpha_s - c_x * alpha_t, std, alpha_s, sigma_s, slope), dim=1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class Problem:
     sigma: float
     ids: Tensor
     seed: int
-    table: Tensor  # (n, 8)
+    table: Tensor  # (n, 9)
 
     def coefficients(self, k: Tensor, like: Tensor) -> Coefficients:
         """Returns the coefficients of step k, a 0-dimensional tensor, in the dtype of `like` (t in float64)."""
@@ -122,13 +131,15 @@ class Problem:
 
 
 class Sampler:
-    """A posterior sampler: hyper-parameters only, no state. A subclass gives `step`, and others where it differs.
+    """A posterior sampler: hyper-parameters only, no state.
 
-    A step has static shapes, reads its time through the step counter k (a 0-dimensional tensor on the device), takes
-    its noise from Philox(seed, id, k), and never waits for the device.
+    A subclass gives `estimate`, from which the loop makes its steps, or a `step` of its own. A step has static shapes,
+    reads its time through the step counter k (a 0-dimensional tensor on the device), takes its noise from
+    Philox(seed, id, k), and never waits for the device.
     """
 
     steps: int
+    order: int = 1  # 2: the estimate is extrapolated from the step before, at no cost
     eta: float = 0.0
     zeta: float | None = None  # the share of fresh noise, in the place of eta
 
@@ -148,9 +159,24 @@ class Sampler:
         k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
         return first.sigma_t * problem.noise(k, like)
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
-        raise NotImplementedError(f"{type(self).__name__}: expected a method step(problem, x_t, k), got none.")
+    def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns the estimate of x_0 given x_t and y."""
+        fix = "estimate(problem, x_t, k) or step(problem, x_t, previous, k)"
+        raise NotImplementedError(f"{type(self).__name__}: expected a method {fix}, got none.")
+
+    def step(self, problem: Problem, x_t: Tensor, previous: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns x_s and the estimate of x_0, from x_t and the estimate of the step before.
+
+        Of second order where the sampler asks for it. With few steps that is what keeps the variance of the samples:
+        the estimate changes along a step, and is taken where it stands in the middle of it.
+
+        .. math:: x_s = c_x x_t + c_0 (\hat x_0 + \mathrm{slope} (\hat x_0 - \hat x_0')) + \mathrm{std} \, z
+        """
+        x_0 = self.estimate(problem, x_t, k)
+        if self.order == 1:
+            return problem.update(k, x_t, x_0), x_0
+        slope = problem.coefficients(k, x_t).slope
+        return problem.update(k, x_t, torch.lerp(x_0, previous, -slope)), x_0
 
     @torch.no_grad()
     def __call__(
@@ -187,18 +213,21 @@ class Sampler:
         x = self.initial(problem)
         step = graphed(partial(self._step, problem), self, denoiser, operator, sigma, seed)
         k = torch.zeros((), dtype=torch.int64, device=y.device)
+        previous = torch.zeros_like(x)
         for done in range(1, len(table) + 1):
-            x = step(x, k, y, ids, table, *parameters.values())
+            x, previous = step(x, previous, k, y, ids, table, *parameters.values())
             k = k + 1
             if callback is not None:
                 callback(done, len(table))
         return x.clone() if x.is_cuda else x  # a graph writes its output again
 
-    def _step(self, problem: Problem, x_t: Tensor, k: Tensor, *tensors: Tensor) -> Tensor:
+    def _step(
+        self, problem: Problem, x_t: Tensor, previous: Tensor, k: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The step of a problem with other tensors in the place of its own."""
         y, ids, table, *values = tensors
         parameters = dict(zip(problem.parameters, values, strict=True))
-        return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, k)
+        return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
 
 
 def clip_values(x: Tensor, clip: bool) -> Tensor:

@@ -46,19 +46,18 @@ class DAPS(Sampler):
         """The forward passes of the flow at every level."""
         return self.flow * self.steps
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
+    def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns a sample of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
-        x_0 = self.estimate(problem, x_t, c.t)
+        x_0 = self.follow(problem, x_t, c.t)
         sigma, width = max(problem.sigma, self.sigma_min), self.width * c.sigma_t / c.alpha_t
         count = len(problem.table)
         x = x_0 + width * problem.noise(k + 2 * count, x_0)
         z = problem.noise(k + 4 * count, problem.y)
         residual = problem.residual(x) - sigma * problem.operator.noise(z, problem.parameters)
-        x_0 = clip_values(x + problem.regularised_inverse(residual, (sigma / width) ** 2, self.iterations), self.clip)
-        return problem.update(k, x_t, x_0)
+        return clip_values(x + problem.regularised_inverse(residual, (sigma / width) ** 2, self.iterations), self.clip)
 
-    def estimate(self, problem: Problem, x: Tensor, t: Tensor) -> Tensor:
+    def follow(self, problem: Problem, x: Tensor, t: Tensor) -> Tensor:
         """Returns where the probability flow from x at time t ends, in `flow` DDIM steps evenly spaced in time."""
         schedule = problem.denoiser.schedule
         x_0 = x

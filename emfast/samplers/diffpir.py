@@ -41,10 +41,10 @@ class DiffPIR(Sampler):
     sigma_min: float = 0.01
     clip: bool = True
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
+    def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns the estimate of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
         x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
         rho = self.weight * max(problem.sigma, self.sigma_min) ** 2 * (c.alpha_t / c.sigma_t) ** 2
         x_0 = x_0 + problem.regularised_inverse(problem.residual(x_0), rho, self.iterations)
-        return problem.update(k, x_t, clip_values(x_0, self.clip))
+        return clip_values(x_0, self.clip)

@@ -42,8 +42,8 @@ class DPS(Sampler):
         """Returns evenly spaced times, as the paper has them."""
         return schedule.times(self.steps)
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
+    def step(self, problem: Problem, x_t: Tensor, previous: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x_s and x0-hat."""
         c = problem.coefficients(k, x_t)
         leaf, x_0 = problem.denoise(x_t, c.t)
         with torch.enable_grad():
@@ -52,4 +52,4 @@ class DPS(Sampler):
         norm = square.sqrt().clamp_min(torch.finfo(square.dtype).tiny).reshape(-1, 1, 1, 1)
         cotangent = (self.scale * adjoint / norm).to(x_t.dtype)
         (descent,) = torch.autograd.grad(x_0, leaf, cotangent)  # minus the gradient of the norm
-        return problem.update(k, x_t, x_0.detach(), descent)
+        return problem.update(k, x_t, x_0.detach(), descent), x_0.detach()

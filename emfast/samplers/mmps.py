@@ -29,6 +29,7 @@ class MMPS(Sampler):
         steps: The number of steps; each costs a forward and iterations + 1 backward passes.
         iterations: Conjugate-gradient iterations per step.
         sigma_min: The least measurement noise the solver assumes: with none at all the system may be singular.
+        order: 2 extrapolates the estimate from the step before, 1 does not.
         clip: Clips the estimates to [-1, 1], the range of images.
         eta: 1 for ancestral steps, 0 for DDIM steps.
 
@@ -39,6 +40,7 @@ class MMPS(Sampler):
     steps: int = 50
     iterations: int = 2
     sigma_min: float = 0.01
+    order: int = 2
     clip: bool = True
     eta: float = 1.0
 
@@ -47,8 +49,8 @@ class MMPS(Sampler):
         """A forward and iterations + 1 backward passes per step."""
         return (self.iterations + 2) * self.steps
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
+    def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns the estimate of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
         leaf, x_0 = problem.denoise(x_t, c.t)
 
@@ -65,5 +67,4 @@ class MMPS(Sampler):
             return problem.whiten(r, variance * (c.alpha_t**2 + c.sigma_t**2) / c.sigma_t**2)
 
         u = conjugate_gradient(system, problem.residual(x_0.detach()), self.iterations, precondition)
-        x_0 = clip_values(x_0.detach() + covariance(problem.adjoint(u)), self.clip)
-        return problem.update(k, x_t, x_0)
+        return clip_values(x_0.detach() + covariance(problem.adjoint(u)), self.clip)

@@ -41,13 +41,12 @@ class PiGDM(Sampler):
         """One forward and one backward per step."""
         return 2 * self.steps
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
+    def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns the estimate of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
         leaf, x_0 = problem.denoise(x_t, c.t)
         variance = c.sigma_t**2 / (c.alpha_t**2 + c.sigma_t**2)
         weight = max(problem.sigma, self.sigma_min) ** 2 / variance
         cotangent = problem.regularised_inverse(problem.residual(x_0.detach()), weight, self.iterations) / variance
         (guidance,) = torch.autograd.grad(x_0, leaf, cotangent)
-        x_0 = clip_values(x_0.detach() + c.sigma_t**2 / c.alpha_t * guidance, self.clip)
-        return problem.update(k, x_t, x_0)
+        return clip_values(x_0.detach() + c.sigma_t**2 / c.alpha_t * guidance, self.clip)

@@ -17,6 +17,7 @@ class Prior(Sampler):
 
     Arguments:
         steps: The number of network evaluations.
+        order: 2 extrapolates the estimate from the step before, 1 does not.
         clip: Clips x0-hat to [-1, 1], the range of images.
         eta: 0 for deterministic (DDIM) steps, 1 for ancestral (DDPM) steps.
 
@@ -25,6 +26,7 @@ class Prior(Sampler):
     """
 
     steps: int = 50
+    order: int = 1
     clip: bool = True
     eta: float = 0.0
 
@@ -32,11 +34,9 @@ class Prior(Sampler):
         """Returns evenly spaced times, as the paper has them."""
         return schedule.times(self.steps)
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
-        c = problem.coefficients(k, x_t)
-        x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
-        return problem.update(k, x_t, x_0)
+    def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns x0-hat."""
+        return clip_values(problem.denoiser(x_t, problem.coefficients(k, x_t).t), self.clip)
 
     def sample(
         self,

@@ -21,6 +21,7 @@ class ReverseFromObservation(Sampler):
 
     Arguments:
         steps: The number of network evaluations from t* down.
+        order: 2 extrapolates the estimate from the step before, 1 does not.
         clip: Clips x0-hat to [-1, 1], the range of images.
         eta: 1 for posterior samples; 0 follows the probability flow.
 
@@ -29,6 +30,7 @@ class ReverseFromObservation(Sampler):
     """
 
     steps: int = 40
+    order: int = 2
     clip: bool = True
     eta: float = 1.0
 
@@ -45,8 +47,6 @@ class ReverseFromObservation(Sampler):
         check(isinstance(problem.operator, Identity), "ReverseFromObservation", "operator", "to be Identity", name)
         return problem.table[0, 1].to(problem.y.dtype) * problem.y
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        """Returns x_s from x_t."""
-        c = problem.coefficients(k, x_t)
-        x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
-        return problem.update(k, x_t, x_0)
+    def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
+        """Returns x0-hat."""
+        return clip_values(problem.denoiser(x_t, problem.coefficients(k, x_t).t), self.clip)

@@ -116,8 +116,8 @@ class _Begun(Sampler):
         k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
         return first.alpha_t * self.images + first.sigma_t * problem.noise(k, like)
 
-    def step(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
-        return self.sampler.step(problem, x_t, k)
+    def step(self, problem: Problem, x_t: Tensor, previous: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sampler.step(problem, x_t, previous, k)
 
 
 def _below(times: Tensor, schedule: Schedule, noise: float) -> Tensor:

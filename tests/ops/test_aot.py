@@ -45,7 +45,7 @@ def normal(shape: tuple[int, ...]) -> None:
 def sampler_update(dtype: torch.dtype, shape: tuple[int, ...], full: bool) -> None:
     """Launches the update; full is with guidance."""
     x, ids = torch.empty(shape, dtype=dtype), torch.arange(shape[0])
-    table = torch.empty(10, 8, dtype=torch.float64)
+    table = torch.empty(10, 9, dtype=torch.float64)
     triton_launcher("sampler_update", "sampler_update")(x, x, x if full else None, table, ids[0], ids, -5)
 
 

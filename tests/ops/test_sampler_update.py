@@ -49,7 +49,7 @@ def test_images_do_not_mix(backend, device):
     [
         ({"x_0": torch.ones(2, 3)}, ValueError, r"expected x_0 of the shape \(2, 4\) of x_t"),
         ({"x_0": torch.ones(2, 4).double()}, TypeError, r"expected x_0 of dtype torch\.float32"),
-        ({"table": torch.ones(5, 8)}, ValueError, r"expected table of shape \(n, 8\), float64, got \(5, 8\) float32"),
+        ({"table": torch.ones(5, 8)}, ValueError, r"expected table of shape \(n, 9\), float64, got \(5, 8\) float32"),
         ({"k": torch.tensor([1])}, ValueError, "expected k to be a 0-dimensional int64 tensor"),
         ({"ids": torch.arange(3)}, ValueError, r"expected ids of shape \(2,\)"),
         ({"seed": -1}, ValueError, r"expected seed to be in \[0, 2\^64\)"),
