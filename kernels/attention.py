@@ -25,7 +25,7 @@ FORWARD = {
     (2, 64): ((1, 64, 64, 4, 2),),
     (2, 128): ((1, 64, 32, 4, 2),),
     (2, 256): ((1, 64, 32, 8, 2),),
-    (4, 16): ((4, 16, 32, 4, 1),),
+    (4, 16): ((1, 64, 32, 4, 1),),
     (4, 32): ((1, 32, 32, 4, 1),),
     (4, 64): ((1, 32, 32, 4, 1),),
     (4, 128): ((1, 32, 16, 4, 1),),
@@ -198,8 +198,10 @@ def configure(
     together, block_m, block_n, warps, stages = next((row for row in rows if keys <= row[2]), rows[-1])
     block_m = max(min(block_m, triton.next_power_of_2(tokens)), 16)
     block_n = max(min(block_n, triton.next_power_of_2(keys)), 16)
+    if heads == 1:
+        together, warps = 1, warps // together
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": warps, "num_stages": stages}
-    return together if heads > 1 else 1, tile
+    return together, tile
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Triton kernels compile for every supported GPU, without one: no spills, shared memory within the limit, wide loads.
+"""Triton kernels compile for every supported GPU, without one: no spills, shared memory within limits, wide loads.
 
 The real launch code runs on CPU tensors under a driver that only compiles, so that what is compiled here is what is
 launched there: the same tiles, specialisations and options.
@@ -21,6 +21,8 @@ triton = pytest.importorskip("triton", reason="needs triton (the test extra inst
 
 pytestmark = pytest.mark.aot
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB per block
+WIDE_LOAD = re.compile(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\.shared\.global .*, 0x10")
+TENSOR_CORE = re.compile(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma")
 SPILL_LIMIT = 8  # bytes: far below its limit of registers, ptxas may keep one address on the stack to fit another block
 
 
@@ -36,6 +38,17 @@ def group_norm_silu(dtype: torch.dtype, last: bool, shape: tuple[int, ...], grou
     backward(y, x, skip, *parameters, statistics, groups, True, full)
 
 
+def attention(dtype: torch.dtype, shape: tuple[int, ...], keys: int = 0) -> None:
+    """Launches forward and backward on the output of one projection; with keys, on tensors of their own."""
+    batch, heads, tokens, size = shape
+    if keys:
+        query, (key, value) = torch.empty(shape, dtype=dtype), torch.empty(2, batch, heads, keys, size, dtype=dtype)
+    else:
+        query, key, value = torch.empty(batch, tokens, 3, heads, size, dtype=dtype).permute(2, 0, 3, 1, 4).unbind()
+    out, lse = triton_launcher("attention", "attention")(query, key, value, 1.0)
+    triton_launcher("attention_backward", "attention_backward")(out, query, key, value, out, lse, 1.0)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, True)),
@@ -45,9 +58,36 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (FP32, True, (1, 30, 33, 33), 3, True)),
     (group_norm_silu, (BF16, False, (1, 128, 256, 256), 32, False)),
     (group_norm_silu, (BF16, True, (2, 512, 16, 16), 1, False)),
+    (attention, (BF16, (2, 32, 256, 8))),
+    (attention, (BF16, (2, 8, 64, 8))),
+    (attention, (torch.float16, (2, 8, 1024, 16))),
+    (attention, (BF16, (2, 4, 256, 32))),
+    (attention, (BF16, (2, 4, 1024, 32))),
+    (attention, (BF16, (2, 4, 64, 64))),
+    (attention, (torch.float16, (2, 4, 256, 64))),
+    (attention, (BF16, (2, 4, 64, 128))),
+    (attention, (BF16, (2, 4, 256, 128))),
+    (attention, (BF16, (2, 1, 256, 256))),
+    (attention, (BF16, (1, 3, 33, 17), 9)),
+    (attention, (FP32, (2, 32, 256, 8))),
+    (attention, (FP32, (2, 1, 1024, 16))),
+    (attention, (FP32, (2, 4, 256, 32))),
+    (attention, (FP32, (2, 4, 256, 64))),
+    (attention, (FP32, (2, 4, 256, 128))),
+    (attention, (FP32, (2, 1, 256, 256))),
 ]
-ODD = {4}  # cases whose rows do not start at multiples of 16 bytes
-SAMPLE = {(0, 90), (0, 120), (1, 86), (3, 80)}  # of cases and architectures, run by default
+ODD = {4, 17}  # cases whose rows do not start at multiples of 16 bytes
+SAMPLE = {
+    (0, 90),
+    (0, 120),
+    (1, 86),
+    (3, 80),
+    (7, 80),
+    (7, 90),
+    (12, 100),
+    (16, 120),
+    (18, 86),
+}  # of cases and architectures, run by default
 
 
 class CompilingDriver:
@@ -104,4 +144,6 @@ def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, monkeypa
         used = resources(kernel, tmp_path)
         assert used.stack <= SPILL_LIMIT, f"{kernel.name} spills {used.stack} bytes"
         assert used.shared <= SHARED_LIMIT[arch] * 1024, f"{kernel.name} needs {used.shared} bytes of shared memory"
-        assert case in ODD or "ld.global.v4.b32" in kernel.asm["ptx"], f"{kernel.name} has no 16-byte loads"
+        assert case in ODD or WIDE_LOAD.search(kernel.asm["ptx"]), f"{kernel.name} has no 16-byte loads"
+        multiplies = function is attention and arguments[0] != FP32  # float32 is not rounded to tf32
+        assert multiplies == bool(TENSOR_CORE.search(kernel.asm["ptx"])), f"{kernel.name} and the tensor cores"
