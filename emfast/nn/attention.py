@@ -14,7 +14,7 @@ from emfast.ops import attention, group_norm_silu
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
     "cpu": OPS["attention"].why_not("cpp", "cpu") is None,
-    "cuda": "triton" in OPS["attention"].functions,
+    "cuda": OPS["attention"].why_not("triton", "cuda") is None,
 }
 PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
 
@@ -65,7 +65,7 @@ def _is_known(block: Any) -> bool:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt d) v, (B, H, N, D)."""
-    if KERNELS.get(query.device.type, False):
+    if KERNELS.get(query.device.type, False) and OPS["attention"].unsupported(query) is None:
         return attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 

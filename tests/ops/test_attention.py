@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contracts import check_accuracy, check_op, require
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from emfast._library import OPS
 from emfast._library import backend as forced
 from emfast.ops import attention
 
@@ -106,3 +108,10 @@ def test_mixed_dtypes_are_refused():
     x = torch.ones(1, 1, 2, 2)
     with pytest.raises(TypeError, match=r"expected key of dtype torch\.float32, got torch\.bfloat16"):
         attention(x, x.bfloat16(), x)
+
+
+def test_heads_that_fill_a_gpu_are_left_to_the_reference():
+    with FakeTensorMode():
+        large, small = (torch.empty(1, 1, 2, size, device="cuda") for size in (257, 256))
+    assert "257 dimensions of a head" in OPS["attention"].unsupported(large)
+    assert OPS["attention"].unsupported(small) is None
