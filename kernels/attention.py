@@ -21,7 +21,7 @@ from torch import Tensor
 # holds all keys is taken, else the last. As large as the registers of every architecture and 99 KiB of memory allow.
 FORWARD = {
     (2, 16): ((4, 32, 64, 4, 2),),
-    (2, 32): ((1, 64, 64, 4, 2),),
+    (2, 32): ((1, 128, 64, 8, 2),),
     (2, 64): ((1, 64, 64, 4, 2),),
     (2, 128): ((1, 64, 32, 4, 2),),
     (2, 256): ((1, 64, 32, 8, 2),),

@@ -93,21 +93,22 @@ SAMPLE = {
 class CompilingDriver:
     """What Triton asks of a driver when it compiles for an architecture that is not here."""
 
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
+    def __init__(self, arch: int | str) -> None:
+        kind = ("cuda", arch, 32) if isinstance(arch, int) else ("hip", arch, 64)
+        self.target = triton.backends.compiler.GPUTarget(*kind)
 
     def get_current_device(self) -> int:
-        return self.arch
+        return hash(self.target)
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
     def get_current_target(self) -> Any:
-        return triton.backends.compiler.GPUTarget("cuda", self.arch, 32)
+        return self.target
 
 
 @contextmanager
-def compiling(arch: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def compiling(arch: int | str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Yields the list of the kernels that the launches inside compile."""
     compiled: list[Any] = []
     run = triton.JITFunction.run
@@ -131,8 +132,13 @@ def resources(kernel: Any, folder: Path) -> SimpleNamespace:
     return SimpleNamespace(registers=registers, stack=stack, shared=kernel.metadata.shared)
 
 
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(i, id=f"{function.__name__}-{i}") for i, (function, _) in enumerate(CASES)]
+)
+
+
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
-@pytest.mark.parametrize("case", [pytest.param(i, id=f"{CASES[i][0].__name__}-{i}") for i in range(len(CASES))])
+@every_case
 def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, monkeypatch: Any, tmp_path: Path) -> None:
     if (case, arch) not in SAMPLE and "aot" not in request.config.getoption("markexpr"):
         pytest.skip("a sample is compiled by default; -m aot compiles all")
@@ -147,3 +153,16 @@ def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, monkeypa
         assert case in ODD or WIDE_LOAD.search(kernel.asm["ptx"]), f"{kernel.name} has no 16-byte loads"
         multiplies = function is attention and arguments[0] != FP32  # float32 is not rounded to tf32
         assert multiplies == bool(TENSOR_CORE.search(kernel.asm["ptx"])), f"{kernel.name} and the tensor cores"
+
+
+@every_case
+def test_compiles_for_amd(case: int, request: pytest.FixtureRequest, monkeypatch: Any) -> None:
+    """For information: no claim of speed. Tiles are chosen for other registers, and may spill on gfx942."""
+    if "aot" not in request.config.getoption("markexpr"):
+        pytest.skip("-m aot compiles all")
+    function, arguments = CASES[case]
+    with compiling("gfx942", monkeypatch) as kernels:
+        function(*arguments)
+    assert kernels
+    for kernel in kernels:
+        assert kernel.metadata.shared <= 64 * 1024, f"{kernel.name} needs {kernel.metadata.shared} bytes of LDS"
