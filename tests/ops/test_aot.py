@@ -75,6 +75,9 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (attention, (FP32, (2, 4, 256, 64))),
     (attention, (FP32, (2, 4, 256, 128))),
     (attention, (FP32, (2, 1, 256, 256))),
+    (attention, (BF16, (2, 1, 16, 256))),
+    (attention, (FP32, (2, 4, 25, 64))),
+    (attention, (FP32, (2, 1, 16, 256))),
 ]
 ODD = {4, 17}  # cases whose rows do not start at multiples of 16 bytes
 SAMPLE = {
