@@ -14,7 +14,7 @@ from emfast.ops import attention, group_norm_silu
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
     "cpu": OPS["attention"].why_not("cpp", "cpu") is None,
-    "cuda": "triton" in OPS["attention"].functions,
+    "cuda": OPS["attention"].why_not("triton", "cuda") is None,
 }
 PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
 
@@ -76,7 +76,7 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
     query, key, value = x.permute(three, 0, head, 1, size).unbind()  # (B, H, N, D)
-    if KERNELS.get(qkv.device.type, False):
+    if KERNELS.get(qkv.device.type, False) and OPS["attention"].unsupported(query) is None:
         out = attention(query, key, value)
     else:
         out = F.scaled_dot_product_attention(query, key, value)

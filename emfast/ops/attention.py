@@ -121,6 +121,8 @@ def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
 def _unsupported(query: Tensor, *rest: Any) -> str | None:
     if query.numel() == 0:
         return "an empty tensor"
+    if query.is_cuda and query.shape[3] > 256:
+        return f"{query.shape[3]} dimensions of a head, which only the reference takes"
     return None if query.dtype in DTYPES else f"{query.dtype}, which only the reference takes"
 
 
@@ -143,6 +145,7 @@ _gradients = register(
     " -> (Tensor, Tensor, Tensor)",
     reference=reference_backward,
     fake=_fake_backward,
+    triton="attention_backward",
     cpp=_cpp_backward,
     unsupported=lambda grad, query, *rest: _unsupported(query),
 )
@@ -153,6 +156,7 @@ _forward = register(
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
+    triton="attention",
     cpp=_cpp,
     unsupported=_unsupported,
 )
