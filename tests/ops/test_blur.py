@@ -8,7 +8,7 @@ from contracts import check_accuracy, check_op, draw, require
 from emfast._library import backend as forced
 from emfast.ops import blur, blur_misfit
 
-SIZES = [(2, 3, 5, 7), (1, 1, 3, 2), (2, 1, 32, 32), (1, 2, 70, 33)]
+SIZES = [(2, 3, 5, 7), (1, 1, 3, 2), (2, 1, 16, 32), (1, 1, 70, 9)]
 
 
 def kernels(x, size=3, shared=False):
@@ -69,7 +69,7 @@ def test_contract_of_the_misfit(padding, backend, device):
 
 @pytest.mark.parametrize("padding", ["reflect", "circular"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("size", "taps"), [((1, 2, 17, 9), 17), ((1, 1, 5, 40), 9), ((2, 1, 9, 6), 1)])
+@pytest.mark.parametrize(("size", "taps"), [((1, 2, 11, 6), 11), ((1, 1, 5, 40), 7), ((2, 1, 9, 6), 1)])
 def test_many_taps_and_the_adjoint(size, taps, dtype, padding, backend, device):
     require("blur", backend, device)
     options = {"size": taps, "padding": padding}
