@@ -74,7 +74,8 @@ def deepinv_dps(unet: nn.Module, y: Tensor, mask: Tensor) -> Run:
     observed = mask * (y + 1) / 2
 
     def run(steps: int) -> Tensor:
-        sampler = deepinv.sampling.DPS(denoiser, num_steps=steps + 1, device=y.device)  # it counts the times
+        # It counts the times, not the steps between; its norm asks for a weight of hundreds.
+        sampler = deepinv.sampling.DPS(denoiser, num_steps=steps + 1, weight=300.0, device=y.device)
         return sampler(observed, physics, x_init=tuple(y.shape))
 
     return run
