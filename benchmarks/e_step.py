@@ -1,6 +1,8 @@
 """Times one DPS step and one training step of the U-Nets in use: today's alternatives, and emfast.
 
-python benchmarks/e_step.py [NETWORK ...] [--work dps train] [--seconds S] [--profile] [--save] [--list]
+Whole E-steps with the samplers of several libraries: e_step_samplers.py.
+
+python benchmarks/e_step.py [NETWORK ...] [--work dps train] [--seconds S] [--profile] [--save]
 
 All variants run the same step and differ in the network only; they are timed in turn, so that a busy machine slows them
 all alike. Beside them stands the floor: the network's convolutions alone at the speed that its largest one reaches.
@@ -110,7 +112,8 @@ def compare(network: str, work: str, options: argparse.Namespace) -> list[Measur
     steps = {name: step_of(work, copy.deepcopy(model), x, name) for name in dict.fromkeys(("fp32", *options.only))}
     flops = convolution_flops(step_of(work, copy.deepcopy(model), x, "fp32"))
     ceilings = {f"floor {name}": ceiling(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", BF16))}
-    times = {name: median(t) for name, t in measure_steps(steps, options.seconds).items()}
+    kept = {name: VARIANTS[name][3] for name in steps}
+    times = {name: median(t) for name, t in measure_steps(steps, kept, options.seconds).items()}
     print(f"{network} | batch {batch} | {work} | {flops / 1e9:.1f} GFLOP of convolutions")
     base, where, results = times["fp32"][1], environment(device), []
     for name, speed in ceilings.items():
@@ -139,21 +142,31 @@ def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], A
     return dps(predict, x) if work == "dps" else train(predict, model, x)
 
 
-def measure_steps(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Returns the times, in ms, of steps run in turn; an untimed one comes first where malloc's settings change."""
+def measure_steps(
+    steps: dict[str, Callable[[], Any]], kept: dict[str, bool], seconds: float, *, least: int = 7, dropped: int = 2
+) -> dict[str, list[float]]:
+    """Returns the times, in ms, of steps run in turn; an untimed one comes first where malloc's settings change.
+
+    Arguments:
+        steps: The functions, by name.
+        kept: Whether freed memory is kept while a step runs.
+        seconds: The time for each, at least.
+        least: Rounds, at least.
+        dropped: The first rounds, which compile and prepare, are not returned.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    kept, end = None, time.perf_counter() + seconds * len(steps)
-    while len(times["fp32"]) < 7 or time.perf_counter() < end:
+    now, end = None, time.perf_counter() + seconds * len(steps)
+    while min(map(len, times.values())) < least or time.perf_counter() < end:
         for name, step in steps.items():
-            if kept != VARIANTS[name][3]:
-                kept = VARIANTS[name][3]
-                keep_freed_memory(kept)
+            if now != kept[name]:
+                now = kept[name]
+                keep_freed_memory(now)
                 step()
             start = time.perf_counter()
             step()
             times[name].append((time.perf_counter() - start) * 1e3)
     keep_freed_memory(False)
-    return {name: values[2:] for name, values in times.items()}  # the first ones compile and prepare
+    return {name: values[dropped:] for name, values in times.items()}
 
 
 def dps(predict: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:

@@ -4,7 +4,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import quantiles
@@ -126,8 +126,8 @@ def is_dirty() -> bool:
     return bool(git("status", "--porcelain", "--", ".", ":!benchmarks/results"))
 
 
-def save(measurements: list[Measurement], name: str) -> None:
-    """Appends measurements to a results file, one JSON object per line."""
+def save(measurements: Sequence[Any], name: str) -> None:
+    """Appends measurements (dataclasses) to a results file, one JSON object per line."""
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.writelines(json.dumps(asdict(measurement)) + "\n" for measurement in measurements)

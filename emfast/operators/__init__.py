@@ -2,10 +2,11 @@
 
 from emfast.operators.base import Operator
 from emfast.operators.downsample import Downsample
+from emfast.operators.from_deepinv import from_deepinv
 from emfast.operators.gaussian_blur import GaussianBlur
 from emfast.operators.given import Given
 from emfast.operators.identity import Identity
 from emfast.operators.mask import Mask
 from emfast.operators.motion_blur import MotionBlur
 
-__all__ = ["Downsample", "GaussianBlur", "Given", "Identity", "Mask", "MotionBlur", "Operator"]
+__all__ = ["Downsample", "GaussianBlur", "Given", "Identity", "Mask", "MotionBlur", "Operator", "from_deepinv"]
