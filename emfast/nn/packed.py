@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast.nn.prepared import prepared
+from emfast.ops.conv_weight_gradient import conv_weight_gradient, unsupported
 
 CHANNELS_LAST = torch.channels_last
 
@@ -106,6 +107,12 @@ class _Convolution(torch.autograd.Function):
         gradients: list[Any] = [grad.to(ctx.residual) if needs[0] else None, *[None] * len(ctx.dtypes)]
         g, start, slopes = cast(grad, plan.dtype), 0, []
         learned = any(needs[1 + n : 1 + n + plan.outputs])
+        sums = None
+        if learned and _has_kernel(plan, g, xs, weights):
+            whole, sums = _to_weights(plan, g, xs, weights)
+            learned = False
+            for j, part in enumerate(whole.split([w.shape[0] for w in weights])):
+                gradients[1 + n + j] = part.to(ctx.dtypes[n + j]).reshape(weights[j].shape)
         for i, size in enumerate(ctx.sizes):
             columns = (start, start + size[1])
             dx = None
@@ -124,7 +131,8 @@ class _Convolution(torch.autograd.Function):
                 part = part.to(ctx.dtypes[n + j], memory_format=torch.contiguous_format)
                 gradients[1 + n + j] = part.reshape(weights[j].shape)
         if plan.bias and any(needs[1 + n + plan.outputs :]):
-            sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0, dtype=torch.float32)
+            if sums is None:
+                sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0, dtype=torch.float32)
             for j, part in enumerate(sums.split(rows)):
                 gradients[1 + n + plan.outputs + j] = part.to(ctx.dtypes[n + plan.outputs + j])
         return None, *gradients
@@ -219,6 +227,21 @@ def _to_input(plan: Plan, g: Tensor, size: torch.Size, weights: Sequence[Tensor]
 def _mirrored(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
     w = _kernel(plan, weights, columns)
     return w if plan.upsample else w.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
+
+
+def _has_kernel(plan: Plan, g: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Returns whether the gradients to the weights come from the kernel for them."""
+    skip = None if len(xs) == 1 else xs[1]
+    return len(xs) <= 2 and unsupported(g, xs[0], skip, *_window(plan, weights)) is None
+
+
+def _window(plan: Plan, weights: Sequence[Tensor]) -> tuple[int, int, int, bool]:
+    return as_kernel(weights[0]).shape[2], plan.stride, plan.padding, plan.upsample
+
+
+def _to_weights(plan: Plan, g: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    size, stride, padding, upsample = _window(plan, weights)
+    return conv_weight_gradient(g, *xs, size=size, stride=stride, padding=padding, upsample=upsample)
 
 
 def _to_both(plan: Plan, g: Tensor, x: Tensor, kernel: Tensor, needs_x: bool) -> tuple[Tensor | None, Tensor]:
