@@ -77,6 +77,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("has_amx", &emfast::has_amx, "Whether bfloat16 tiles are multiplied.");
   module.def("use_instruction_set", &emfast::use_instruction_set);
   emfast::define_attention(module);
-  emfast::define_conv_weight_gradient(module);
+  emfast::define_convolution_weight_gradient(module);
   emfast::define_group_norm_silu(module);
+  emfast::define_convolution(module);
 }

@@ -11,7 +11,8 @@ namespace emfast {
 namespace py = pybind11;
 
 void define_attention(py::module_& module);
-void define_conv_weight_gradient(py::module_& module);
+void define_convolution_weight_gradient(py::module_& module);
 void define_group_norm_silu(py::module_& module);
+void define_convolution(py::module_& module);
 
 }  // namespace emfast

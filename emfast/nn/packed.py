@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast.nn.prepared import prepared
-from emfast.ops.conv_weight_gradient import conv_weight_gradient, unsupported
 
 CHANNELS_LAST = torch.channels_last
 
@@ -103,16 +102,10 @@ class _Convolution(torch.autograd.Function):
         plan, n = ctx.plan, ctx.plan.inputs
         saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them
         weights, xs = saved[: plan.outputs], saved[plan.outputs :]
-        needs = _needed(ctx)
+        needs = needed(ctx)
         gradients: list[Any] = [grad.to(ctx.residual) if needs[0] else None, *[None] * len(ctx.dtypes)]
         g, start, slopes = cast(grad, plan.dtype), 0, []
         learned = any(needs[1 + n : 1 + n + plan.outputs])
-        sums = None
-        if learned and _has_kernel(plan, g, xs, weights):
-            whole, sums = _to_weights(plan, g, xs, weights)
-            learned = False
-            for j, part in enumerate(whole.split([w.shape[0] for w in weights])):
-                gradients[1 + n + j] = part.to(ctx.dtypes[n + j]).reshape(weights[j].shape)
         for i, size in enumerate(ctx.sizes):
             columns = (start, start + size[1])
             dx = None
@@ -131,15 +124,14 @@ class _Convolution(torch.autograd.Function):
                 part = part.to(ctx.dtypes[n + j], memory_format=torch.contiguous_format)
                 gradients[1 + n + j] = part.reshape(weights[j].shape)
         if plan.bias and any(needs[1 + n + plan.outputs :]):
-            if sums is None:
-                sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0, dtype=torch.float32)
+            sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0, dtype=torch.float32)
             for j, part in enumerate(sums.split(rows)):
                 gradients[1 + n + plan.outputs + j] = part.to(ctx.dtypes[n + plan.outputs + j])
         return None, *gradients
 
 
-def _needed(ctx: Any) -> list[bool]:
-    """Returns which gradients this backward pass wants: autograd.grad(y, x) wants none of the weights'."""
+def needed(ctx: Any) -> list[bool]:
+    """Returns which gradients a backward pass wants, past the plan: autograd.grad(y, x) wants none of the weights'."""
     needs = list(ctx.needs_input_grad[1:])
     for slot, (node, _) in zip(ctx.slots, ctx.next_functions, strict=True):
         needs[slot] = needs[slot] and node is not None and _is_executed(node)
@@ -227,21 +219,6 @@ def _to_input(plan: Plan, g: Tensor, size: torch.Size, weights: Sequence[Tensor]
 def _mirrored(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
     w = _kernel(plan, weights, columns)
     return w if plan.upsample else w.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
-
-
-def _has_kernel(plan: Plan, g: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    """Returns whether the gradients to the weights come from the kernel for them."""
-    skip = None if len(xs) == 1 else xs[1]
-    return len(xs) <= 2 and unsupported(g, xs[0], skip, *_window(plan, weights)) is None
-
-
-def _window(plan: Plan, weights: Sequence[Tensor]) -> tuple[int, int, int, bool]:
-    return as_kernel(weights[0]).shape[2], plan.stride, plan.padding, plan.upsample
-
-
-def _to_weights(plan: Plan, g: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    size, stride, padding, upsample = _window(plan, weights)
-    return conv_weight_gradient(g, *xs, size=size, stride=stride, padding=padding, upsample=upsample)
 
 
 def _to_both(plan: Plan, g: Tensor, x: Tensor, kernel: Tensor, needs_x: bool) -> tuple[Tensor | None, Tensor]:

@@ -1,4 +1,4 @@
-// The kernels of conv_weight_gradient, for machines that multiply bfloat16 tiles; no include guards, nothing of std.
+// The kernels of convolution_weight_gradient, for machines that multiply bfloat16 tiles; no include guards, nothing of std.
 #ifdef EMFAST_BF16
 
 namespace emfast {

@@ -7,20 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, extension_error, register
+from emfast._library import addresses, extension, register
+from emfast.ops.convolution import Window, unsupported_machine, unsupported_window
 
 LAST = torch.channels_last
 
 
-def conv_weight_gradient(
+def convolution_weight_gradient(
     grad: Tensor,  # (B, D, H', W')
     x: Tensor,  # (B, C, H, W)
-    skip: Tensor | None = None,  # (B, C', H, W)
-    *,
+    skip: Tensor | None,  # (B, C', H, W)
     size: int,
-    stride: int = 1,
-    padding: int = 0,
-    upsample: bool = False,
+    window: Window,
 ) -> tuple[Tensor, Tensor]:
     r"""Returns the gradients of the weight and the bias of a convolution.
 
@@ -32,9 +30,7 @@ def conv_weight_gradient(
         x: The convolution's input, of the same dtype.
         skip: A second input, read as if concatenated to x over channels.
         size: The kernel's height and width.
-        stride: The stride.
-        padding: The zeros around x.
-        upsample: Whether x was first upsampled by two (nearest neighbours).
+        window: The stride, the padding, and whether x was first upsampled by two (nearest neighbours).
 
     Returns:
         Tensors of shape (D, C + C', size, size) and (D,), contiguous, in float32 (float64 for float64).
@@ -43,17 +39,17 @@ def conv_weight_gradient(
         ValueError: If shapes do not match.
         TypeError: If dtypes differ.
     """
-    name, factor = "conv_weight_gradient", 2 if upsample else 1
+    name, (stride, padding, upsample) = "convolution_weight_gradient", window
     check(x.dim() == 4, name, "x", "of shape (B, C, H, W)", x)
     fits = skip is None or (skip.dim() == 4 and skip.shape[0] == x.shape[0] and skip.shape[2:] == x.shape[2:])
     check(fits, name, "skip", "of the shape of x but for its channels", skip)
-    shape = [(n * factor + 2 * padding - size) // stride + 1 for n in x.shape[2:]]
+    shape = [(n * (2 if upsample else 1) + 2 * padding - size) // stride + 1 for n in x.shape[2:]]
     fits = grad.dim() == 4 and grad.shape[0] == x.shape[0] and list(grad.shape[2:]) == shape
     check(fits, name, "grad", f"of shape ({x.shape[0]}, D, {shape[0]}, {shape[1]})", grad)
     for key, tensor in (("x", x), ("skip", skip)):
         same = tensor is None or tensor.dtype == grad.dtype
         check(same, name, key, f"of dtype {grad.dtype}", tensor, error=TypeError)
-    result: tuple[Tensor, Tensor] = _op(grad, x, skip, size, stride, padding, upsample)
+    result: tuple[Tensor, Tensor] = _op(grad, x, skip, size, *window)
     return result
 
 
@@ -84,30 +80,25 @@ def _cpp(
     tensors = [None if t is None else t.contiguous(memory_format=LAST) for t in (grad, x, skip)]
     dweight, dbias = _fake(grad, x, skip, size)
     channels = (grad.shape[1], x.shape[1], 0 if skip is None else skip.shape[1])
-    sizes = (grad.shape[0], *channels, *grad.shape[2:], *x.shape[2:], size, stride, padding, upsample)
-    extension().conv_weight_gradient(addresses(*tensors, dweight, dbias), sizes)
+    grid = (grad.shape[0], *grad.shape[2:], *x.shape[2:], size, stride, padding, upsample)
+    extension().convolution_weight_gradient(addresses(*tensors, dweight, dbias), channels, grid)
     return dweight, dbias
 
 
-def unsupported(
+def _unsupported(
     grad: Tensor, x: Tensor, skip: Tensor | None, size: int, stride: int, padding: int, upsample: bool
 ) -> str | None:
-    """Returns why the kernel cannot take these arguments, or None if it can."""
     if grad.dtype != torch.bfloat16:
         return f"{grad.dtype}; the kernel takes bfloat16"
-    if extension_error() or not extension().has_amx():
-        return "a processor without AMX, or an instruction set below it"
-    usual = size in (1, 3) and stride in (1, 2) and padding < size
-    if not usual or (upsample and (size, stride, padding) != (3, 1, 1)):
-        return f"kernel {size}, stride {stride}, padding {padding}, upsample {upsample}"
-    return "an empty tensor" if grad.numel() == 0 or x.numel() == 0 else None
+    empty = "an empty tensor" if grad.numel() == 0 or x.numel() == 0 else None
+    return unsupported_machine() or unsupported_window(size, stride, padding, upsample) or empty
 
 
 _op = register(
-    "conv_weight_gradient",
+    "convolution_weight_gradient",
     "(Tensor grad, Tensor x, Tensor? skip, int size, int stride, int padding, bool upsample) -> (Tensor, Tensor)",
     reference=reference,
     fake=_fake,
     cpp=_cpp,
-    unsupported=unsupported,
+    unsupported=_unsupported,
 )
