@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OP ?=
 
-.PHONY: install test demo lint format bench clean
+.PHONY: install test sanitize demo lint format bench clean
 
 install: $(STAMP)
 
@@ -17,6 +17,13 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The op tests on a copy of the package whose extension finds bad addresses and undefined behaviour.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: $(STAMP)
+	CFLAGS="$(SANITIZE) -g1" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(BIN)/pytest tests/ops --backend cpp --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py
 
 demo: $(STAMP)
 	$(BIN)/emfast train --config examples/demo.yaml

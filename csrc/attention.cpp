@@ -8,11 +8,6 @@
 #include <numeric>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include "module.h"
 
 namespace emfast {
@@ -34,13 +29,6 @@ struct Attention {
   float* partial;  // sums to keys and values, per job; null if there is one job per head
 };
 
-// Memory of this thread that later calls use again.
-char* thread_memory(int64_t bytes) {
-  static thread_local std::vector<char> memory;
-  if (static_cast<int64_t>(memory.size()) < bytes + 64) memory.resize(bytes + 64);
-  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-}
-
 }  // namespace emfast
 
 #define EMFAST_KERNELS "attention.h"
@@ -49,28 +37,14 @@ char* thread_memory(int64_t bytes) {
 namespace emfast {
 namespace {
 
-// Whether the machine multiplies bfloat16 tiles, and the kernel lets this process do so.
-bool has_amx() {
-#if defined(__x86_64__) && defined(__linux__)
-  constexpr unsigned tile = 1u << 24, bfloat16 = 1u << 22;  // of CPUID 7, EDX
-  constexpr long request_permission = 0x1023, tile_data = 18;
-  unsigned a, b, c, d;
-  asm volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-  return (d & tile) && (d & bfloat16) && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-#else
-  return false;
-#endif
-}
-
 using Sizes = std::array<int64_t, 6>;
 using Strides = std::vector<std::array<int64_t, 4>>;
 using Kernel = void (*)(const Attention& a, int64_t begin, int64_t end);
 
 Attention geometry(const Sizes& s, double scale) {
-  static const bool amx = has_amx();
   Attention a{};
   a.dtype = static_cast<Dtype>(s[0]);
-  a.amx = amx && isa() == Isa::avx512_bf16 && a.dtype == Dtype::bfloat16;
+  a.amx = has_amx() && a.dtype == Dtype::bfloat16;
   a.batch = s[1], a.heads = s[2], a.queries = s[3], a.keys = s[4], a.size = s[5];
   a.scale = static_cast<float>(scale);
   a.chunks = 1;

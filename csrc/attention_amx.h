@@ -5,8 +5,6 @@ namespace emfast {
 namespace EMFAST_NAMESPACE {
 namespace {
 
-#define EMFAST_AMX __attribute__((noinline, target("amx-tile,amx-bf16")))
-
 struct Amx {
   using element = bf16;
   static constexpr bool fast_exp2 = true, in_place = false;
@@ -99,47 +97,15 @@ struct Amx {
     std::memcpy(out + key * tile, &row, sizeof row);
   }
 
-  // Sums (16 Rows, 16 Columns) over `depth`; out and right have rows of `stride` words.
-  template <int Rows, int Columns>
-  EMFAST_AMX static void product(float* out, int64_t stride, Left left, const bf16* right, int64_t depth, bool add) {
-    const int64_t bytes = 4 * stride;
-    asm volatile("" ::: "memory");  // gcc 12 does not know that loading a tile reads memory
-    if (add) {
-      _tile_loadd(0, out, bytes);
-      if (Columns > 1) _tile_loadd(1, out + 16, bytes);
-      if (Rows > 1) _tile_loadd(2, out + 16 * stride, bytes);
-      if (Rows > 1 && Columns > 1) _tile_loadd(3, out + 16 * stride + 16, bytes);
-    } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t k = 0; k < depth; k += 32) {
-      _tile_loadd(4, left.data + k, 2 * left.row);
-      _tile_loadd(6, right + k * stride, bytes);
-      _tile_dpbf16ps(0, 4, 6);
-      if (Columns > 1) _tile_loadd(7, right + k * stride + 32, bytes);
-      if (Columns > 1) _tile_dpbf16ps(1, 4, 7);
-      if (Rows > 1) _tile_loadd(5, left.data + 16 * left.row + k, 2 * left.row);
-      if (Rows > 1) _tile_dpbf16ps(2, 5, 6);
-      if (Rows > 1 && Columns > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, out, bytes);
-    if (Columns > 1) _tile_stored(1, out + 16, bytes);
-    if (Rows > 1) _tile_stored(2, out + 16 * stride, bytes);
-    if (Rows > 1 && Columns > 1) _tile_stored(3, out + 16 * stride + 16, bytes);
-  }
-
   static void multiply(float* out, int64_t stride, Left left, const bf16* right, int64_t rows, int64_t columns,
                        int64_t depth, bool add) {
     for (int64_t r = 0; r < rows; r += 32)
       for (int64_t c = 0; c < columns; c += 32) {
         const Left l{left.data + r * left.row, left.row};
         const bool two_rows = rows - r > 16, two_columns = columns - c > 16;
-        const auto block = two_rows ? two_columns ? &product<2, 2> : &product<2, 1>
-                                    : two_columns ? &product<1, 2> : &product<1, 1>;
-        block(out + r * stride + c, stride, l, right + 2 * c, depth, add);
+        const auto block = two_rows ? two_columns ? &tile_product<2, 2> : &tile_product<2, 1>
+                                    : two_columns ? &tile_product<1, 2> : &tile_product<1, 1>;
+        block(out + r * stride + c, stride, l.data, l.row, right + 2 * c, depth, add);
       }
   }
 
@@ -149,19 +115,9 @@ struct Amx {
   static Left left_of(const bf16* buffer) { return {buffer, tile}; }
   static vec row_of(const Attention&, const float* row, int64_t d) { return load(row + d); }
 
-  EMFAST_AMX static void begin() {
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    asm volatile("" ::"r"(&config) : "memory");
-    _tile_loadconfig(&config);
-  }
-  EMFAST_AMX static void end() { _tile_release(); }
+  static void begin() { begin_tiles(); }
+  static void end() { end_tiles(); }
 };
-
-#undef EMFAST_AMX
 
 }  // namespace
 }  // namespace EMFAST_NAMESPACE

@@ -18,6 +18,11 @@ enum class Isa { portable, avx2, avx512, avx512_bf16 };
 
 Isa isa();  // the instruction set in use: the best the machine has, or the one chosen with use_isa
 
+bool has_amx();  // whether bfloat16 tiles are multiplied too: the best instruction set is in use, and Linux permits it
+
+// Memory of this thread that later calls use again, aligned to 64 bytes.
+char* thread_memory(int64_t bytes);
+
 // Calls f with a value of the C++ type that a dtype stands for.
 template <typename F>
 void with_dtype(Dtype dtype, F f) {

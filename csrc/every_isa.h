@@ -62,6 +62,7 @@
 #define EMFAST_LANES 16
 #define EMFAST_BF16
 #include "simd.h"
+#include "amx.h"
 #include EMFAST_KERNELS
 #undef EMFAST_NAMESPACE
 #undef EMFAST_LANES

@@ -6,6 +6,11 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace emfast {
 namespace {
 
@@ -35,9 +40,33 @@ void use_instruction_set(const std::string& name) {
   throw std::invalid_argument("use_instruction_set: expected name to be in instruction_sets(), got " + name + ".");
 }
 
+// Whether the machine multiplies bfloat16 tiles, and the kernel lets this process do so.
+bool machine_has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned tile = 1u << 24, bfloat16 = 1u << 22;  // of CPUID 7, EDX
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  unsigned a, b, c, d;
+  asm volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+  return (d & tile) && (d & bfloat16) && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Isa isa() { return current; }
+
+bool has_amx() {
+  static const bool amx = machine_has_amx();
+  return amx && current == Isa::avx512_bf16;
+}
+
+char* thread_memory(int64_t bytes) {
+  static thread_local std::vector<char> memory;
+  if (static_cast<int64_t>(memory.size()) < bytes + 64) memory.resize(bytes + 64);
+  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+}
 
 }  // namespace emfast
 
@@ -45,9 +74,12 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The CPU backend of emfast: functions of addresses and sizes.";
   module.def("instruction_set", [] { return emfast::names[static_cast<int>(emfast::isa())]; });
   module.def("instruction_sets", &emfast::instruction_sets, "What this machine can run, the best last.");
+  module.def("has_amx", &emfast::has_amx, "Whether bfloat16 tiles are multiplied.");
   module.def("use_instruction_set", &emfast::use_instruction_set);
   emfast::define_attention(module);
   emfast::define_blur(module);
+  emfast::define_convolution(module);
+  emfast::define_convolution_weight_gradient(module);
   emfast::define_group_norm_silu(module);
   emfast::define_mask_misfit(module);
   emfast::define_random(module);

@@ -12,6 +12,8 @@ namespace py = pybind11;
 
 void define_attention(py::module_& module);
 void define_blur(py::module_& module);
+void define_convolution(py::module_& module);
+void define_convolution_weight_gradient(py::module_& module);
 void define_group_norm_silu(py::module_& module);
 void define_mask_misfit(py::module_& module);
 void define_random(py::module_& module);

@@ -12,6 +12,9 @@ typedef int32_t ivec __attribute__((vector_size(EMFAST_LANES * 4)));
 typedef uint32_t uvec __attribute__((vector_size(EMFAST_LANES * 4)));
 typedef uint16_t hvec __attribute__((vector_size(EMFAST_LANES * 2)));
 
+EMFAST_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+EMFAST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 EMFAST_INLINE vec broadcast(float value) { return vec{} + value; }
 
 template <typename To, typename From>
@@ -146,6 +149,34 @@ EMFAST_INLINE vec reciprocal(vec x) {
 }
 
 EMFAST_INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exp(-x)); }
+
+EMFAST_INLINE vec shuffle(vec a, vec b, ivec index) {
+#if defined(__clang__)
+  vec c = {};
+  for (int i = 0; i < EMFAST_LANES; ++i) c[i] = index[i] < EMFAST_LANES ? a[index[i]] : b[index[i] - EMFAST_LANES];
+  return c;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// Transposes lanes rows of lanes words; no arithmetic, so that a word may be anything.
+EMFAST_INLINE void transpose(vec* rows) {
+  ivec lane;
+  for (int i = 0; i < EMFAST_LANES; ++i) lane[i] = i;
+#pragma GCC unroll 4
+  for (int step = EMFAST_LANES / 2; step > 0; step /= 2) {
+    const ivec upper = (lane & step) != 0, other = lane ^ step;
+    const ivec first = (upper & (other + EMFAST_LANES)) | (~upper & lane);
+    const ivec second = (upper & (lane + EMFAST_LANES)) | (~upper & other);
+#pragma GCC unroll 16
+    for (int i = 0; i < EMFAST_LANES; ++i) {
+      if (i & step) continue;
+      const vec a = rows[i], b = rows[i | step];
+      rows[i] = shuffle(a, b, first), rows[i | step] = shuffle(a, b, second);
+    }
+  }
+}
 
 }  // namespace EMFAST_NAMESPACE
 }  // namespace emfast

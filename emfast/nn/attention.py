@@ -39,12 +39,14 @@ class Attention(Swapped):
         h = x if norm is None else group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=False)
         weights = [layer.weight for layer in projections]
         biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
-        qkv = convolution(h, weights, biases, dtype=dtype)
+        qkv = convolution(h, weights, biases, dtype=dtype, training=self.training)
         h = attend(qkv, self.heads)
         out, dropout = self.to_out
         active = dropout.training and dropout.p > 0
         residual = x if self.residual_connection else None
-        y = convolution(h, out.weight, out.bias, residual=None if active else residual, dtype=dtype)
+        y = convolution(
+            h, out.weight, out.bias, residual=None if active else residual, dtype=dtype, training=self.training
+        )
         if active:
             y = F.dropout(y, dropout.p)
             y = y if residual is None else y + residual

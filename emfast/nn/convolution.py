@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emfast.nn.learned import is_learned, learned_convolution
 from emfast.nn.packed import Plan, as_kernel, cast, fold, is_packed, packed_convolution
 
 
@@ -24,6 +25,7 @@ def convolution(
     padding: int = 0,
     upsample: bool = False,
     dtype: torch.dtype | None = None,
+    training: bool = False,
 ) -> Tensor:
     r"""Returns the convolution of x, plus a residual, in channels_last.
 
@@ -39,11 +41,14 @@ def convolution(
         upsample: Whether x is first upsampled by two (nearest neighbours); the kernel is 3 x 3 and the padding 1.
         dtype: The precision of products (sums are float32); that of x by default. Weights keep theirs, and their
             gradients have it.
+        training: Whether weights are new at every call, so that preparing them would cost more than it saves.
     """
     xs = tuple(x) if not isinstance(x, Tensor) else (x,)
     weights = tuple(weight) if not isinstance(weight, Tensor) else (weight,)
     biases = () if bias is None else tuple(bias) if not isinstance(bias, Tensor) else (bias,)
     plan = Plan(stride, padding, upsample, dtype or xs[0].dtype, len(xs), len(weights), bool(biases))
+    if training and is_learned(plan, xs, weights, biases):
+        return learned_convolution(plan, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):
         return packed_convolution(plan, residual, *xs, *weights, *biases)
     return _plain(plan, residual, xs, weights, biases)

@@ -18,7 +18,15 @@ class Convolution(Swapped):
         settings = self.settings()
         dtype = precision(settings, x)
         keep = settings.entry or settings.dtype is None
-        y = convolution(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0], dtype=dtype)
+        y = convolution(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride[0],
+            padding=self.padding[0],
+            dtype=dtype,
+            training=self.training,
+        )
         if settings.exit:
             return y.to(self.weight.dtype if settings.dtype else dtype, memory_format=torch.contiguous_format)
         return y if keep else y.to(x.dtype)
@@ -46,7 +54,9 @@ class Upsample(Swapped):
         if output_size is not None or args or kwargs or not is_plain(conv, nn.Conv2d):
             return super().forward(hidden_states, output_size, *args, **kwargs)  # type: ignore[misc]
         dtype = precision(self.settings(), hidden_states)
-        y = convolution(hidden_states, conv.weight, conv.bias, padding=1, upsample=True, dtype=dtype)
+        y = convolution(
+            hidden_states, conv.weight, conv.bias, padding=1, upsample=True, dtype=dtype, training=self.training
+        )
         return y.to(hidden_states.dtype) if self.settings().dtype else y
 
 
@@ -58,5 +68,7 @@ class Downsample(Swapped):
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         dtype = precision(self.settings(), hidden_states)
         x = hidden_states if self.padding else F.pad(hidden_states, (0, 1, 0, 1))
-        y = convolution(x, self.conv.weight, self.conv.bias, stride=2, padding=self.padding, dtype=dtype)
+        y = convolution(
+            x, self.conv.weight, self.conv.bias, stride=2, padding=self.padding, dtype=dtype, training=self.training
+        )
         return y.to(hidden_states.dtype) if self.settings().dtype else y

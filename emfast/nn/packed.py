@@ -102,7 +102,7 @@ class _Convolution(torch.autograd.Function):
         plan, n = ctx.plan, ctx.plan.inputs
         saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them
         weights, xs = saved[: plan.outputs], saved[plan.outputs :]
-        needs = _needed(ctx)
+        needs = needed(ctx)
         gradients: list[Any] = [grad.to(ctx.residual) if needs[0] else None, *[None] * len(ctx.dtypes)]
         g, start, slopes = cast(grad, plan.dtype), 0, []
         learned = any(needs[1 + n : 1 + n + plan.outputs])
@@ -130,8 +130,8 @@ class _Convolution(torch.autograd.Function):
         return None, *gradients
 
 
-def _needed(ctx: Any) -> list[bool]:
-    """Returns which gradients this backward pass wants: autograd.grad(y, x) wants none of the weights'."""
+def needed(ctx: Any) -> list[bool]:
+    """Returns which gradients a backward pass wants, past the plan: autograd.grad(y, x) wants none of the weights'."""
     needs = list(ctx.needs_input_grad[1:])
     for slot, (node, _) in zip(ctx.slots, ctx.next_functions, strict=True):
         needs[slot] = needs[slot] and node is not None and _is_executed(node)

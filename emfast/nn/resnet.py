@@ -39,11 +39,17 @@ class ResnetBlock(Swapped):
             inputs = x
             h = h if self.upsample is not None and _is_nearest(self.upsample) else resample(h)
         folded = self.upsample is not None and _is_nearest(self.upsample)
-        h = convolution(h, self.conv1.weight, self.conv1.bias, padding=1, upsample=folded, dtype=dtype)
+        h = convolution(
+            h, self.conv1.weight, self.conv1.bias, padding=1, upsample=folded, dtype=dtype, training=self.training
+        )
         h = F.dropout(_conditioned(self, h, temb), self.dropout.p, self.dropout.training)
         if self.conv_shortcut is not None:
-            x = convolution(inputs, self.conv_shortcut.weight, self.conv_shortcut.bias, dtype=dtype)
-        y = convolution(h, self.conv2.weight, self.conv2.bias, residual=x, padding=1, dtype=dtype)
+            x = convolution(
+                inputs, self.conv_shortcut.weight, self.conv_shortcut.bias, dtype=dtype, training=self.training
+            )
+        y = convolution(
+            h, self.conv2.weight, self.conv2.bias, residual=x, padding=1, dtype=dtype, training=self.training
+        )
         y = y if self.output_scale_factor == 1 else y / self.output_scale_factor
         return y.to(input_tensor.dtype) if self.settings().dtype else y
 
