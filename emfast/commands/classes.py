@@ -34,13 +34,14 @@ def choose_classes(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     configs = [_read(value) if flag == "--config" else None for flag, value in arguments]
     last = {key: _name(config[key]) for config in configs if config for key in CLASSES if key in config}
     chosen = {key: path for key, name in (last | named).items() if (path := _path(key, name))}
-    if "sampler" not in chosen:
+    if "sampler" not in last | named:
         module, _, name = chosen.get("operator", "emfast.operators.Operator").rpartition(".")
         kind = type(default_sampler(getattr(importlib.import_module(module), name)))
         chosen["sampler"] = f"{CLASSES['sampler']}.{kind.__name__}"
     result: list[str] = []
     for (flag, value), config in zip(arguments, configs, strict=True):
-        other = [key for key in chosen if config and key in config and _path(key, _name(config[key])) != chosen[key]]
+        paths = {key: _path(key, _name(config[key])) for key in named if config and key in config}
+        other = [key for key, path in paths.items() if path and path != chosen.get(key)]
         if config and other:
             kept = {key: setting for key, setting in config.items() if key not in other}
             value = json.dumps(kept)
