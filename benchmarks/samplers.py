@@ -57,7 +57,7 @@ SAMPLERS = [
 ]
 OWN = {"denoising": [ReverseFromObservation(steps=10), ReverseFromObservation(steps=20)]}
 PAPER = DPS(steps=1000)
-SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of DPS; the paper's rule takes the one with the smallest data misfit
+SCALES = (0.3, 1.0, 3.0)  # of DPS; the paper's rule takes the one with the smallest data misfit
 
 
 def prior(options, device):
