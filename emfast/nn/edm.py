@@ -35,8 +35,8 @@ class Block(Swapped):
         y = _scaled(convolution(h, self.conv1.weight, self.conv1.bias, residual=y, padding=1, **options), scale)
         if self.num_heads:
             h = normalised(self.norm2, y, silu=False)
-            qkv = convolution(h, self.qkv.weight, self.qkv.bias, **options)
-            h = attend(qkv, self.num_heads, "hd3")
+            qkv = convolution(h, self.qkv.weight, self.qkv.bias, interleaved=3, **options)  # else (head, size, 3)
+            h = attend(qkv, self.num_heads)
             y = _scaled(convolution(h, self.proj.weight, self.proj.bias, residual=y, **options), scale)
         return y.to(xs[0].dtype) if settings.dtype else y
 
