@@ -27,7 +27,7 @@ struct OutputBlock {
 };
 
 // The kernel's places of which a tap is the sum.
-struct KernelPart {
+struct Places {
   int64_t rows[2], columns[2];
 };
 
@@ -55,6 +55,8 @@ namespace kernels = avx512_bf16;
 
 using Triple = std::array<int64_t, 3>;
 
+constexpr int64_t piece = 1 << 20;  // bytes of images that are read and written together: they stay in the cache
+
 std::vector<OutputBlock> blocks_of(const std::vector<Triple>& outputs) {
   std::vector<OutputBlock> blocks;
   int64_t place = 0;
@@ -72,7 +74,7 @@ std::vector<OutputBlock> blocks_of(const std::vector<Triple>& outputs) {
 
 // The taps of one phase of the result, and how many elements away from a position they read.
 struct Phase {
-  std::vector<KernelPart> taps;
+  std::vector<Places> taps;
   std::vector<int64_t> offsets;
 };
 
@@ -124,29 +126,48 @@ void run(Convolution& a, const Grid& grid, const std::vector<OutputBlock>& block
   }
 }
 
+// Some images of a batch: addresses of tensors, and of residuals, a number of pixels later.
+std::vector<Triple> later(std::vector<Triple> tensors, int64_t pixels) {
+  for (auto& [address, channels, other] : tensors) {
+    address += pixels * channels * sizeof(bf16);
+    if (other) other += pixels * channels * sizeof(bf16);
+  }
+  return tensors;
+}
+
+// How many images are worked on together.
+int64_t images_of(const Grid& grid, int64_t channels) {
+  const int64_t image = grid.rows.period * grid.columns.period * grid.phases(true) * grid.phases(false) * channels;
+  return std::max<int64_t>(1, piece / (static_cast<int64_t>(sizeof(bf16)) * image));
+}
+
 // inputs: address and channels; outputs: that and the residual's address or 0; weights: address, rows, the bias's or 0
 void convolution(const std::vector<Triple>& inputs, const std::vector<Triple>& weights,
-                 const std::vector<Triple>& outputs, const std::array<int64_t, 9>& sizes, bool to_input) {
-  const Grid grid(sizes);
+                 const std::vector<Triple>& outputs, std::array<int64_t, 9> sizes, bool to_input) {
+  const Grid whole(sizes);
   Convolution a{};
   a.to_input = to_input;
   int64_t outer = 0;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    a.inputs[i] = reinterpret_cast<const bf16*>(inputs[i][0]), a.channels[i] = inputs[i][1];
-    a.inner += a.channels[i];
-  }
+  for (const Triple& part : inputs) a.inner += part[1];
   for (const Triple& part : outputs) outer += part[1];
   a.depth = round_up_to(a.inner, 32);
   std::vector<const float*> rows;
   std::vector<float> bias;
-  const int64_t row = (to_input ? outer : a.inner) * grid.taps();
+  const int64_t row = (to_input ? outer : a.inner) * whole.taps();
   for (const auto& [weight, count, shift] : weights) {
     for (int64_t d = 0; d < count; ++d) rows.push_back(reinterpret_cast<const float*>(weight) + d * row);
     if (shift) bias.insert(bias.end(), reinterpret_cast<float*>(shift), reinterpret_cast<float*>(shift) + count);
   }
   a.rows = rows.data();
   a.bias = bias.empty() ? nullptr : bias.data();
-  run(a, grid, blocks_of(outputs));
+  const int64_t y = sizes[1] * sizes[2], x = sizes[3] * sizes[4], step = images_of(whole, a.depth + outer);
+  for (int64_t first = 0; first < whole.batch; first += step) {
+    sizes[0] = std::min(step, whole.batch - first);
+    const std::vector<Triple> some = later(inputs, first * (to_input ? y : x));
+    for (size_t i = 0; i < some.size(); ++i)
+      a.inputs[i] = reinterpret_cast<const bf16*>(some[i][0]), a.channels[i] = some[i][1];
+    run(a, Grid(sizes), blocks_of(later(outputs, first * (to_input ? x : y))));
+  }
 }
 
 }  // namespace

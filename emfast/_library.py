@@ -31,6 +31,7 @@ class Op:
     name: str
     functions: dict[Backend, Callable[..., Any]]
     unsupported: Callable[..., str | None]
+    slower: Callable[..., bool]
     differentiable: bool
 
     def why_not(self, backend: Backend, device: str) -> str | None:
@@ -45,9 +46,9 @@ class Op:
         return triton_error() if device == "cuda" or interpreted else f"Triton kernels do not run on {device}"
 
     def run(self, default: Backend, device: str, *args: Any) -> Any:
-        """Runs the op on the forced backend; with none forced on the default one if it can, else on the reference."""
+        """Runs the op on the forced backend; else on the default one if it can and is faster, else on the reference."""
         forced = _forced.get()
-        chosen = forced or default
+        chosen = forced or ("reference" if self.slower(*args) else default)
         if chosen != "reference":
             reason = self.why_not(chosen, device) or self.unsupported(*args)
             if reason and forced:
@@ -72,6 +73,7 @@ def register(
     triton: str | None = None,
     cpp: Callable[..., Any] | None = None,
     unsupported: Callable[..., str | None] | None = None,
+    slower: Callable[..., bool] | None = None,
 ) -> Callable[..., Any]:
     """Defines the op emfast::<name> and returns its overload, which is what the public function calls.
 
@@ -85,13 +87,16 @@ def register(
         triton: Stem of the file in kernels/ whose function <name>, with this schema, launches the kernel.
         cpp: A function of this schema that calls `extension()`.
         unsupported: Returns why the kernels cannot take the given arguments, or None if they can.
+        slower: Returns whether the reference was measured to be faster than the kernels with the given arguments.
     """
     functions: dict[Backend, Callable[..., Any]] = {"reference": reference}
     if cpp is not None:
         functions["cpp"] = cpp
     if triton is not None:
         functions["triton"] = lambda *args: triton_launcher(triton, name)(*args)
-    op = OPS[name] = Op(name, functions, unsupported or (lambda *args: None), backward is not None)
+    op = OPS[name] = Op(
+        name, functions, unsupported or (lambda *args: None), slower or (lambda *args: False), backward is not None
+    )
     qualname = f"emfast::{name}"
     torch.library.define(qualname, schema)
     torch.library.impl(qualname, "CompositeExplicitAutograd", reference)
@@ -147,6 +152,11 @@ def backend(name: Backend) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def is_forced() -> bool:
+    """Returns whether a backend is forced: then a public function may not call native torch where that is faster."""
+    return _forced.get() is not None
 
 
 @cache

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from emfast._library import OPS, backend
 from emfast.info import info
 from emfast.ops import group_norm_silu
 
-X = torch.ones(1, 4, 2, 2)
+X = torch.ones(1, 4, 2, 3).mT  # for other strides native torch is faster
 
 
 def test_import_takes_torch_and_nothing_heavier():
@@ -54,6 +55,21 @@ def test_what_a_kernel_does_not_take_goes_to_the_reference_unless_forced():
         pytest.skip("emfast._C is not compiled")
     with backend("cpp"), pytest.raises(NotImplementedError, match=r"torch.float64"):
         group_norm_silu(X.double(), 2)
+
+
+def test_where_the_reference_is_faster_it_runs_unless_one_is_forced(monkeypatch):
+    op, args, seen = OPS["convolution"], (torch.ones(1, 4, 64, 256), None, [torch.ones(3, 4, 1, 1)], [], None), []
+    for name in op.functions:
+        monkeypatch.setitem(op.functions, name, lambda *_, name=name: seen.append(name))
+    monkeypatch.setattr(_library, "extension_error", lambda: None)
+    few = (*args, 1, 0, False)
+    assert op.slower(*few)
+    op.run("cpp", "cpu", *few)
+    assert seen == ["reference"]
+    monkeypatch.setitem(OPS, "convolution", replace(op, unsupported=lambda *_: None))
+    with backend("cpp"):
+        OPS["convolution"].run("cpp", "cpu", *few)
+    assert seen == ["reference", "cpp"]
 
 
 def test_an_unknown_backend_is_an_error():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast.nn.learned import is_learned, learned_convolution
-from emfast.nn.packed import Plan, as_kernel, cast, fold, is_packed, packed_convolution
+from emfast.nn.packed import Plan, as_kernel, cast, fold, is_packed, packed_convolution, sorted_rows
 
 
 def convolution(
@@ -25,6 +25,7 @@ def convolution(
     padding: int = 0,
     upsample: bool = False,
     dtype: torch.dtype | None = None,
+    interleaved: int = 1,
     training: bool = False,
 ) -> Tensor:
     r"""Returns the convolution of x, plus a residual, in channels_last.
@@ -41,13 +42,15 @@ def convolution(
         upsample: Whether x is first upsampled by two (nearest neighbours); the kernel is 3 x 3 and the padding 1.
         dtype: The precision of products (sums are float32); that of x by default. Weights keep theirs, and their
             gradients have it.
+        interleaved: Of how many groups the outputs of the weights are in turn; the result has group after group.
         training: Whether weights are new at every call, so that preparing them would cost more than it saves.
     """
     xs = tuple(x) if not isinstance(x, Tensor) else (x,)
     weights = tuple(weight) if not isinstance(weight, Tensor) else (weight,)
     biases = () if bias is None else tuple(bias) if not isinstance(bias, Tensor) else (bias,)
-    plan = Plan(stride, padding, upsample, dtype or xs[0].dtype, len(xs), len(weights), bool(biases))
+    plan = Plan(stride, padding, upsample, dtype or xs[0].dtype, len(xs), len(weights), bool(biases), interleaved)
     if training and is_learned(plan, xs, weights, biases):
+        weights, biases = (tuple(sorted_rows(t, interleaved) for t in ts) for ts in (weights, biases))
         return learned_convolution(plan, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):
         return packed_convolution(plan, residual, *xs, *weights, *biases)
@@ -59,8 +62,8 @@ def _plain(
 ) -> Tensor:
     """The same in torch's own operators, for every device and torch.compile."""
     with torch.autocast(xs[0].device.type, enabled=False):
-        w = as_kernel(weights[0] if plan.outputs == 1 else torch.cat(tuple(weights)))
-        b = None if not plan.bias else (biases[0] if plan.outputs == 1 else torch.cat(tuple(biases))).to(plan.dtype)
+        w = as_kernel(sorted_rows(_joined(weights), plan.interleaved))
+        b = sorted_rows(_joined(biases), plan.interleaved).to(plan.dtype) if plan.bias else None
         if plan.upsample:
             return F.conv_transpose2d(cast(xs[0], plan.dtype), fold(w).to(plan.dtype), b, 2, 1)
         y: Any = None if residual is None else residual.to(plan.dtype)
@@ -70,3 +73,7 @@ def _plain(
             term = F.conv2d(cast(x, plan.dtype), part, None if start else b, plan.stride, plan.padding)
             y, start = term if y is None else term + y, start + x.shape[1]
         return y
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))

@@ -25,18 +25,19 @@ class Block(Swapped):
             return super().forward(joined(xs), emb)  # type: ignore[misc]
         settings, scale = self.settings(), float(self.skip_scale)
         dtype = precision(settings, xs[0])
+        options: dict[str, Any] = {"dtype": dtype, "training": self.training}
         inputs: Any = tuple(cast(part, dtype) for part in xs)
         inputs = inputs if len(inputs) > 1 else inputs[0]
         h = resampled(self.conv0, normalised(self.norm0, inputs), dtype)
         h = normalised(self.norm1, h, self.affine(emb), scaled=self.adaptive_scale)
         h = F.dropout(h, self.dropout, self.training)
         y = joined(inputs) if self.skip is None else resampled(self.skip, inputs, dtype)
-        y = _scaled(convolution(h, self.conv1.weight, self.conv1.bias, residual=y, padding=1, dtype=dtype), scale)
+        y = _scaled(convolution(h, self.conv1.weight, self.conv1.bias, residual=y, padding=1, **options), scale)
         if self.num_heads:
             h = normalised(self.norm2, y, silu=False)
-            qkv = convolution(h, self.qkv.weight, self.qkv.bias, dtype=dtype)
-            h = attend(qkv, self.num_heads, "hd3")
-            y = _scaled(convolution(h, self.proj.weight, self.proj.bias, residual=y, dtype=dtype), scale)
+            qkv = convolution(h, self.qkv.weight, self.qkv.bias, interleaved=3, **options)  # else (head, size, 3)
+            h = attend(qkv, self.num_heads)
+            y = _scaled(convolution(h, self.proj.weight, self.proj.bias, residual=y, **options), scale)
         return y.to(xs[0].dtype) if settings.dtype else y
 
 
@@ -66,7 +67,7 @@ def resampled(conv: Any, x: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype) 
     if conv.weight is None:
         return _filtered(conv, cast(joined(x), dtype))
     padding = conv.weight.shape[-1] // 2
-    options: dict[str, Any] = {"dtype": dtype, "padding": padding}
+    options: dict[str, Any] = {"dtype": dtype, "padding": padding, "training": conv.training}
     if not (conv.up or conv.down):
         return convolution(x, conv.weight, conv.bias, **options)
     x, size = joined(x), conv.resample_filter.shape[-1]

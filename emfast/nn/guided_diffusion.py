@@ -42,15 +42,15 @@ def _residual(block: Any, emb: Tensor, *inputs: Tensor) -> Tensor:
         x = _joined(xs)
         xs = (F.interpolate(x, scale_factor=2.0) if up else F.avg_pool2d(x, 2),)
         h = h if up else F.avg_pool2d(h, 2)
-    h = convolution(h, first.weight, first.bias, padding=1, upsample=up, dtype=dtype)
+    h = convolution(h, first.weight, first.bias, padding=1, upsample=up, dtype=dtype, training=block.training)
     h = normalised(block.out_layers[0], h, block.emb_layers(emb), scaled=block.use_scale_shift_norm)
     h = block.out_layers[2](h)  # dropout
     skip = block.skip_connection
     if isinstance(skip, nn.Identity):
         x = _joined(xs)
     else:
-        x = convolution(xs, skip.weight, skip.bias, padding=skip.padding[0], dtype=dtype)
-    y = convolution(h, last.weight, last.bias, residual=x, padding=1, dtype=dtype)
+        x = convolution(xs, skip.weight, skip.bias, padding=skip.padding[0], dtype=dtype, training=block.training)
+    y = convolution(h, last.weight, last.bias, residual=x, padding=1, dtype=dtype, training=block.training)
     return y.to(inputs[0].dtype) if settings.dtype else y
 
 
@@ -71,10 +71,10 @@ def _attention(block: Any, features: Tensor) -> Tensor:
     dtype = precision(settings, features)
     x = cast(features, dtype)
     h = normalised(block.norm, x, silu=False)
-    qkv = convolution(h, block.qkv.weight, block.qkv.bias, dtype=dtype)
+    qkv = convolution(h, block.qkv.weight, block.qkv.bias, dtype=dtype, training=block.training)
     order = "h3d" if type(block.attention).__name__ == "QKVAttentionLegacy" else "3hd"
     h = attend(qkv, block.attention.n_heads, order)
-    y = convolution(h, block.proj_out.weight, block.proj_out.bias, residual=x, dtype=dtype)
+    y = convolution(h, block.proj_out.weight, block.proj_out.bias, residual=x, dtype=dtype, training=block.training)
     return y.to(features.dtype) if settings.dtype else y
 
 
@@ -85,7 +85,9 @@ class Upsample(Swapped):
         if not is_plain(self.conv, nn.Conv2d):
             return super().forward(x)  # type: ignore[misc]
         dtype = precision(self.settings(), x)
-        y = convolution(x, self.conv.weight, self.conv.bias, padding=1, upsample=True, dtype=dtype)
+        y = convolution(
+            x, self.conv.weight, self.conv.bias, padding=1, upsample=True, dtype=dtype, training=self.training
+        )
         return y.to(x.dtype) if self.settings().dtype else y
 
 
@@ -96,7 +98,7 @@ class Downsample(Swapped):
         if not is_plain(self.op, nn.Conv2d):
             return super().forward(x)  # type: ignore[misc]
         dtype = precision(self.settings(), x)
-        y = convolution(x, self.op.weight, self.op.bias, stride=2, padding=1, dtype=dtype)
+        y = convolution(x, self.op.weight, self.op.bias, stride=2, padding=1, dtype=dtype, training=self.training)
         return y.to(x.dtype) if self.settings().dtype else y
 
 

@@ -23,6 +23,7 @@ class Plan(NamedTuple):
     inputs: int
     outputs: int
     bias: bool
+    interleaved: int
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,6 +34,16 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 def as_kernel(weight: Tensor) -> Tensor:
     """Returns the weight of a linear layer, or of Conv1d, as that of a 1 x 1 convolution, and any other as it is."""
     return weight if weight.dim() == 4 else weight.reshape(*weight.shape[:2], 1, 1)
+
+
+def sorted_rows(x: Tensor, groups: int) -> Tensor:
+    """Returns rows that belong to some groups in turn, the first group's first."""
+    return x if groups == 1 else x.unflatten(0, (-1, groups)).transpose(0, 1).flatten(0, 1)
+
+
+def interleaved_rows(x: Tensor, groups: int) -> Tensor:
+    """Undoes `sorted_rows`."""
+    return x if groups == 1 else x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def fold(weight: Tensor) -> Tensor:
@@ -120,12 +131,12 @@ class _Convolution(torch.autograd.Function):
         rows = [w.shape[0] for w in weights]
         if learned:
             whole = slopes[0] if n == 1 else torch.cat(slopes, 1)
-            for j, part in enumerate(whole.split(rows)):
+            for j, part in enumerate(interleaved_rows(whole, plan.interleaved).split(rows)):
                 part = part.to(ctx.dtypes[n + j], memory_format=torch.contiguous_format)
                 gradients[1 + n + j] = part.reshape(weights[j].shape)
         if plan.bias and any(needs[1 + n + plan.outputs :]):
             sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0, dtype=torch.float32)
-            for j, part in enumerate(sums.split(rows)):
+            for j, part in enumerate(interleaved_rows(sums, plan.interleaved).split(rows)):
                 gradients[1 + n + plan.outputs + j] = part.to(ctx.dtypes[n + plan.outputs + j])
         return None, *gradients
 
@@ -146,15 +157,16 @@ def _is_executed(node: Any) -> bool:
 
 
 def _concatenated(plan: Plan, biases: Sequence[Tensor]) -> Tensor:
-    if len(biases) == 1:
+    if len(biases) == 1 and plan.interleaved == 1:
         return biases[0].to(plan.dtype)
-    return prepared(biases, plan.dtype, lambda: torch.cat(list(biases)).to(plan.dtype))
+    key = (plan.dtype, plan.interleaved)
+    return prepared(biases, key, lambda: sorted_rows(torch.cat(list(biases)), plan.interleaved).to(plan.dtype))
 
 
 def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
     """Returns the kernels of some input channels, in the compute precision."""
     w = as_kernel(weights[0] if len(weights) == 1 else torch.cat(list(weights)))
-    w = w.float()[:, columns[0] : columns[1]]
+    w = sorted_rows(w, plan.interleaved).float()[:, columns[0] : columns[1]]
     return (fold(w) if plan.upsample else w).to(plan.dtype, memory_format=CHANNELS_LAST)
 
 

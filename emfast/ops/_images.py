@@ -73,7 +73,8 @@ def misfit_of(x: Tensor, y: Tensor, apply: Callable[[Tensor], Tensor], adjoint: 
 
 def fake_misfit(x: Tensor, *rest: Any) -> Misfit:
     """Returns uninitialised results of a misfit op."""
-    return x.new_empty(x.shape), x.new_empty(len(x), dtype=accumulate(x)), x.new_empty(x.shape)
+    residual = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return residual, x.new_empty(len(x), dtype=accumulate(x)), torch.empty_like(residual)
 
 
 def unsupported(x: Tensor, *rest: Any) -> str | None:

@@ -74,6 +74,13 @@ def test_contract(name):
     assert report(accelerate(model))["left"] == {}
 
 
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "skip, long filter", "adm"])
+def test_contract_in_training(name):
+    """The path of weights that are new at every step."""
+    model = network(name, dropout=0.0).train()
+    check_adapter(model, inputs(model), dtypes=(torch.bfloat16,), convert=convert)
+
+
 @pytest.mark.parametrize("kind", ["EDMPrecond", "VPPrecond"])
 def test_inside_a_preconditioning(kind):
     """The wrapper, which computes in float32, stays as it is."""

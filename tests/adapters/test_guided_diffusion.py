@@ -72,6 +72,13 @@ def test_contract(name):
     assert report(accelerate(model))["left"] == {}
 
 
+@pytest.mark.parametrize("name", ["small", "adm", "heads", "checkpointing"])
+def test_contract_in_training(name):
+    """The path of weights that are new at every step."""
+    model = network(**NETWORKS[name]).train()
+    check_adapter(model, inputs(model), dtypes=(torch.bfloat16,), convert=convert)
+
+
 def test_a_wide_skip_connection():
     """A residual block may have a 3 x 3 convolution there, though no network of the original does."""
     model = network()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import check_op, draw, evaluate
+from contracts import check_op, draw, evaluate, record
 
 from emfast._library import backend as forced
 from emfast.ops import group_norm_silu, modulated
@@ -64,7 +64,7 @@ def test_parameters_may_be_float32_beside_half_precision(backend, device):
 
 
 def test_second_derivatives_are_refused(device):
-    x = torch.ones(1, 2, 3, 3, device=device, requires_grad=True)
+    x = torch.ones(1, 2, 3, 4, device=device, requires_grad=True).mT  # strides with which native torch is not taken
     (gradient,) = torch.autograd.grad(group_norm_silu(x, 1).sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="second order"):
         gradient.sum().backward()
@@ -81,3 +81,15 @@ def test_second_derivatives_are_refused(device):
 def test_bad_arguments(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         group_norm_silu(torch.ones(2, 4, 3, 3), **arguments)
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_small_images_go_to_native_torch_unless_a_backend_is_forced(silu):
+    arguments = draw({"x": (2, 8, 4, 4), "weight": (8,), "bias": (8,)}, torch.float32, "contiguous", "cpu")
+    options = {"num_groups": 2, "silu": silu}
+    usual = evaluate(lambda **tensors: native(**tensors, **options), arguments)
+    for k, n in zip(evaluate(lambda **tensors: group_norm_silu(**tensors, **options), arguments), usual, strict=True):
+        assert torch.equal(k, n)
+    assert not record(lambda **tensors: group_norm_silu(**tensors, **options), arguments)
+    with forced("reference"):
+        assert record(lambda **tensors: group_norm_silu(**tensors, **options), arguments)
