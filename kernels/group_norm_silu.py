@@ -81,7 +81,7 @@ def place(channels, pixels, BAND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: 
     return image, c, inside, p, inside[:, None] & (p < pixels)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def moments_kernel(
     x, skip, partial, images, channels_x, channels_skip, pixels, splits,
     LAST: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -101,7 +101,7 @@ def moments_kernel(
     tl.store(partial + splits * channels + row, tl.sum(d * d, 1), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def forward_kernel(
     x, skip, channel_bias, weight, bias, partial, y, statistics,
     images, channels_x, channels_skip, pixels, splits, weight_stride, bias_stride, eps,
@@ -142,7 +142,7 @@ def forward_kernel(
     store_tile(y, z, image, c[:, None], p[None, :], mask, channels, pixels, LAST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def backward_kernel(
     grad, x, skip, channel_bias, weight, bias, statistics, partial, dx, dskip, sums, dchannel_bias,
     images, channels_x, channels_skip, pixels, splits, weight_stride, bias_stride,

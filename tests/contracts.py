@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emfast._library import OPS
@@ -14,6 +13,7 @@ from emfast.adapters import accelerate, restore
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.nn.swap import original
 from emfast.operators import Operator
+from emfast.precompile import recording
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "permuted")
@@ -91,15 +91,7 @@ def check_compile(function, arguments):
 
 def record(function, arguments):
     """Returns the emfast ops, with their arguments, that forward and backward call."""
-    calls = []
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            if op.namespace == "emfast":
-                calls.append((op, args))
-            return op(*args, **(kwargs or {}))
-
-    with Recorder():
+    with recording() as calls:
         evaluate(function, arguments)
     return calls
 
