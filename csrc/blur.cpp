@@ -15,13 +15,13 @@ namespace {
 using Sizes = std::array<int64_t, 7>;  // dtype, batch, channels, height, width, side of the kernels, their number
 
 // One pass with the memory that it points into. Taps that are zero are left out.
-struct Pass {
+struct DensePass {
   std::vector<int64_t> tap_start;
   std::vector<Tap> taps;
   Sources sources;
   BlurPass blur{};
 
-  Pass(const Sizes& s, const float* kernels, bool circular, bool adjoint)
+  DensePass(const Sizes& s, const float* kernels, bool circular, bool adjoint)
       : sources(sources_of(s[3], s[5], circular, adjoint && !circular)) {
     const int64_t size = s[5];
     for (int64_t row = 0; row < size * s[6]; ++row) {
@@ -47,14 +47,14 @@ struct Pass {
 
 // x, kernels, result
 void blur(const std::array<int64_t, 3>& p, const Sizes& sizes, bool circular, bool adjoint) {
-  Pass pass(sizes, at<float>(p[1]), circular, adjoint);
+  DensePass pass(sizes, at<float>(p[1]), circular, adjoint);
   pass.blur.x = at<void>(p[0]), pass.blur.out = at<void>(p[2]);
   run_passes({pass.blur}, EMFAST_DISPATCH(blur), pass.scratch());
 }
 
 // x, y, kernels, residual, norm, adjoint
 void blur_misfit(const std::array<int64_t, 6>& p, const Sizes& sizes, bool circular) {
-  Pass pass(sizes, at<float>(p[2]), circular, false), back(sizes, at<float>(p[2]), circular, true);
+  DensePass pass(sizes, at<float>(p[2]), circular, false), back(sizes, at<float>(p[2]), circular, true);
   std::vector<double> squares(pass.blur.planes * pass.blur.bands());
   pass.blur.x = at<void>(p[0]), pass.blur.y = at<void>(p[1]), pass.blur.out = at<void>(p[3]);
   pass.blur.squares = squares.data();

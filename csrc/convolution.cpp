@@ -27,7 +27,7 @@ struct OutputBlock {
 };
 
 // The kernel's places of which a tap is the sum.
-struct Tap {
+struct KernelPart {
   int64_t rows[2], columns[2];
 };
 
@@ -72,7 +72,7 @@ std::vector<OutputBlock> blocks_of(const std::vector<Triple>& outputs) {
 
 // The taps of one phase of the result, and how many elements away from a position they read.
 struct Phase {
-  std::vector<Tap> taps;
+  std::vector<KernelPart> taps;
   std::vector<int64_t> offsets;
 };
 

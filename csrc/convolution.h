@@ -21,7 +21,7 @@ EMFAST_INLINE vec pairs_of(vec low, vec high) {
 }
 
 // A tap's weights among those of all the kernel's places.
-EMFAST_INLINE vec sum_places(const Tap& tap, int64_t size, const vec* places) {
+EMFAST_INLINE vec sum_places(const KernelPart& tap, int64_t size, const vec* places) {
   vec s = places[tap.rows[0] * size + tap.columns[0]];
   for (int64_t i = tap.rows[0]; i < tap.rows[1]; ++i)
     for (int64_t j = tap.columns[0]; j < tap.columns[1]; ++j)
@@ -30,7 +30,7 @@ EMFAST_INLINE vec sum_places(const Tap& tap, int64_t size, const vec* places) {
 }
 
 // Sums over input channels: the words are pairs of columns of a row, and the rows are the outputs.
-void pack_rows(const Convolution& a, const OutputBlock& b, const Tap* taps, int64_t count, bf16* out) {
+void pack_rows(const Convolution& a, const OutputBlock& b, const KernelPart* taps, int64_t count, bf16* out) {
   const int64_t places = a.size * a.size, last = a.inner * places;
   vec columns[32 * 9];  // (channel, place) of 16 rows
   for (int64_t half = 0; half < 2; ++half)
@@ -59,7 +59,7 @@ EMFAST_INLINE void load_places(const float* p, int64_t places, int64_t n, vec* o
 }
 
 // Sums over output channels, for the gradient to the input: the words are pairs of rows, the columns the outputs.
-void pack_columns(const Convolution& a, const OutputBlock& b, const Tap* taps, int64_t count, bf16* out) {
+void pack_columns(const Convolution& a, const OutputBlock& b, const KernelPart* taps, int64_t count, bf16* out) {
   const int64_t places = a.size * a.size;
   vec low[16], high[16];
   for (int64_t d = 0; d < a.depth; d += 2) {
@@ -99,7 +99,7 @@ void pad_positions(const Convolution& a, int64_t begin, int64_t end) {
 }
 
 // Packs the weights of 32 outputs for some taps: (tap, pair of depth, 32, 2).
-void pack_weights(const Convolution& a, const OutputBlock& b, const Tap* taps, int64_t count, bf16* out) {
+void pack_weights(const Convolution& a, const OutputBlock& b, const KernelPart* taps, int64_t count, bf16* out) {
   a.to_input ? pack_columns(a, b, taps, count, out) : pack_rows(a, b, taps, count, out);
 }
 

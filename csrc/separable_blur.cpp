@@ -15,12 +15,12 @@ namespace {
 using Sizes = std::array<int64_t, 7>;  // dtype, batch, channels, height, width, taps of rows and of columns
 
 // One pass with the memory that it points into.
-struct Pass {
+struct SeparablePass {
   std::vector<float> rows, columns;
   Sources sources;
   BlurPass blur{};
 
-  Pass(const Sizes& s, const float* row_taps, const float* column_taps, bool circular, bool adjoint)
+  SeparablePass(const Sizes& s, const float* row_taps, const float* column_taps, bool circular, bool adjoint)
       : rows(row_taps, row_taps + s[5]),
         columns(column_taps, column_taps + s[6]),
         sources(sources_of(s[3], s[5], circular, adjoint && !circular)) {
@@ -37,15 +37,15 @@ int64_t scratch(const BlurPass& a) { return 2 * (group * a.line() + a.taps + sla
 
 // x, rows, columns, result
 void separable_blur(const std::array<int64_t, 4>& p, const Sizes& sizes, bool circular, bool adjoint) {
-  Pass pass(sizes, at<float>(p[1]), at<float>(p[2]), circular, adjoint);
+  SeparablePass pass(sizes, at<float>(p[1]), at<float>(p[2]), circular, adjoint);
   pass.blur.x = at<void>(p[0]), pass.blur.out = at<void>(p[3]);
   run_passes({pass.blur}, EMFAST_DISPATCH(separable_blur), scratch(pass.blur));
 }
 
 // x, y, rows, columns, residual, norm, adjoint
 void separable_blur_misfit(const std::array<int64_t, 7>& p, const Sizes& sizes, bool circular) {
-  Pass pass(sizes, at<float>(p[2]), at<float>(p[3]), circular, false);
-  Pass back(sizes, at<float>(p[2]), at<float>(p[3]), circular, true);
+  SeparablePass pass(sizes, at<float>(p[2]), at<float>(p[3]), circular, false);
+  SeparablePass back(sizes, at<float>(p[2]), at<float>(p[3]), circular, true);
   std::vector<double> squares(pass.blur.planes * pass.blur.bands());
   pass.blur.x = at<void>(p[0]), pass.blur.y = at<void>(p[1]), pass.blur.out = at<void>(p[4]);
   pass.blur.squares = squares.data();

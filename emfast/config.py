@@ -7,7 +7,7 @@ from typing import Literal
 
 from emfast._check import check
 from emfast.operators import Identity, Mask, Operator
-from emfast.samplers import DPS, ReverseFromObservation, Sampler
+from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 
 
 @dataclass
@@ -193,7 +193,7 @@ class Config:
         data: Where the images come from.
         operator: The measurement operator A.
         sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
-        sampler: The posterior sampler of the E-step.
+        sampler: The posterior sampler of the E-step; by default the best one for the operator.
         network: The U-Net.
         gaussian: The first prior where there are no clean images.
         e_step: The E-step.
@@ -217,7 +217,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     operator: Operator = field(default_factory=lambda: Mask(missing=0.6))
     sigma: float = 0.0
-    sampler: Sampler = field(default_factory=DPS)
+    sampler: Sampler | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
     gaussian: GaussianConfig = field(default_factory=GaussianConfig)
     e_step: EStepConfig = field(default_factory=EStepConfig)
@@ -234,6 +234,7 @@ class Config:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        self.sampler = self.sampler or default_sampler(type(self.operator))
         check(self.sigma >= 0, "config", "sigma", "to be >= 0", self.sigma)
         check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
         check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)

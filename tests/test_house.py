@@ -108,3 +108,13 @@ def test_every_op_has_its_test():
         ]
         known = (*ops, *(f"{op}_backward" for op in ops), "module", "random")
         assert not [stem for stem in stems if stem not in known], folder
+
+
+def test_no_two_structures_of_cpp_share_a_name():
+    """The linker would take one definition for both files (the parts of one kernel's headers are namespaces apart)."""
+    found: dict[str, set[str]] = {}
+    for path in files("csrc", suffixes={".cpp", ".h"}):
+        outside, _, _ = path.read_text().partition("EMFAST_NAMESPACE {")
+        for match in re.finditer(r"^(?:struct|class) (\w+)", outside, re.MULTILINE):
+            found.setdefault(match[1], set()).add(path.name)
+    assert not {key: names for key, names in found.items() if len(names) > 1}

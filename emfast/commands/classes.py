@@ -15,13 +15,16 @@ from typing import Any
 
 import yaml
 
+from emfast.samplers import default_sampler
+
 CLASSES = {"operator": "emfast.operators", "sampler": "emfast.samplers"}
 
 
 def choose_classes(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Returns the class path chosen for each key, and the command line without what it overrides in config files.
 
-    Names that do not exist are left to the parser, which has the sentence for them.
+    Names that do not exist are left to the parser, which has the sentence for them. Without a sampler it is the
+    operator's default one.
 
     Arguments:
         argv: The command line after the name of the command.
@@ -31,6 +34,10 @@ def choose_classes(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     configs = [_read(value) if flag == "--config" else None for flag, value in arguments]
     last = {key: _name(config[key]) for config in configs if config for key in CLASSES if key in config}
     chosen = {key: path for key, name in (last | named).items() if (path := _path(key, name))}
+    if "sampler" not in chosen:
+        module, _, name = chosen.get("operator", "emfast.operators.Operator").rpartition(".")
+        kind = type(default_sampler(getattr(importlib.import_module(module), name)))
+        chosen["sampler"] = f"{CLASSES['sampler']}.{kind.__name__}"
     result: list[str] = []
     for (flag, value), config in zip(arguments, configs, strict=True):
         other = [key for key in chosen if config and key in config and _path(key, _name(config[key])) != chosen[key]]

@@ -16,10 +16,7 @@ from emfast._check import message
 from emfast.commands import COMMANDS
 from emfast.commands.classes import CLASSES, choose_classes
 
-DEFAULTS: dict[str, Any] = {
-    "operator": {"class_path": "emfast.operators.Mask", "init_args": {"missing": 0.6}},
-    "sampler": {"class_path": "emfast.samplers.DPS"},
-}
+DEFAULTS: dict[str, Any] = {"operator": {"class_path": "emfast.operators.Mask", "init_args": {"missing": 0.6}}}
 
 
 def build(command: str, options: type, chosen: dict[str, str] | None = None) -> ArgumentParser:

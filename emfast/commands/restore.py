@@ -22,7 +22,7 @@ from emfast.em.model import resolve_device
 from emfast.operators import Mask, Operator
 from emfast.pictures import Row, draw_rows
 from emfast.report import COLUMNS, plain_table
-from emfast.samplers import DPS, Sampler, data_misfit
+from emfast.samplers import Sampler, data_misfit, default_sampler
 
 STORE = "reconstructions"
 FREE = ("output", "device", "batch_size", "pictures", "model", "config")  # may differ when the same job goes on
@@ -38,7 +38,7 @@ class Options:
         images: Clean images to corrupt in simulation instead, so that the truth is known.
         operator: The measurement operator A.
         sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
-        sampler: The posterior sampler.
+        sampler: The posterior sampler; by default the best one for the operator.
         output: The folder of the results; the same command again resumes it.
         size: Resize the images to this many pixels a side.
         crop: Centre crop of this many pixels before resizing.
@@ -56,7 +56,7 @@ class Options:
     images: str | None = None
     operator: Operator = field(default_factory=lambda: Mask(missing=0.6))
     sigma: float = 0.0
-    sampler: Sampler = field(default_factory=DPS)
+    sampler: Sampler | None = None
     output: str = "restored"
     size: int | None = None
     crop: int | None = None
@@ -101,7 +101,7 @@ def run(options: Options, yaml: str) -> None:
     store = _claim(options, yaml, _identity(yaml, denoiser, observations), len(ids))
     with Display() as display:
         e_step(
-            options.sampler,
+            options.sampler or default_sampler(type(options.operator)),
             denoiser,
             observations,
             ids,

@@ -2,6 +2,7 @@
 
 from emfast.samplers.base import Sampler
 from emfast.samplers.daps import DAPS
+from emfast.samplers.defaults import default_sampler
 from emfast.samplers.diffpir import DiffPIR
 from emfast.samplers.dps import DPS
 from emfast.samplers.mmps import MMPS
@@ -23,4 +24,5 @@ __all__ = [
     "WarmStart",
     "choose_scale",
     "data_misfit",
+    "default_sampler",
 ]

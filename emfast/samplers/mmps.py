@@ -37,7 +37,7 @@ class MMPS(Sampler):
         | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024), arXiv 2405.13712
     """
 
-    steps: int = 50
+    steps: int = 20
     iterations: int = 2
     sigma_min: float = 0.01
     order: int = 2

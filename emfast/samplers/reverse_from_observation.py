@@ -29,7 +29,7 @@ class ReverseFromObservation(Sampler):
         | Stochastic Forward-Backward Deconvolution (Lu et al., 2025), arXiv 2502.05446
     """
 
-    steps: int = 40
+    steps: int = 20
     order: int = 2
     clip: bool = True
     eta: float = 1.0
