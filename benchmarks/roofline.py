@@ -147,7 +147,7 @@ that is empty (head dimension 8), copies inside library calls. So a time is a lo
 
 {kinds}
 
-FLOPs alone would take {floor:.1f} ms. Ours: {eager:.2f}x native eager, {compiled:.2f}x fused, {fraction:.0%} of the FLOP limit.
+FLOPs alone take {floor:.1f} ms. Ours: {eager:.2f}x native eager, {compiled:.2f}x fused, {fraction:.0%} of that limit.
 
 ## Ours, by operator
 

@@ -76,6 +76,10 @@ class Walk(TorchDispatchMode):
         node = Node(name, kind, tuple(wanted[0].shape), sizes(inputs), sizes(wanted))
         count(node, op, args, kwargs, out)
         self.nodes.append(node)
+        if name == "aten::convolution" and args[2] is not None:  # cuDNN's bias is an addition of its own
+            ((where, size),) = node.writes
+            node.writes = [(-where, size)]
+            self.nodes.append(Node("bias", "elementwise", node.shape, [(-where, size)], [(where, size)]))
         return out
 
 
@@ -110,8 +114,6 @@ def count(node: Node, op: Any, args: Any, kwargs: Any, out: Any) -> None:
             node.launches = 1 if node.name.startswith("emfast") and key[2] <= 256 and query[3] <= 32 else 2
     elif formula is not None:
         node.flops = formula(*args, **(kwargs or {}), out_val=out)
-    if node.name == "aten::convolution" and args[2] is not None:  # cuDNN's bias is an addition of its own
-        node.launches, node.again = 2, 2 * node.writes[0][1]
     if node.name.startswith("emfast::group_norm"):
         group_norm(node, args, backward)
     elif node.kind == "norm":
@@ -172,6 +174,4 @@ def merged(group: list[Node], nodes: list[Node]) -> Node:
     result.flops, result.exponentials = sum(n.flops for n in group), sum(n.exponentials for n in group)
     result.launches = group[0].launches if len(group) == 1 else 1 + len(norms)
     result.again = sum(node.again for node in norms)
-    if group[0].name == "aten::convolution":
-        result.launches = 1  # the bias is added by what follows
     return result
