@@ -51,7 +51,7 @@ def walk(network: str, batch: int, ours: bool) -> list[Node]:
                 torch.zeros((), dtype=torch.int64),
             )
             with Walk() as found:
-                sampler.step(problem, x, x, k) if ours else step()
+                sampler.step(problem, x, x, k) if ours else step(x)
     finally:
         KERNELS.update(kernels)
         KERNELS.pop("cpu") if "cpu" not in kernels else None
