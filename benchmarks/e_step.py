@@ -2,10 +2,11 @@
 
 Whole E-steps with the samplers of several libraries: e_step_samplers.py.
 
-python benchmarks/e_step.py [NETWORK ...] [--work dps train] [--seconds S] [--profile] [--save]
+python benchmarks/e_step.py [NETWORK ...] [--device cpu] [--batch B ...] [--work dps train] [--profile] [--save]
 
 All variants run the same step and differ in the network only; they are timed in turn, so that a busy machine slows them
 all alike. Beside them stands the floor: the network's convolutions alone at the speed that its largest one reaches.
+On a GPU torch.compile is asked for its best (max-autotune, with CUDA graphs); emfast's DPS step is a CUDA graph too.
 --profile prints each variant's share of time by kind of op; --save appends one JSON line per measurement to
 benchmarks/results/e_step.jsonl and refuses a tree that differs from its commit. Tests of accuracy: tests/adapters.
 """
@@ -14,19 +15,21 @@ import argparse
 import copy
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import Measurement, environment, is_dirty, measure, median, save
+from measure import Measurement, environment, is_dirty, measure, median, once, peak_memory, save
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import emfast
 from emfast._memory import keep_freed_memory
+from emfast.graph import Graphed
 
 COMMON = {"sample_size": 32, "norm_eps": 1e-6, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1}
 CIFAR = COMMON | {
@@ -57,22 +60,23 @@ VARIANTS: dict[str, tuple[Callable[[nn.Module], nn.Module], torch.dtype, torch.d
     "fp32 channels_last": (lambda m: m.to(memory_format=torch.channels_last), torch.float32, None, False),
     "bf16 autocast": (lambda m: m, torch.float32, BF16, False),
     "bf16 channels_last": (lambda m: m.to(**LAST), BF16, None, False),
-    "compile fp32": (lambda m: torch.compile(m), torch.float32, None, False),
-    "compile bf16 channels_last": (lambda m: torch.compile(m.to(**LAST)), BF16, None, False),
+    "compile fp32": (lambda m: compiled(m), torch.float32, None, False),
+    "compile bf16 channels_last": (lambda m: compiled(m.to(**LAST)), BF16, None, False),
     "emfast fp32": (emfast.accelerate, torch.float32, None, True),
     "emfast bf16": (partial(emfast.accelerate, dtype=BF16), torch.float32, None, True),
 }
 QUICK = [name for name in VARIANTS if not name.startswith("compile")]
-# kind of op: parts of the names that the profiler gives; the first that fits counts
+# kind of op: parts of the names of operators and of GPU kernels; the first that fits counts
 KINDS = {
-    "convolution": ("conv",),
-    "attention": ("attention", "softmax", "baddbmm", "bmm"),
-    "norm": ("group_norm",),
+    "attention": ("attention", "softmax", "baddbmm", "bmm", "flash", "fmha"),
+    "norm": ("group_norm", "groupnorm", "moments"),
+    "convolution": ("conv", "fprop", "dgrad", "wgrad"),
     "activation": ("silu",),
-    "linear": ("addmm", "aten::mm", "linear"),
+    "linear": ("addmm", "aten::mm", "linear", "gemm", "nvjet", "cutlass"),
     "optimizer": ("adam", "lerp"),
-    "copies": ("copy", "cat", "contiguous", "pad", "upsample"),
-    "elementwise": ("add", "mul", "div", "sub", "fill", "sum", "norm", "clamp"),
+    "sampler": ("update_kernel", "misfit", "normal_kernel"),
+    "copies": ("copy", "cat", "contiguous", "pad", "upsample", "nchw", "nhwc", "memcpy"),
+    "elementwise": ("add", "mul", "div", "sub", "fill", "sum", "norm", "clamp", "elementwise", "triton_", "reduce"),
 }
 
 
@@ -82,6 +86,8 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all without any")
     parser.add_argument("--work", nargs="+", default=["dps", "train"], choices=["dps", "train"])
     parser.add_argument("--only", nargs="+", default=QUICK, choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--batch", nargs="+", type=int, help="other sizes of batch than the network's own")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing, per variant")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print the share of time by kind of op")
@@ -95,55 +101,92 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     for network in options.networks or NETWORKS:
         for work in options.work:
-            measurements = compare(network, work, options)
-            if options.save:
-                save(measurements, "e_step")
+            for batch in options.batch or [NETWORKS[network][1]]:
+                measurements = compare(network, work, batch, options)
+                if options.save:
+                    save(measurements, "e_step")
     return 0
 
 
-def compare(network: str, work: str, options: argparse.Namespace) -> list[Measurement]:
+def compare(network: str, work: str, batch: int, options: argparse.Namespace) -> list[Measurement]:
     """Measures and prints one network at one kind of work."""
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
-    configuration, batch = NETWORKS[network]
-    model, device = UNet2DModel(**configuration), torch.device("cpu")
-    x = torch.randn(batch, model.config.in_channels, 32, 32)
-    steps = {name: step_of(work, copy.deepcopy(model), x, name) for name in dict.fromkeys(("fp32", *options.only))}
-    flops = convolution_flops(step_of(work, copy.deepcopy(model), x, "fp32"))
-    ceilings = {f"floor {name}": ceiling(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", BF16))}
+    device = options.device
+    model = UNet2DModel(**NETWORKS[network][0]).to(device)
+    x = torch.randn(batch, model.config.in_channels, 32, 32, device=device)
+    steps, memory = {}, {}
+    for name in dict.fromkeys(("fp32", *options.only)):
+        try:
+            steps[name] = step_of(work, copy.deepcopy(model), x, name)
+            memory[name] = peak_of(steps[name], device)
+        except Exception as error:  # out of memory, or a compiler that fails: the others go on
+            steps.pop(name, None)
+            print(f"  {name} fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+    flops = convolution_flops(step_of(work, copy.deepcopy(model), x[:1], "fp32")) * batch
+    ceilings = {f"floor {name}": ceiling(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", BF16))}
     kept = {name: VARIANTS[name][3] for name in steps}
-    times = {name: median(t) for name, t in measure_steps(steps, kept, options.seconds).items()}
+    times = {name: median(t) for name, t in measure_steps(steps, kept, options.seconds, device).items()}
     print(f"{network} | batch {batch} | {work} | {flops / 1e9:.1f} GFLOP of convolutions")
     base, where, results = times["fp32"][1], environment(device), []
     for name, speed in ceilings.items():
         print(f"  {name:27} {flops / speed * 1e3:9.1f} ms, {speed / 1e9:.0f} GFLOP/s")
     for name, (p20, ms, p80) in times.items():
         fraction = flops / ceilings["floor bf16" if "bf16" in name else "floor fp32"] * 1e3 / ms
-        row = (f"{network} {work}", name, "step", f"batch {batch}", name, "", ms, p20, p80, None, fraction, where)
+        mb = memory[name]
+        row = (f"{network} {work}", name, "step", f"batch {batch}", name, "", ms, p20, p80, mb, fraction, where)
         results.append(Measurement(*row))
-        print(f"  {name:27} {ms:9.1f} ms ({p20:.1f} to {p80:.1f}), {base / ms:5.2f}x, {fraction:.0%} of its floor")
+        note = "" if mb is None else f", {mb / batch:.2f} MB an image"
+        print(
+            f"  {name:27} {ms:9.2f} ms ({p20:.2f} to {p80:.2f}), {base / ms:5.2f}x, {fraction:.0%} of its floor{note}"
+        )
     if options.profile:
         for name, step in steps.items():
-            print(f"  {name:27} {', '.join(f'{kind} {share:.0%}' for kind, share in shares(step).items())}")
+            found = shares(step, device).items()
+            print(f"  {name:27} {', '.join(f'{kind} {share:.0%}' for kind, share in found)}")
     return results
+
+
+def compiled(model: nn.Module) -> Any:
+    """Returns the network as torch.compile makes it fastest."""
+    cuda = next(model.parameters()).is_cuda
+    return torch.compile(model, mode="max-autotune") if cuda else torch.compile(model)
 
 
 def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], Any]:
     """Returns one step of a variant, without arguments."""
     change, dtype, autocast, _ = VARIANTS[name]
     network = change(model.train(work == "train"))
-    t = torch.full((len(x),), 500)
+    t = torch.full((len(x),), 500, device=x.device)
 
     def predict(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", autocast or BF16, enabled=autocast is not None):
+        with torch.autocast(x.device.type, autocast or BF16, enabled=autocast is not None):
             return network(x.to(dtype), t).sample.to(x.dtype)
 
-    return dps(predict, x) if work == "dps" else train(predict, model, x)
+    if work == "train":
+        return train(predict, model, x)
+    step = dps(predict, x)
+    return partial(Graphed(lambda x: (step(x),)), x) if name.startswith("emfast") else partial(step, x)
+
+
+def peak_of(step: Callable[[], Any], device: torch.device) -> float | None:
+    """Returns the MB that a step adds at its peak; of a graph, those of the plain call before it."""
+    function = getattr(step, "func", None)
+    if isinstance(function, Graphed):
+        step = partial(function.function, *step.args)  # type: ignore[attr-defined]
+    step()  # compiles
+    return peak_memory(step, device)
 
 
 def measure_steps(
-    steps: dict[str, Callable[[], Any]], kept: dict[str, bool], seconds: float, *, least: int = 7, dropped: int = 2
+    steps: dict[str, Callable[[], Any]],
+    kept: dict[str, bool],
+    seconds: float,
+    device: torch.device,
+    *,
+    least: int = 7,
+    dropped: int = 2,
 ) -> dict[str, list[float]]:
     """Returns the times, in ms, of steps run in turn; an untimed one comes first where malloc's settings change.
 
@@ -151,6 +194,7 @@ def measure_steps(
         steps: The functions, by name.
         kept: Whether freed memory is kept while a step runs.
         seconds: The time for each, at least.
+        device: Where they run.
         least: Rounds, at least.
         dropped: The first rounds, which compile and prepare, are not returned.
     """
@@ -162,20 +206,18 @@ def measure_steps(
                 now = kept[name]
                 keep_freed_memory(now)
                 step()
-            start = time.perf_counter()
-            step()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append(once(step, device))
     keep_freed_memory(False)
     return {name: values[dropped:] for name, values in times.items()}
 
 
-def dps(predict: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+def dps(predict: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
     """Returns a step as the published code has it: x0-hat, residual, its norm, the gradient to x_t, the update."""
     mask = (torch.rand(x.shape) > 0.6).to(x.dtype)
     y = mask * x
     alpha, sigma = 0.6, 0.8
 
-    def step() -> Tensor:
+    def step(x: Tensor) -> Tensor:
         x_t = x.detach().requires_grad_()  # the network gets a view: the FLOP counter takes no leaves
         x_0 = ((x_t - sigma * predict(x_t.view_as(x_t))) / alpha).clamp(-1, 1)
         norm = torch.linalg.norm(y - mask * x_0)
@@ -209,24 +251,32 @@ def convolution_flops(step: Callable[[], Any]) -> int:
 
 
 @torch.no_grad()
-def ceiling(dtype: torch.dtype) -> float:
+def ceiling(dtype: torch.dtype, device: torch.device) -> float:
     """Returns the FLOP/s of a large convolution of these networks, with weights in the kernel's own order."""
-    x = torch.randn(16, 256, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    layer = nn.Conv2d(256, 256, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)
-    times = measure({"conv": lambda: layer(x)}, torch.device("cpu"), 0.5)["conv"]
+    batch = 256 if device.type == "cuda" else 16
+    x = torch.randn(batch, 256, 16, 16, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    layer = nn.Conv2d(256, 256, 3, padding=1, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+    times = measure({"conv": lambda: layer(x)}, device, 0.5)["conv"]
     return float(2 * x.numel() * 256 * 9 / median(times)[0] * 1e3)
 
 
-def shares(step: Callable[[], Any]) -> dict[str, float]:
-    """Returns the share of a step's time that each kind of op takes."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+def shares(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Returns the share of a step's time that each kind of op takes, of kernels on a GPU."""
+    cuda = device.type == "cuda"
+    with (
+        warnings.catch_warnings(),
+        profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as run,
+    ):
+        warnings.simplefilter("ignore")  # of cycles that the profiler does not see
         step()
+        if cuda:
+            torch.cuda.synchronize(device)
     found = dict.fromkeys([*KINDS, "other"], 0.0)
-    for event in profiler.key_averages():
+    for event in run.key_averages():
         name = event.key.lower()
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
-        found[kind] += event.self_cpu_time_total
-    total = sum(found.values())
+        found[kind] += event.self_device_time_total if cuda else event.self_cpu_time_total
+    total = max(sum(found.values()), 1e-9)
     large = sorted((item for item in found.items() if item[1] > 0.005 * total), key=lambda item: -item[1])
     return {kind: time / total for kind, time in large}
 

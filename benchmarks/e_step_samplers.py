@@ -100,7 +100,7 @@ def compare(network: str, options: argparse.Namespace) -> list[EStep]:
     runs = runs_of(network, options)
     kept = {name: SAMPLERS[name].keeps_memory for name in runs}
     timed = {name: partial(run, options.run) for name, run in runs.items()}
-    times = measure_steps(timed, kept, options.seconds, least=5, dropped=1)
+    times = measure_steps(timed, kept, options.seconds, torch.device("cpu"), least=5, dropped=1)
     rows: list[EStep] = []
     for name, values in times.items():
         p20, ms, p80 = (value / options.run for value in median(values))

@@ -1,6 +1,7 @@
 """Timing, ceilings, and the record of one measurement."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Case:
     ours: Callable[..., Tensor]
     native: Callable[..., Tensor]
     traffic: dict[str, int]  # bytes of the passes "forward" and "forward+backward"
+    flops: dict[str, int] = field(default_factory=dict)  # of the same passes, where they count
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,19 @@ class Measurement:
     mb: float | None
     fraction: float  # of the copy bandwidth measured in the same run
     environment: dict[str, Any] = field(default_factory=dict)
+    compute: float | None = None  # fraction of the matrix product measured in the same run
+
+
+def images(count: int, device: torch.device) -> int:
+    """Returns a batch that fills the device: on a CPU the given one."""
+    return max(256, 4 * count) if device.type == "cuda" else count
+
+
+def product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], Tensor], int]:
+    """Returns a large matrix product, and its FLOPs."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, side, side, device=device).to(dtype).unbind()
+    return lambda: a @ b, 2 * side**3
 
 
 def measure(functions: dict[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, list[float]]:
@@ -105,7 +120,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         if device.type == "cuda"
         else f"{cpu_name()}, {torch.get_num_threads()} threads"
     )
-    return {"device": name, "torch": torch.__version__, "triton": triton, "commit": git("rev-parse", "--short", "HEAD")}
+    commit = os.environ.get("EMFAST_COMMIT") or git("rev-parse", "--short", "HEAD") or "unknown"
+    return {"device": name, "torch": torch.__version__, "triton": triton, "commit": commit}
 
 
 def cpu_name() -> str:
@@ -117,8 +133,11 @@ def cpu_name() -> str:
 
 
 def git(*arguments: str) -> str:
-    """Returns what a git command prints."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    """Returns what a git command prints; nothing where there is no git or no repository."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def is_dirty() -> bool:
@@ -128,7 +147,7 @@ def is_dirty() -> bool:
 
 def save(measurements: Sequence[Any], name: str) -> None:
     """Appends measurements (dataclasses) to a results file, one JSON object per line."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.writelines(json.dumps(asdict(measurement)) + "\n" for measurement in measurements)
 

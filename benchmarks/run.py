@@ -16,11 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import ROOT, Case, Measurement, environment, is_dirty, load, measure, median, peak_memory, save
+from measure import (
+    ROOT,
+    Case,
+    Measurement,
+    environment,
+    is_dirty,
+    load,
+    measure,
+    median,
+    peak_memory,
+    product,
+    save,
+)
 
 from emfast._library import backend
 
 BACKENDS = ("reference", "native", "compile", "emfast")
+README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
@@ -30,16 +43,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(names)}; all without any")
     parser.add_argument("--save", action="store_true", help="append the measurements to benchmarks/results/ops.jsonl")
-    parser.add_argument(
-        "--table", action="store_true", help="only write the table of saved measurements into README.md"
-    )
+    where = "only write the table of saved measurements into README.md, or to another file"
+    parser.add_argument("--table", nargs="?", type=Path, const=README, metavar="FILE", help=where)
+    parser.add_argument("--untested", action="store_true", help="the tests have run already")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=0.5, help="of timing, per function")
     parser.add_argument("--only", nargs="+", default=BACKENDS, choices=BACKENDS, metavar="BACKEND")
     options = parser.parse_args()
     if options.table:
-        return write_table()
+        return write_table(options.table)
     unknown = sorted(set(options.ops) - set(names))
     if unknown:
         parser.error(f"no such op: {', '.join(unknown)}; there are {', '.join(names)}")
@@ -47,7 +60,7 @@ def main() -> int:
         parser.error("--save: the tree differs from its commit; commit first")
     torch.set_num_threads(options.threads)
     for name in options.ops or names:
-        if not is_green(name, options.device):
+        if not options.untested and not is_green(name, options.device):
             return 1
         measurements = [m for case in load_cases(name)(options.device) for m in time_case(case, options)]
         if options.save:
@@ -88,14 +101,18 @@ def time_case(case: Case, options: argparse.Namespace) -> list[Measurement]:
         x = case.inputs[0]
         y = torch.empty_like(x)
         calls["copy"] = lambda x=x, y=y: y.copy_(x)
+        if phase in case.flops:
+            calls["product"], operations = product(case.dtype, options.device)
         times = {name: median(t) for name, t in measure(calls, options.device, options.seconds).items()}
         ceiling = times.pop("copy")[1] * traffic / (2 * x.nbytes)
+        least = times.pop("product")[1] * case.flops[phase] / operations if phase in case.flops else None
         print(f"{case.op} | {case.shape} | {dtype} {case.layout} | {phase}")
         for name, (p20, ms, p80) in times.items():
             mb = peak_memory(calls[name], options.device)
             row = (case.op, name, phase, case.shape, dtype, case.layout, ms, p20, p80, mb, ceiling / ms, where)
-            results.append(Measurement(*row))
-            print(f"  {name:9} {ms:8.3f} ms ({p20:.3f} to {p80:.3f}), {ceiling / ms:.0%} of the copy bandwidth")
+            results.append(Measurement(*row, least / ms if least else None))
+            note = f", {least / ms:.0%} of the matrix product" if least else ""
+            print(f"  {name:9} {ms:8.3f} ms ({p20:.3f} to {p80:.3f}), {ceiling / ms:.0%} of the copy bandwidth{note}")
     return results
 
 
@@ -108,8 +125,8 @@ def call(function: Callable[..., Any], case: Case, phase: str) -> Callable[[], A
     return lambda: torch.autograd.grad(function(x, *case.inputs[1:]), x, cotangent)
 
 
-def write_table() -> int:
-    """Renders all saved measurements into README.md, losing cases included."""
+def write_table(path: Path) -> int:
+    """Renders all saved measurements into README.md, or as a file, losing cases included."""
     rows: dict[tuple[str, ...], dict[str, Measurement]] = {}
     for m in load("ops"):
         key = (m.environment["device"], m.op, m.shape, f"{m.dtype} {m.layout}", m.phase)
@@ -117,7 +134,9 @@ def write_table() -> int:
     blocks = [
         table(device, {k: v for k, v in rows.items() if k[0] == device}) for device in sorted({k[0] for k in rows})
     ]
-    path = ROOT / "README.md"
+    if path != README:
+        path.write_text("".join(blocks))
+        return 0
     head, _, rest = path.read_text().partition(BEGIN)
     if END not in rest:
         print(f"benchmarks/run.py: README.md has no line {BEGIN} with {END} after it.", file=sys.stderr)

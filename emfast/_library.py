@@ -134,6 +134,25 @@ def _differentiable(op: Any, formula: Callable[..., Any], setup_context: Callabl
     return kernel
 
 
+def wanted(ctx: Any) -> list[bool]:
+    """Returns which gradients a backward pass wants: autograd.grad(y, x) wants none of the weights'.
+
+    Arguments:
+        ctx: That of an autograd function, with `slots`, the places of the tensors among its arguments.
+    """
+    needs = list(ctx.needs_input_grad)
+    for slot, (node, _) in zip(ctx.slots, ctx.next_functions, strict=True):
+        needs[slot] = needs[slot] and node is not None and _is_executed(node)
+    return needs
+
+
+def _is_executed(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # what autograd.grad was asked for is never asked about
+        return True
+
+
 def _no_formula(name: str, ctx: Any, *grads: Any) -> None:
     requirement, fix = "of first order", "Call backward without create_graph=True, or use plain torch modules"
     raise NotImplementedError(message(name, "a derivative", requirement, "one of second order", fix))

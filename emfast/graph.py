@@ -46,9 +46,7 @@ class Graphed:
 
     def _capture(self, tensors: Tensors) -> _Capture | None:
         """Captures the function; None, with a warning, if it does what a graph cannot hold."""
-        inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in tensors]
-        for static, tensor in zip(inputs, tensors, strict=True):
-            static.copy_(tensor)
+        inputs = [tensor.clone() for tensor in tensors]  # dense: an expanded tensor cannot be written to
         device = tensors[0].device
         with torch.cuda.device(device):
             stream = torch.cuda.Stream(device)

@@ -133,7 +133,7 @@ def limited(x, token, tokens, otherwise: tl.constexpr, AXIS: tl.constexpr, EVEN:
 
 
 @triton.jit
-def forward_kernel(
+def attention_kernel(
     query, key, value, out, lse, heads, tokens, keys, scale,
     FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -214,5 +214,5 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     grid = (batch * triton.cdiv(heads, together) * triton.cdiv(tokens, tile["BLOCK_M"]),)
     with torch.cuda.device_of(query):
         arguments = (*tensors, lse, heads, tokens, keys, scale, layout)
-        forward_kernel[grid](*arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
+        attention_kernel[grid](*arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
     return out, lse

@@ -39,7 +39,7 @@ BACKWARD = {
 
 
 @triton.jit
-def query_kernel(
+def attention_query_kernel(
     grad, query, key, value, out, lse, delta, dquery, heads, tokens, keys, scale,
     FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +72,7 @@ def query_kernel(
 
 
 @triton.jit
-def key_kernel(
+def attention_key_kernel(
     grad, query, key, value, out, lse, delta, dquery, dkey, dvalue, heads, tokens, keys, scale,
     FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +80,7 @@ def key_kernel(
 
     Grid: images x groups of heads x blocks of keys. Loops over the queries and recomputes the weights, transposed.
     Moves key, value, dkey and dvalue once; query and grad once per block of keys, mostly out of the cache. WHOLE also
-    moves out and dquery, once, and computes delta; otherwise query_kernel has written it.
+    moves out and dquery, once, and computes delta; otherwise attention_query_kernel has written it.
     """
     where, n = place(heads, keys, BLOCK_N, FORM)
     k = load_tile(key, where, n, keys, FORM)
@@ -122,7 +122,7 @@ def attention_backward(
     with torch.cuda.device_of(query):
         if not whole:
             grid = (groups * triton.cdiv(tokens, tile["BLOCK_M"]),)
-            query_kernel[grid](*inputs, dquery, *sizes, EVEN=even, **tile)
+            attention_query_kernel[grid](*inputs, dquery, *sizes, EVEN=even, **tile)
         grid = (groups * triton.cdiv(keys, tile["BLOCK_N"]),)
-        key_kernel[grid](*inputs, dquery, *rest, *sizes, EVEN=even, WHOLE=whole, **tile)
+        attention_key_kernel[grid](*inputs, dquery, *rest, *sizes, EVEN=even, WHOLE=whole, **tile)
     return results

@@ -81,8 +81,8 @@ def place(channels, pixels, BAND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: 
     return image, c, inside, p, inside[:, None] & (p < pixels)[None, :]
 
 
-@triton.jit
-def moments_kernel(
+@triton.jit(do_not_specialize=["images"])
+def group_norm_moments_kernel(
     x, skip, partial, images, channels_x, channels_skip, pixels, splits,
     LAST: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -101,8 +101,8 @@ def moments_kernel(
     tl.store(partial + splits * channels + row, tl.sum(d * d, 1), mask=inside)
 
 
-@triton.jit
-def forward_kernel(
+@triton.jit(do_not_specialize=["images"])
+def group_norm_kernel(
     x, skip, channel_bias, weight, bias, partial, y, statistics,
     images, channels_x, channels_skip, pixels, splits, weight_stride, bias_stride, eps,
     SILU: tl.constexpr, LAST: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
@@ -142,8 +142,8 @@ def forward_kernel(
     store_tile(y, z, image, c[:, None], p[None, :], mask, channels, pixels, LAST)
 
 
-@triton.jit
-def backward_kernel(
+@triton.jit(do_not_specialize=["images"])
+def group_norm_backward_kernel(
     grad, x, skip, channel_bias, weight, bias, statistics, partial, dx, dskip, sums, dchannel_bias,
     images, channels_x, channels_skip, pixels, splits, weight_stride, bias_stride,
     SILU: tl.constexpr, LAST: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
@@ -261,9 +261,9 @@ def group_norm_silu(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor,
     y, statistics, partial = a.empty(a.channels), a.floats(2, x.shape[0], num_groups), a.partial()
     with torch.cuda.device_of(x):
         if partial is not None:
-            moments_kernel[a.grid](a.x, a.skip, partial, *a.sizes, **a.tile)
+            group_norm_moments_kernel[a.grid](a.x, a.skip, partial, *a.sizes, **a.tile)
         arguments = (a.x, a.skip, *a.parameters, partial, y, statistics, *a.sizes, *a.strides, eps)
-        forward_kernel[a.grid](*arguments, SILU=silu, GROUP=a.group, BLOCK_S=a.block_s, **a.tile)
+        group_norm_kernel[a.grid](*arguments, SILU=silu, GROUP=a.group, BLOCK_S=a.block_s, **a.tile)
     return y, statistics
 
 
@@ -279,7 +279,7 @@ def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest
         for outputs in ((None,) * 4, (dx, dskip, sums, shift)):
             if a.splits > 1 or outputs[0] is not None:
                 arguments = (*inputs, *outputs, *a.sizes, *a.strides)
-                backward_kernel[a.grid](*arguments, SILU=silu, GROUP=a.group, BLOCK_S=a.block_s, **a.tile)
+                group_norm_backward_kernel[a.grid](*arguments, SILU=silu, GROUP=a.group, BLOCK_S=a.block_s, **a.tile)
     if sums is not None and shift is not None:
         torch.sum(shift, 1, out=sums[0])
     return dx, x.new_empty(0) if dskip is None else dskip, statistics.new_empty(0) if sums is None else sums

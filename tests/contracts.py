@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emfast._library import OPS
@@ -14,6 +13,7 @@ from emfast.adapters import accelerate, restore
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.nn.swap import original
 from emfast.operators import Operator
+from emfast.precompile import recording
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "permuted")
@@ -92,15 +92,7 @@ def check_compile(function, arguments):
 
 def record(function, arguments):
     """Returns the emfast ops, with their arguments, that forward and backward call."""
-    calls = []
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            if op.namespace == "emfast":
-                calls.append((op, args))
-            return op(*args, **(kwargs or {}))
-
-    with Recorder():
+    with recording() as calls:
         evaluate(function, arguments)
     return calls
 
@@ -193,11 +185,12 @@ class Gaussian:
 
     shape = (1, 2, 3)
 
-    def __init__(self, schedule):
+    def __init__(self, schedule, device="cpu"):
         generator = torch.Generator().manual_seed(0)
         root = 0.5 * torch.randn(6, 6, dtype=torch.float64, generator=generator)
-        self.covariance = root @ root.T + 0.1 * torch.eye(6, dtype=torch.float64)
-        self.mean = torch.randn(6, dtype=torch.float64, generator=generator)
+        self.covariance = (root @ root.T + 0.1 * torch.eye(6, dtype=torch.float64)).to(device)
+        self.mean = torch.randn(6, dtype=torch.float64, generator=generator).to(device)
+        self.spectrum = torch.linalg.eigh(self.covariance)
         self.denoiser = Denoiser(_GaussianNetwork(self, schedule), schedule, "x0")
 
     def posterior(self, y, operator, sigma):
@@ -219,8 +212,8 @@ class _GaussianNetwork(torch.nn.Module):
     def forward(self, x, time):
         t = time[:1].double()
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        total = alpha**2 * self.prior.covariance + sigma**2 * torch.eye(6, dtype=torch.float64)
-        gain = alpha * self.prior.covariance @ torch.linalg.inv(total)
+        values, vectors = self.prior.spectrum
+        gain = alpha * vectors * (values / (alpha**2 * values + sigma**2)) @ vectors.T
         return (self.prior.mean + (x.flatten(1) - alpha * self.prior.mean) @ gain.T).reshape(x.shape)
 
 
@@ -239,18 +232,18 @@ def check_moments(samples, mean, covariance, bias=0.0):
     assert ((found - covariance).abs() <= (5 * (2 / len(x)) ** 0.5 + bias) * spread).all()
 
 
-def check_sampler(sampler, operator, sigma):
+def check_sampler(sampler, operator, sigma, device):
     """The same ids and seed give the same samples whatever the batch split and order; another seed gives others."""
-    prior = Gaussian(VPSchedule.linear())
+    prior = Gaussian(VPSchedule.linear(), device)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(5, *Gaussian.shape, dtype=torch.float64, generator=generator)
-    ids = torch.tensor([9, 4, 2**33, 0, 7])
+    x = torch.randn(5, *Gaussian.shape, dtype=torch.float64, generator=generator).to(device)
+    ids = torch.tensor([9, 4, 2**33, 0, 7], device=device)
     y = operator.observe(x, sigma, ids=ids)
 
     def run(rows, seed=3):
         return sampler(prior.denoiser, y[rows], operator, sigma=sigma, ids=ids[rows], seed=seed)
 
-    rows = torch.arange(5)
+    rows = torch.arange(5, device=device)
     calls = []
     whole = sampler(
         prior.denoiser,
@@ -269,12 +262,13 @@ def check_sampler(sampler, operator, sigma):
     assert not whole.requires_grad
 
 
-def check_adapter(model, inputs, dtypes=(torch.float32, torch.bfloat16), convert=torch.nn.Module.to):
+def check_adapter(model, inputs, device, dtypes=(torch.float32, torch.bfloat16), convert=torch.nn.Module.to):
     """accelerate() keeps class and state_dict; output and gradients by the accuracy rule; restore() undoes it.
 
     The comparison in a dtype is the same model, its parameters in that dtype, in native torch. A class that is swapped
     at the top is derived from its own and has its name. `convert` puts a model into a dtype.
     """
+    model, inputs = model.to(device), tuple(tree_map_only(Tensor, lambda x: x.to(device), inputs))
     names = [(key, value.data_ptr(), value.dtype) for key, value in model.state_dict().items()]
     kind, modules = type(model), [type(module) for module in model.modules()]
     before = gradients_of(model, inputs)
@@ -304,7 +298,7 @@ def gradients_of(model, inputs):
     x = inputs[0].to(dtype).requires_grad_()
     y = model(x, *inputs[1:])
     y = getattr(y, "sample", y)
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y.dtype)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y)
     dx, *dw = torch.autograd.grad(y, [x, *parameters.values()], cotangent)
     assert [g.dtype for g in dw] == [p.dtype for p in parameters.values()]
     return [y.detach(), dx, torch.cat([g.flatten().double() / g.numel() ** 0.5 for g in dw])]

@@ -18,7 +18,7 @@ LAYERS = (
     ("samplers", "adapters"),
     ("config",),
     ("em",),
-    ("pictures", "report", "info"),
+    ("pictures", "report", "info", "precompile"),
     ("commands",),
     ("cli",),
     ("__main__",),

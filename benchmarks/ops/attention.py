@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from measure import Case
+from measure import Case, images
 from torch import Tensor
 
 from emfast.ops import attention
@@ -32,10 +32,13 @@ def ours(qkv: Tensor) -> Tensor:
 def cases(device: torch.device) -> Iterator[Case]:
     """Yields the rows of the table. The forward reads q, k, v and writes out; the backward reads all and grad."""
     for network, shapes in SHAPES.items():
-        for batch, heads, tokens, size in shapes:
+        for count, heads, tokens, size in shapes:
+            batch = images(count, device)
             for dtype in DTYPES:
                 qkv = torch.randn(batch, tokens, 3, heads, size, dtype=dtype, device=device)
                 unit = qkv.nbytes // 3
                 traffic = {"forward": 4 * unit, "forward+backward": 12 * unit}
                 label = f"{network}, {batch} x {heads} x {tokens} x {size}"
-                yield Case("attention", label, dtype, "packed", (qkv,), ours, native, traffic)
+                product = 2 * batch * heads * tokens**2 * size
+                flops = {"forward": 2 * product, "forward+backward": 7 * product}
+                yield Case("attention", label, dtype, "packed", (qkv,), ours, native, traffic, flops)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from measure import Case
+from measure import Case, images
 from torch import Tensor
 
 from emfast.operators import MotionBlur
@@ -27,12 +27,13 @@ def native(x: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Yields the rows of the table. It reads x and y, and writes the residual and its adjoint."""
-    for shape in SHAPES:
-        for name, size in (("path", 9), ("path", 27), ("full kernel", 9)):
-            for dtype in DTYPES if size == 9 else DTYPES[:1]:
+    for count, *size in SHAPES:
+        shape = (images(count, device), *size)
+        for name, side in (("path", 9), ("path", 27), ("full kernel", 9)):
+            for dtype in DTYPES if side == 9 else DTYPES[:1]:
                 x, y = torch.randn(2, *shape, device=device).to(dtype).unbind()
-                kernel = MotionBlur(size=size).parameters(torch.arange(shape[0], device=device), shape[1:])["kernel"]
+                kernel = MotionBlur(size=side).parameters(torch.arange(shape[0], device=device), shape[1:])["kernel"]
                 kernel = kernel.float() + (0.001 if name != "path" else 0)
-                label = f"{' x '.join(map(str, shape))}, {name} of {size}"
+                label = f"{' x '.join(map(str, shape))}, {name} of {side}"
                 ours, traffic = partial(blur_misfit, padding="circular"), {"forward": 4 * x.nbytes}
                 yield Case("blur_misfit", label, dtype, "contiguous", (x, y, kernel), ours, native, traffic)

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from measure import Case
+from measure import Case, images
 from torch import Tensor
 
 from emfast.ops import group_norm_silu
@@ -31,7 +31,8 @@ def cases(device: torch.device) -> Iterator[Case]:
     """Yields the rows of the table. The forward reads x and writes y; the backward reads x and grad and writes dx."""
     ones, normal = partial(torch.ones, device=device), partial(torch.randn, device=device)
     for network, shapes in SHAPES.items():
-        for shape in shapes:
+        for count, *size in shapes:
+            shape = (images(count, device), *size)
             for dtype in DTYPES:
                 for layout in ("contiguous", "channels_last"):
                     format = torch.channels_last if layout == "channels_last" else torch.contiguous_format

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from measure import Case
+from measure import Case, images
 from torch import Tensor
 
 from emfast.ops import mask_misfit
@@ -21,7 +21,8 @@ def native(x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Yields the rows of the table. It reads x, y and the mask, and writes the residual and its adjoint."""
-    for shape in SHAPES:
+    for count, *size in SHAPES:
+        shape = (images(count, device), *size)
         for dtype in DTYPES:
             x, y = torch.randn(2, *shape, device=device).to(dtype).unbind()
             mask = (torch.rand(shape[0], 1, *shape[2:], device=device) > 0.5).float()

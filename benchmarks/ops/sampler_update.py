@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from measure import Case
+from measure import Case, images
 from torch import Tensor
 
 from emfast import random
@@ -29,10 +29,11 @@ def cases(device: torch.device) -> Iterator[Case]:
     """Yields the rows of the table. It reads x_t, x_0 and guidance, and writes x_s."""
     table = torch.full((10, 9), 0.5, dtype=torch.float64, device=device)
     k = torch.tensor(3, device=device)
-    for shape in SHAPES:
+    for count, *size in SHAPES:
+        shape = (images(count, device), *size)
         for dtype in DTYPES:
-            images = tuple(torch.randn(3, *shape, device=device).to(dtype).unbind())
-            inputs = (*images, table, k, torch.arange(shape[0], device=device))
+            x = tuple(torch.randn(3, *shape, device=device).to(dtype).unbind())
+            inputs = (*x, table, k, torch.arange(shape[0], device=device))
             label = " x ".join(map(str, shape))
-            traffic = {"forward": 4 * images[0].nbytes}
+            traffic = {"forward": 4 * x[0].nbytes}
             yield Case("sampler_update", label, dtype, "contiguous", inputs, ours, native, traffic)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from measure import Case
+from measure import Case, images
 from torch import Tensor
 
 from emfast.ops import separable_blur_misfit
@@ -34,7 +34,8 @@ def ours(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, taps: Tensor) -> t
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Yields the rows of the table. It reads x and y, and writes the residual and its adjoint."""
-    for shape in SHAPES:
+    for count, *size in SHAPES:
+        shape = (images(count, device), *size)
         for dtype in DTYPES:
             x, y = torch.randn(2, *shape, device=device).to(dtype).unbind()
             inputs = (x, y, *(matrix(length).to(device, dtype) for length in shape[2:]))

@@ -6,5 +6,6 @@ COMMANDS = {
     "sample": "draw images from a trained model",
     "evaluate": "compare two sets of images: PSNR, SSIM, Frechet distance",
     "report": "draw the pictures and tables of a run again",
+    "precompile": "compile a model's GPU kernels on a machine without a GPU",
     "info": "versions, devices, and the backend of every op",
 }

@@ -116,7 +116,7 @@ class VPSchedule(Schedule):
         t = t.to(torch.float64).clamp(0, len(table) - 1)
         low = t.floor().long()
         high = (low + 1).clamp_max(len(table) - 1)
-        return torch.lerp(table[low], table[high], t - low)
+        return torch.lerp(table.take(low), table.take(high), t - low)  # table[low] of one number waits for the device
 
     def alpha(self, t: Tensor) -> Tensor:
         """Returns sqrt(alphas_cumprod[t])."""

@@ -137,8 +137,8 @@ def sinusoids(timesteps: Tensor, size: int, longest: float = 10000.0) -> Tensor:
         longest: The longest wavelength, over 2 pi.
     """
     half = size // 2
-    exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32) / half
-    angles = timesteps[:, None].float() * exponents.exp().to(timesteps.device)
+    exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps[:, None].float() * exponents.exp()
     return F.pad(torch.cat((angles.cos(), angles.sin()), 1), (0, size % 2))
 
 

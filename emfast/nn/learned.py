@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfast.nn.packed import Plan, as_kernel, cast, needed
+from emfast._library import wanted
+from emfast.nn.packed import Plan, as_kernel, cast
 from emfast.ops.convolution import convolution, convolution_input_gradient, unsupported
 from emfast.ops.convolution_weight_gradient import convolution_weight_gradient
 
@@ -42,7 +43,7 @@ class _Learned(torch.autograd.Function):
         xs, weights = [cast(x, plan.dtype) for x in tensors[:n]], tensors[n:m]
         ctx.plan, ctx.dtypes = plan, [t.dtype for t in tensors]
         ctx.residual = None if residual is None else residual.dtype
-        ctx.slots = [i for i, t in enumerate((residual, *tensors)) if t is not None]
+        ctx.slots = [i for i, t in enumerate((residual, *tensors), 1) if t is not None]
         ctx.save_for_backward(*weights, *xs)
         other = None if residual is None else cast(residual, plan.dtype)
         kernels = [as_kernel(w) for w in weights]
@@ -54,7 +55,7 @@ class _Learned(torch.autograd.Function):
         plan, n, m = ctx.plan, ctx.plan.inputs, ctx.plan.inputs + ctx.plan.outputs
         saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them
         weights, xs = saved[: plan.outputs], saved[plan.outputs :]
-        needs = needed(ctx)
+        needs = wanted(ctx)[1:]
         gradients: list[Any] = [grad.to(ctx.residual) if needs[0] else None, *[None] * len(ctx.dtypes)]
         g = cast(grad, plan.dtype)
         if any(needs[1 : 1 + n]):

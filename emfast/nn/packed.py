@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emfast._library import wanted
 from emfast.nn.prepared import prepared
 
 CHANNELS_LAST = torch.channels_last
@@ -93,7 +94,7 @@ class _Convolution(torch.autograd.Function):
         ctx.plan, ctx.sizes = plan, [x.shape for x in tensors[:n]]
         ctx.dtypes = [t.dtype for t in tensors]
         ctx.residual = None if residual is None else residual.dtype
-        ctx.slots = [i for i, t in enumerate((residual, *tensors)) if t is not None]
+        ctx.slots = [i for i, t in enumerate((residual, *tensors), 1) if t is not None]
         learned = any(ctx.needs_input_grad[2 + n :])
         ctx.save_for_backward(*weights, *(xs if learned else ()))
         y: Any = None if residual is None else cast(residual, plan.dtype)
@@ -113,7 +114,7 @@ class _Convolution(torch.autograd.Function):
         plan, n = ctx.plan, ctx.plan.inputs
         saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them
         weights, xs = saved[: plan.outputs], saved[plan.outputs :]
-        needs = needed(ctx)
+        needs = wanted(ctx)[1:]
         gradients: list[Any] = [grad.to(ctx.residual) if needs[0] else None, *[None] * len(ctx.dtypes)]
         g, start, slopes = cast(grad, plan.dtype), 0, []
         learned = any(needs[1 + n : 1 + n + plan.outputs])
@@ -139,21 +140,6 @@ class _Convolution(torch.autograd.Function):
             for j, part in enumerate(interleaved_rows(sums, plan.interleaved).split(rows)):
                 gradients[1 + n + plan.outputs + j] = part.to(ctx.dtypes[n + plan.outputs + j])
         return None, *gradients
-
-
-def needed(ctx: Any) -> list[bool]:
-    """Returns which gradients a backward pass wants, past the plan: autograd.grad(y, x) wants none of the weights'."""
-    needs = list(ctx.needs_input_grad[1:])
-    for slot, (node, _) in zip(ctx.slots, ctx.next_functions, strict=True):
-        needs[slot] = needs[slot] and node is not None and _is_executed(node)
-    return needs
-
-
-def _is_executed(node: Any) -> bool:
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # what autograd.grad was asked for is never asked about
-        return True
 
 
 def _concatenated(plan: Plan, biases: Sequence[Tensor]) -> Tensor:

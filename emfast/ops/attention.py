@@ -9,6 +9,7 @@ from emfast._check import check
 from emfast._library import addresses, extension, register
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
+LARGEST = 256  # dimensions of a head that the Triton kernels take
 
 
 def attention(
@@ -121,7 +122,7 @@ def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
 def _unsupported(query: Tensor, *rest: Any) -> str | None:
     if query.numel() == 0:
         return "an empty tensor"
-    if query.is_cuda and query.shape[3] > 256:
+    if query.is_cuda and query.shape[3] > LARGEST:
         return f"{query.shape[3]} dimensions of a head, which only the reference takes"
     return None if query.dtype in DTYPES else f"{query.dtype}, which only the reference takes"
 

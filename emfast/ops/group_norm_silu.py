@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, is_forced, register
+from emfast._library import addresses, extension, is_forced, register, wanted
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
 
@@ -244,18 +244,19 @@ def _unsupported(x: Tensor, *rest: Any) -> str | None:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.num_groups, _, ctx.silu = inputs
+    ctx.slots = [i for i, tensor in enumerate(tensors) if tensor is not None]
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
+    needs = wanted(ctx)
     if grad is None:
         return (None,) * len(needs)
     x, skip, *parameters, statistics = ctx.saved_tensors
-    wanted = any(needs[2:5])
-    dx, dskip, sums = _gradients(grad, x, skip, *parameters, statistics, ctx.num_groups, ctx.silu, wanted)
+    full = any(needs[2:5])
+    dx, dskip, sums = _gradients(grad, x, skip, *parameters, statistics, ctx.num_groups, ctx.silu, full)
     gradients = [dx if needs[0] else None, dskip if needs[1] else None]
     for i, (tensor, need) in enumerate(zip(parameters, needs[2:5], strict=True)):
         gradients.append((sums[i].sum(0) if tensor.dim() == 1 else sums[i]).to(tensor.dtype) if need else None)

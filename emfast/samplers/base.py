@@ -178,6 +178,11 @@ class Sampler:
         slope = problem.coefficients(k, x_t).slope
         return problem.update(k, x_t, torch.lerp(x_0, previous, -slope)), x_0
 
+    @property
+    def stepper(self) -> Sampler:
+        """Whose step is made: graphs belong to it."""
+        return self
+
     @torch.no_grad()
     def __call__(
         self,
@@ -211,7 +216,7 @@ class Sampler:
         parameters = operator.parameters(ids, tuple(y.shape[1:]))
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)
-        step = graphed(partial(self._step, problem), self, denoiser, operator, sigma, seed)
+        step = graphed(partial(self.stepper._step, problem), self.stepper, denoiser, operator, sigma, seed)
         k = torch.zeros((), dtype=torch.int64, device=y.device)
         previous = torch.zeros_like(x)
         for done in range(1, len(table) + 1):

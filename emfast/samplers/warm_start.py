@@ -116,8 +116,9 @@ class _Begun(Sampler):
         k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
         return first.alpha_t * self.images + first.sigma_t * problem.noise(k, like)
 
-    def step(self, problem: Problem, x_t: Tensor, previous: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sampler.step(problem, x_t, previous, k)
+    @property
+    def stepper(self) -> Sampler:
+        return self.sampler
 
 
 def _below(times: Tensor, schedule: Schedule, noise: float) -> Tensor:

@@ -63,9 +63,9 @@ def inputs(model, batch=2):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_contract(name):
+def test_contract(name, device):
     model = network(**NETWORKS[name])
-    check_adapter(model, inputs(model))
+    check_adapter(model, inputs(model), device)
 
 
 def test_what_is_left_alone_is_listed():

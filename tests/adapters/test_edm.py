@@ -68,9 +68,9 @@ def convert(model, dtype):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_contract(name):
+def test_contract(name, device):
     model = network(name)
-    check_adapter(model, inputs(model), convert=convert)
+    check_adapter(model, inputs(model), device, convert=convert)
     assert report(accelerate(model))["left"] == {}
 
 

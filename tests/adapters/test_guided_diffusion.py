@@ -66,9 +66,9 @@ def convert(model, dtype):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_contract(name):
+def test_contract(name, device):
     model = network(**NETWORKS[name])
-    check_adapter(model, inputs(model), convert=convert)
+    check_adapter(model, inputs(model), device, convert=convert)
     assert report(accelerate(model))["left"] == {}
 
 
@@ -79,11 +79,11 @@ def test_contract_in_training(name):
     check_adapter(model, inputs(model), dtypes=(torch.bfloat16,), convert=convert)
 
 
-def test_a_wide_skip_connection():
+def test_a_wide_skip_connection(device):
     """A residual block may have a 3 x 3 convolution there, though no network of the original does."""
     model = network()
     model.output_blocks[0][0] = original.ResBlock(64, 64, 0.0, 32, use_conv=True)
-    check_adapter(model, inputs(model), convert=convert)
+    check_adapter(model, inputs(model), device, convert=convert)
 
 
 def test_what_is_accelerated_and_what_is_left_alone():

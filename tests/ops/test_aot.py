@@ -1,13 +1,8 @@
-"""Triton kernels compile for every supported GPU, without one: no spills, shared memory within limits, wide loads.
-
-The real launch code runs on CPU tensors under a driver that only compiles, so that what is compiled here is what is
-launched there: the same tiles, specialisations and options.
-"""
+"""Triton kernels compile for every supported GPU, without one: no spills, shared memory within limits, wide loads."""
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +11,7 @@ import pytest
 import torch
 
 from emfast._library import triton_launcher
+from emfast.precompile import compiling
 
 triton = pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
 
@@ -125,38 +121,6 @@ FEW = {(0, 90), (0, 120), (1, 86), (3, 80), (16, 80), (16, 90), (21, 100), (25, 
 SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14)}  # of cases and architectures, run by default
 
 
-class CompilingDriver:
-    """What Triton asks of a driver when it compiles for an architecture that is not here."""
-
-    def __init__(self, arch: int | str) -> None:
-        kind = ("cuda", arch, 32) if isinstance(arch, int) else ("hip", arch, 64)
-        self.target = triton.backends.compiler.GPUTarget(*kind)
-
-    def get_current_device(self) -> int:
-        return hash(self.target)
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return self.target
-
-
-@contextmanager
-def compiling(arch: int | str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Yields the list of the kernels that the launches inside compile."""
-    compiled: list[Any] = []
-    run = triton.JITFunction.run
-
-    def compile_only(self: Any, *args: Any, **kwargs: Any) -> None:
-        compiled.append(run(self, *args, **kwargs | {"warmup": True}))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(triton.JITFunction, "run", compile_only)
-        patch.setattr(triton.runtime.driver, "_active", CompilingDriver(arch))
-        yield compiled
-
-
 def resources(kernel: Any, folder: Path) -> SimpleNamespace:
     """Returns what the assembler gave a kernel: registers, and bytes of stack (spills) and shared memory."""
     cubin = folder / "kernel.cubin"
@@ -174,14 +138,14 @@ every_case = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
 @every_case
-def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, monkeypatch: Any, tmp_path: Path) -> None:
+def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if (case, arch) not in SAMPLE and "aot" not in request.config.getoption("markexpr"):
         pytest.skip("a sample is compiled by default; -m aot compiles all")
     function, arguments = CASES[case]
-    with compiling(arch, monkeypatch) as kernels:
+    with compiling(arch) as done:
         function(*arguments)
-    assert kernels
-    for kernel in kernels:
+    assert done.kernels
+    for kernel in done.kernels:
         used = resources(kernel, tmp_path)
         assert used.stack <= SPILL_LIMIT, f"{kernel.name} spills {used.stack} bytes"
         assert used.shared <= SHARED_LIMIT[arch] * 1024, f"{kernel.name} needs {used.shared} bytes of shared memory"
@@ -193,13 +157,13 @@ def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, monkeypa
 
 
 @every_case
-def test_compiles_for_amd(case: int, request: pytest.FixtureRequest, monkeypatch: Any) -> None:
+def test_compiles_for_amd(case: int, request: pytest.FixtureRequest) -> None:
     """For information: no claim of speed. Tiles are chosen for other registers, and may spill on gfx942."""
     if "aot" not in request.config.getoption("markexpr"):
         pytest.skip("-m aot compiles all")
     function, arguments = CASES[case]
-    with compiling("gfx942", monkeypatch) as kernels:
+    with compiling("gfx942") as done:
         function(*arguments)
-    assert kernels
-    for kernel in kernels:
+    assert done.kernels
+    for kernel in done.kernels:
         assert kernel.metadata.shared <= 64 * 1024, f"{kernel.name} needs {kernel.metadata.shared} bytes of LDS"

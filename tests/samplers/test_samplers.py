@@ -77,9 +77,9 @@ def test_dps_bias_is_the_documented_one():
     assert min(distances) < 0.5 * prior_distance  # it does move towards the posterior
 
 
-def test_dps_step_size_does_not_depend_on_the_batch():
+def test_dps_step_size_does_not_depend_on_the_batch(device):
     """The published code takes the norm over the batch: an image's step then shrinks with the images beside it."""
-    check_sampler(DPS(steps=20, scale=1.0), Mask(missing=0.5), 0.1)
+    check_sampler(DPS(steps=20, scale=1.0), Mask(missing=0.5), 0.1, device)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,15 @@ def test_dps_step_size_does_not_depend_on_the_batch():
         (Prior(steps=10, eta=1.0), Identity(), 0.0),
     ],
 )
-def test_contract(sampler, operator, sigma):
-    check_sampler(sampler, operator, sigma)
+def test_contract(sampler, operator, sigma, device):
+    check_sampler(sampler, operator, sigma, device)
 
 
 @pytest.mark.parametrize(("operator", "sigma"), [(BLUR, 0.3), (MASK, 0.2)])
 def test_pigdm_is_exact_for_the_prior_it_assumes(operator, sigma):
     prior = Gaussian(EDMSchedule())
     prior.mean, prior.covariance = 0 * prior.mean, torch.eye(6, dtype=torch.float64)
+    prior.spectrum = torch.linalg.eigh(prior.covariance)
     y, many = observations(operator, sigma)
     x = PiGDM(steps=100, clip=False)(prior.denoiser, many, operator, sigma=sigma)
     check_moments(x, *prior.posterior(y, operator, sigma), bias=0.05)

@@ -1,0 +1,159 @@
+"""Writes ROOFLINE.md: what one DPS step must move, compute and launch on a GPU, and how long that takes on paper.
+
+python benchmarks/roofline.py [--network cifar-8] [--batch 256]
+
+Walks the network on fake tensors, forward and backward to the input, with every operator that it calls. No GPU, and no
+measurement: a time is the larger of bytes / bandwidth, FLOPs / rate and exponentials / rate.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from e_step import NETWORKS, dps
+from torch._subclasses.fake_tensor import FakeTensorMode
+from walk import BANDWIDTH, EXPONENTIALS, KINDS, RATE, Node, Walk, fused
+
+import emfast
+from emfast.diffusion import Denoiser, VPSchedule
+from emfast.nn.attention import KERNELS
+from emfast.operators import Mask
+from emfast.samplers import DPS
+from emfast.samplers.base import Problem, transitions
+
+PAGE = Path(__file__).parent / "ROOFLINE.md"
+ROWS = 40  # of the table of operators
+
+
+def walk(network: str, batch: int, ours: bool) -> list[Node]:
+    """Returns the nodes of a DPS step: as the published code has it in bfloat16, or ours."""
+    torch.manual_seed(0)
+    model = UNet2DModel(**NETWORKS[network][0]).eval()
+    channels, size = model.config.in_channels, model.config.sample_size
+    if ours:
+        emfast.accelerate(model, dtype=torch.bfloat16)
+    else:
+        model.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    denoiser, sampler, operator = Denoiser(model, VPSchedule.linear()), DPS(steps=2), Mask(missing=0.6)
+    table = transitions(denoiser.schedule, sampler.times(denoiser.schedule, 0.0), 1.0)
+    ids = torch.arange(batch)
+    parameters = operator.parameters(ids, (channels, size, size))
+    kernels = dict(KERNELS)
+    KERNELS["cpu"] = True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            x, t = torch.empty(batch, channels, size, size), torch.empty(batch)
+            step = dps(lambda x: model(x.bfloat16(), t).sample.to(x.dtype), x)
+            problem, k = (
+                Problem(denoiser, x, operator, parameters, 0.0, ids, 0, table),
+                torch.zeros((), dtype=torch.int64),
+            )
+            with Walk() as found:
+                sampler.step(problem, x, x, k) if ours else step(x)
+    finally:
+        KERNELS.update(kernels)
+        KERNELS.pop("cpu") if "cpu" not in kernels else None
+    return found.nodes
+
+
+def by_kind(variants: dict[str, list[Node]]) -> list[str]:
+    """Returns the table of kinds of op, a row for each and one for all."""
+    head = " | ".join(f"{name}: launches | GB | ms" for name in variants)
+    lines = [f"| kind | TFLOP | {head} |", "|---" * (2 + 3 * len(variants)) + "|"]
+    for kind in (*KINDS, "elementwise", "all"):
+        cells = []
+        for nodes in variants.values():
+            own = [node for node in nodes if kind in (node.kind, "all")]
+            moved, ms = sum(node.bytes for node in own) / 1e9, sum(node.ms for node in own)
+            cells.append(f"{sum(node.launches for node in own)} | {moved:.2f} | {ms:.2f}")
+            flops = sum(node.flops for node in own) / 1e12
+        lines.append(f"| {kind} | {flops:.2f} | {' | '.join(cells)} |")
+    return lines
+
+
+def by_kernel(nodes: list[Node]) -> list[str]:
+    """Returns the table of what ours launches, calls of one operator and shape in one row, the slowest first."""
+    rows: dict[tuple[str, tuple[int, ...], int], list[Node]] = {}
+    for node in nodes:
+        rows.setdefault((node.name, node.shape, node.bytes), []).append(node)
+    lines = ["| operator | result | calls | launches | MB | GFLOP | bound by | ms each | ms |", "|---" * 9 + "|"]
+    ordered = sorted(rows.items(), key=lambda row: -sum(node.ms for node in row[1]))
+    for (name, shape, moved), calls in ordered[:ROWS]:
+        first = calls[0]
+        terms = {
+            "bytes": moved / BANDWIDTH,
+            "FLOPs": first.flops / RATE,
+            "exponentials": first.exponentials / EXPONENTIALS,
+        }
+        cells = (name, " x ".join(map(str, shape)), len(calls), first.launches, f"{moved / 1e6:.1f}")
+        times = (
+            f"{first.flops / 1e9:.1f}",
+            max(terms, key=terms.__getitem__),
+            f"{first.ms:.3f}",
+            f"{first.ms * len(calls):.2f}",
+        )
+        lines.append(f"| {' | '.join(map(str, cells + times))} |")
+    rest = [node for _, calls in ordered[ROWS:] for node in calls]
+    lines.append(f"| all others | | {len(rest)} | | | | | | {sum(node.ms for node in rest):.2f} |")
+    return lines
+
+
+def main() -> int:
+    """Writes the page; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="cifar-8", choices=NETWORKS)
+    parser.add_argument("--batch", type=int, default=256)
+    options = parser.parse_args()
+    native, ours = (walk(options.network, options.batch, own) for own in (False, True))
+    variants = {"native eager": native, "fused": fused(native), "ours": ours}
+    total = {name: sum(node.ms for node in nodes) for name, nodes in variants.items()}
+    floor = sum(node.flops for node in ours) / RATE * 1e3
+    text = TEXT.format(
+        network=options.network,
+        batch=options.batch,
+        bandwidth=BANDWIDTH / 1e12,
+        rate=RATE / 1e12,
+        exponentials=EXPONENTIALS / 1e12,
+        kinds="\n".join(by_kind(variants)),
+        floor=floor,
+        eager=total["native eager"] / total["ours"],
+        compiled=total["fused"] / total["ours"],
+        fraction=floor / total["ours"],
+        kernels="\n".join(by_kernel(ours)),
+    )
+    PAGE.write_text(text)
+    print(f"{PAGE}: {', '.join(f'{name} {ms:.1f} ms' for name, ms in total.items())}")
+    return 0
+
+
+TEXT = """# One DPS step on paper
+
+**A prediction by arithmetic, not a measurement**: written by `python benchmarks/roofline.py`, to be confirmed or
+refuted by a run of `benchmarks/gpu.sh`. Network `{network}` of `benchmarks/e_step.py`, batch {batch}, bfloat16 in
+channels_last: forward, misfit of a mask, gradient to x_t, update.
+
+A call takes the longest of: its bytes at {bandwidth:.1f} TB/s, its FLOPs at {rate:.0f} TFLOP/s (bfloat16), and for
+attention its exponentials at {exponentials:.1f} T/s. Every call reads its inputs and writes its results once, whatever
+the caches hold. Not counted: gaps between launches (a CUDA graph closes most of them), the part of a tensor core's tile
+that is empty (head dimension 8), copies inside library calls. So a time is a lower limit.
+
+- *native eager*: the step of the published code on the native network. Every operator is a kernel, a convolution's
+  bias one of its own, a normalisation two passes.
+- *fused*: the same, with all merged that a compiler can write itself between two library calls, biases included: what
+  `torch.compile` aims at.
+- *ours*: the accelerated network and emfast's DPS, as their operators are called today.
+
+{kinds}
+
+FLOPs alone take {floor:.1f} ms. Ours: {eager:.2f}x native eager, {compiled:.2f}x fused, {fraction:.0%} of that limit.
+
+## Ours, by operator
+
+{kernels}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""`emfast precompile`: a model's GPU kernels, compiled before there is a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from emfast._check import check
+from emfast.adapters import accelerate
+from emfast.commands.display import Display
+from emfast.commands.files import model_folder
+from emfast.commands.parser import unknown
+from emfast.em import load_model
+from emfast.precompile import ARCHITECTURES, precompile
+
+NAMES = {f"sm_{number}": number for number in ARCHITECTURES}
+
+
+@dataclass
+class Options:
+    """A model's GPU kernels, compiled on a machine that needs no GPU.
+
+    Where TRITON_CACHE_DIR is the folder, and Triton of the same version, nothing is compiled any more.
+
+    Args:
+        model: The folder of a run, of its model, or of any diffusers UNet2DModel.
+        arch: The architectures, with commas between: sm_80 (A100), sm_86, sm_89, sm_90 (H100), sm_100 (B200), sm_120.
+        out: The folder of the kernels, added to if it exists.
+        precision: Compute precision of the network.
+    """
+
+    model: str = ""
+    arch: str = "sm_90"
+    out: str = "triton-cache"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        check(bool(self.model), "precompile", "model", "to be a model folder", "none", "Give --model FOLDER")
+        for name in self.arch.split(","):
+            if name not in NAMES:
+                raise ValueError(unknown("emfast precompile", "an architecture", name, NAMES))
+        check(not Path(self.out).is_file(), "precompile", "out", "to be a folder", self.out)
+
+
+def run(options: Options, yaml: str) -> None:
+    """Compiles, and says how much.
+
+    Arguments:
+        options: What to compile, and for what.
+        yaml: The options as text.
+    """
+    denoiser, shape = load_model(model_folder(options.model))
+    check(min(shape[1:]) > 0, "precompile", options.model, "to say the size of its images", "no sample_size")
+    accelerate(denoiser.network, dtype=torch.bfloat16 if options.precision == "bfloat16" else None)
+    with Display() as display:
+        done = precompile(
+            denoiser,
+            shape,
+            Path(options.out).resolve(),
+            architectures=[NAMES[name] for name in options.arch.split(",")],
+            callback=lambda step, of: display.advance("kernels", step, of),
+        )
+        found = len(done.kernels) - done.compiled
+        text = f"{options.out}: {done.compiled} kernels compiled, {found} were there already"
+        display.console.print(text, soft_wrap=True, highlight=False)

@@ -1,0 +1,102 @@
+"""`emfast precompile`: what it compiles is all that is launched, and a second process finds it."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_run import one_sentence
+
+from emfast.cli import main
+from emfast.diffusion import Denoiser, VPSchedule
+from emfast.nn.attention import KERNELS
+from emfast.operators import Mask
+from emfast.precompile import BATCHES, recording, trace
+from emfast.samplers import DPS
+
+
+def network(**changes):
+    """A U-Net as small as they get: one resolution, with attention."""
+    from diffusers import UNet2DModel
+
+    size = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "layers_per_block": 1}
+    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    return UNet2DModel(**{**size, **kinds, "norm_num_groups": 4, **changes})
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The folder of a model."""
+    network().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_second_process_compiles_nothing(model, tmp_path, capsys):
+    pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
+    cache = tmp_path / "cache"
+    argv = ["precompile", "--model", str(model), "--arch", "sm_90", "--out", str(cache)]
+    assert main(argv) == 0
+    compiled, found = counts(capsys.readouterr().out)
+    files = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    assert compiled > 10
+    assert found == 0
+    assert len([path for path in files if path.suffix == ".cubin"]) == compiled
+    again = subprocess.run([sys.executable, "-m", "emfast", *argv], capture_output=True, text=True, check=True)
+    assert counts(again.stdout) == (0, compiled)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == files
+
+
+def counts(text):
+    """How many kernels were compiled, and how many found, as the command says."""
+    return tuple(map(int, re.search(r"(\d+) kernels compiled, (\d+) were there", text).groups()))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_trace_has_the_calls_of_a_real_run(batch, monkeypatch):
+    """On a CPU without prepared weights, which is the way that a GPU takes."""
+    monkeypatch.setattr("emfast.nn.convolution.is_packed", lambda *_: False)
+    monkeypatch.setitem(KERNELS, "cpu", True)
+    from emfast.adapters import accelerate
+    from emfast.precompile import _layouts
+
+    denoiser = Denoiser(accelerate(network(), dtype=torch.bfloat16), VPSchedule.linear()).eval()
+    traced, operator = set(trace(denoiser, (1, 8, 8), batch)), Mask(missing=0.5)
+    y, ids = torch.zeros(batch, 1, 8, 8), torch.arange(batch)
+    with recording() as calls:
+        DPS(steps=2)(denoiser, y, operator, ids=ids)
+    real = {_layouts(op, args) for op, args in calls}
+    numbers = {"sampler_update", "normal"}  # whose last argument is the seed, which no kernel is compiled for
+    assert {call for call in real if call[0] not in numbers} <= traced
+    assert {plain(call) for call in real} <= {plain(call) for call in traced}
+
+
+def plain(call):
+    """A call without its numbers."""
+    return call[0], tuple(value for value in call[1] if not isinstance(value, int))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["model"]),
+        (["--model", "nowhere"], ["nowhere"]),
+        (["--model", "."], ["UNet2DModel"]),
+        (["--model", ".", "--arch", "sm_91"], ["'sm_91'", "'sm_90'"]),
+        (["--model", ".", "--arch", "sm_90,hopper"], ["'hopper'"]),
+        (["--model", ".", "--out", "file"], ["file"]),
+    ],
+)
+def test_mistakes_are_sentences(argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["precompile", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert one_sentence(err, words), err
+    assert out == ""
+
+
+def test_without_triton_it_says_so(model, monkeypatch, capsys):
+    monkeypatch.setattr("emfast.precompile.triton_error", lambda: "triton is not installed")
+    assert main(["precompile", "--model", str(model)]) == 2
+    assert one_sentence(capsys.readouterr().err, ["triton", "installed"])
