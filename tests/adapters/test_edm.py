@@ -75,10 +75,10 @@ def test_contract(name, device):
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "skip, long filter", "adm"])
-def test_contract_in_training(name):
+def test_contract_in_training(name, device):
     """The path of weights that are new at every step."""
     model = network(name, dropout=0.0).train()
-    check_adapter(model, inputs(model), dtypes=(torch.bfloat16,), convert=convert)
+    check_adapter(model, inputs(model), device, dtypes=(torch.bfloat16,), convert=convert)
 
 
 @pytest.mark.parametrize("kind", ["EDMPrecond", "VPPrecond"])

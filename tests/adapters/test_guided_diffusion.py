@@ -73,10 +73,10 @@ def test_contract(name, device):
 
 
 @pytest.mark.parametrize("name", ["small", "adm", "heads", "checkpointing"])
-def test_contract_in_training(name):
+def test_contract_in_training(name, device):
     """The path of weights that are new at every step."""
     model = network(**NETWORKS[name]).train()
-    check_adapter(model, inputs(model), dtypes=(torch.bfloat16,), convert=convert)
+    check_adapter(model, inputs(model), device, dtypes=(torch.bfloat16,), convert=convert)
 
 
 def test_a_wide_skip_connection(device):
