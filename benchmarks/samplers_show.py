@@ -9,7 +9,8 @@ def show(task, rows):
         coverage = "" if row["coverage"] is None else f"{100 * row['coverage']:.0f} %"
         numbers = f"{row['psnr']:.2f} | {row['ssim']:.3f} | {row['misfit']:.1e} | {row['fd']:.2f} | {coverage}"
         passes = f"{row['forward']} + {row['backward']}"
-        print(f"| `{row['sampler']}` | {passes} | {numbers} | {100 * row['variance']:.0f} % |", flush=True)
+        variance = f"{100 * row['variance']:.0f} %" if row["variance"] < 10 else "diverges"
+        print(f"| `{row['sampler']}` | {passes} | {numbers} | {variance} |", flush=True)
 
 
 def draw(task, rows, path):
