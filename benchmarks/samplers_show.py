@@ -25,15 +25,21 @@ def draw(task, rows, path):
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for family in sorted({row["sampler"].split("(")[0] for row in rows}):
-        line = sorted(
-            (row for row in rows if row["sampler"].startswith(family + "(")), key=lambda row: row["evaluations"]
-        )
+    for name in sorted({family(row) for row in rows}):
+        line = sorted((row for row in rows if family(row) == name), key=lambda row: row["evaluations"])
         for axis, key in zip(axes, ("psnr", "fd"), strict=True):
-            axis.plot([r["evaluations"] for r in line], [r[key] for r in line], "o-", label=family, markersize=4)
+            axis.plot([r["evaluations"] for r in line], [r[key] for r in line], "o-", label=name, markersize=4)
     for axis, text in zip(axes, ("PSNR [dB]", "Frechet distance"), strict=True):
         axis.set(xscale="log", xlabel="network evaluations per image", ylabel=text)
+        axis.set_xticks([20, 50, 100, 200], ["20", "50", "100", "200"])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.suptitle(task)
     figure.savefig(path, dpi=110)
+
+
+def family(row):
+    """Returns the line a row belongs to."""
+    name = row["sampler"].split("(")[0]
+    return f"{name}, first order" if "order=1" in row["sampler"] else name
