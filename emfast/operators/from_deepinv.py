@@ -48,9 +48,7 @@ class _Physics(Operator):
         if isinstance(getattr(physics, "noise_model", None), nn.Module):
             physics.noise_model = nn.Identity()  # physics.noise keeps only where there is noise
         self.physics = physics
-        self.decomposable = hasattr(physics, "mask") and all(
-            callable(getattr(physics, name, None)) for name in SINGULAR
-        )
+        self.closed_form = hasattr(physics, "mask") and all(callable(getattr(physics, name, None)) for name in SINGULAR)
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns nothing: the parameters of the physics are the same for all observations. Moves them to the ids."""
@@ -72,7 +70,7 @@ class _Physics(Operator):
 
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns the minimiser, by the physics itself where that is exact."""
-        if not self.decomposable:
+        if not self.closed_form:
             return super().regularised_inverse(y, c, parameters, iterations=iterations)
         self._store(parameters)
         return self.physics.prox_l2(0.0, self._own(y), self._own(1 / c)).to(y.dtype)
