@@ -1,26 +1,13 @@
 """A blur with a kernel for each image, its adjoint, and how far blurred images are from their observations."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
-from emfast.ops._images import (
-    DTYPES,
-    Misfit,
-    accumulate,
-    check_images,
-    check_taps,
-    fake_misfit,
-    fold,
-    misfit_gradients,
-    misfit_of,
-    pad,
-    spread,
-    unsupported,
-)
+from emfast.ops._blurs import Blur
+from emfast.ops._images import Misfit, accumulate, check_images, check_taps, fold, pad, spread
 
 
 def blur(
@@ -49,7 +36,7 @@ def blur(
         TypeError: If x is not floating.
     """
     circular = _validate("blur", x, None, kernel, padding)
-    blurred: Tensor = _blur(x, kernel, circular, adjoint)
+    blurred: Tensor = _op.blur(x, kernel, circular, adjoint)
     return blurred
 
 
@@ -79,7 +66,7 @@ def blur_misfit(
         TypeError: If x is not floating or y of another dtype.
     """
     circular = _validate("blur_misfit", x, y, kernel, padding)
-    misfit: Misfit = _misfit(x, y, kernel, circular)
+    misfit: Misfit = _op.misfit(x, y, kernel, circular)
     return misfit
 
 
@@ -103,73 +90,4 @@ def reference(x: Tensor, kernel: Tensor, circular: bool, adjoint: bool) -> Tenso
     return (fold(h, (half, half), circular) if adjoint else h).to(x.dtype).contiguous()
 
 
-def reference_misfit(x: Tensor, y: Tensor, kernel: Tensor, circular: bool) -> Misfit:
-    """The specification of the misfit."""
-    return misfit_of(x, y, *(lambda v, a=a: reference(v, kernel, circular, a) for a in (False, True)))
-
-
-def _fake(x: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _cpp(x: Tensor, kernel: Tensor, circular: bool, adjoint: bool) -> Tensor:
-    result = _fake(x)
-    tensors = (x.contiguous(), kernel.float().contiguous(), result)
-    extension().blur(addresses(*tensors), _sizes(x, kernel), circular, adjoint)
-    return result
-
-
-def _cpp_misfit(x: Tensor, y: Tensor, kernel: Tensor, circular: bool) -> Misfit:
-    results = fake_misfit(x)
-    tensors = (x.contiguous(), y.contiguous(), kernel.float().contiguous(), *results)
-    extension().blur_misfit(addresses(*tensors), _sizes(x, kernel), circular)
-    return results
-
-
-def _sizes(x: Tensor, kernel: Tensor) -> tuple[int, ...]:
-    return DTYPES[x.dtype], *x.shape, kernel.shape[2], kernel.shape[0]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-    ctx.circular, ctx.adjoint = inputs[2:]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _blur(grad, *ctx.saved_tensors, ctx.circular, not ctx.adjoint), None, None, None
-
-
-def _setup_misfit(ctx: Any, inputs: tuple[Any, ...], output: Misfit) -> None:
-    ctx.save_for_backward(output[0], inputs[2])
-    ctx.circular = inputs[3]
-    ctx.set_materialize_grads(False)
-
-
-def _misfit_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    residual, kernel = ctx.saved_tensors
-    maps = (lambda v, a=a: _blur(v, kernel, ctx.circular, a) for a in (False, True))
-    return *misfit_gradients(residual, grads, *maps), None, None
-
-
-_blur = register(
-    "blur",
-    "(Tensor x, Tensor kernel, bool circular, bool adjoint) -> Tensor",
-    reference=reference,
-    fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
-    triton="blur",
-    cpp=_cpp,
-    unsupported=unsupported,
-)
-_misfit = register(
-    "blur_misfit",
-    "(Tensor x, Tensor y, Tensor kernel, bool circular) -> (Tensor, Tensor, Tensor)",
-    reference=reference_misfit,
-    fake=fake_misfit,
-    backward=_misfit_backward,
-    setup_context=_setup_misfit,
-    triton="blur",
-    cpp=_cpp_misfit,
-    unsupported=unsupported,
-)
+_op = Blur("blur", "Tensor kernel", reference=reference, sizes=lambda kernel: (kernel.shape[2], len(kernel)))

@@ -1,26 +1,13 @@
 """A separable blur, its adjoint, and how far blurred images are from their observations."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
-from emfast.ops._images import (
-    DTYPES,
-    Misfit,
-    accumulate,
-    check_images,
-    check_taps,
-    fake_misfit,
-    fold,
-    misfit_gradients,
-    misfit_of,
-    pad,
-    spread,
-    unsupported,
-)
+from emfast.ops._blurs import Blur
+from emfast.ops._images import Misfit, accumulate, check_images, check_taps, fold, pad, spread
 
 
 def separable_blur(
@@ -50,7 +37,7 @@ def separable_blur(
         TypeError: If x is not floating.
     """
     circular = _validate("separable_blur", x, None, rows, columns, padding)
-    blurred: Tensor = _blur(x, rows, columns, circular, adjoint)
+    blurred: Tensor = _op.blur(x, rows, columns, circular, adjoint)
     return blurred
 
 
@@ -82,7 +69,7 @@ def separable_blur_misfit(
         TypeError: If x is not floating or y of another dtype.
     """
     circular = _validate("separable_blur_misfit", x, y, rows, columns, padding)
-    misfit: Misfit = _misfit(x, y, rows, columns, circular)
+    misfit: Misfit = _op.misfit(x, y, rows, columns, circular)
     return misfit
 
 
@@ -105,73 +92,6 @@ def reference(x: Tensor, rows: Tensor, columns: Tensor, circular: bool, adjoint:
     return (fold(h, halves, circular) if adjoint else h).to(x.dtype).contiguous()
 
 
-def reference_misfit(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, circular: bool) -> Misfit:
-    """The specification of the misfit."""
-    return misfit_of(x, y, *(lambda v, a=a: reference(v, rows, columns, circular, a) for a in (False, True)))
-
-
-def _fake(x: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _cpp(x: Tensor, rows: Tensor, columns: Tensor, circular: bool, adjoint: bool) -> Tensor:
-    result = _fake(x)
-    tensors = (x.contiguous(), rows.float().contiguous(), columns.float().contiguous(), result)
-    extension().separable_blur(addresses(*tensors), _sizes(x, rows, columns), circular, adjoint)
-    return result
-
-
-def _cpp_misfit(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, circular: bool) -> Misfit:
-    results = fake_misfit(x)
-    tensors = (x.contiguous(), y.contiguous(), rows.float().contiguous(), columns.float().contiguous(), *results)
-    extension().separable_blur_misfit(addresses(*tensors), _sizes(x, rows, columns), circular)
-    return results
-
-
-def _sizes(x: Tensor, rows: Tensor, columns: Tensor) -> tuple[int, ...]:
-    return DTYPES[x.dtype], *x.shape, len(rows), len(columns)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1], inputs[2])
-    ctx.circular, ctx.adjoint = inputs[3:]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _blur(grad, *ctx.saved_tensors, ctx.circular, not ctx.adjoint), None, None, None, None
-
-
-def _setup_misfit(ctx: Any, inputs: tuple[Any, ...], output: Misfit) -> None:
-    ctx.save_for_backward(output[0], inputs[2], inputs[3])
-    ctx.circular = inputs[4]
-    ctx.set_materialize_grads(False)
-
-
-def _misfit_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    residual, rows, columns = ctx.saved_tensors
-    maps = (lambda v, a=a: _blur(v, rows, columns, ctx.circular, a) for a in (False, True))
-    return *misfit_gradients(residual, grads, *maps), None, None, None
-
-
-_blur = register(
-    "separable_blur",
-    "(Tensor x, Tensor rows, Tensor columns, bool circular, bool adjoint) -> Tensor",
-    reference=reference,
-    fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
-    triton="separable_blur",
-    cpp=_cpp,
-    unsupported=unsupported,
-)
-_misfit = register(
-    "separable_blur_misfit",
-    "(Tensor x, Tensor y, Tensor rows, Tensor columns, bool circular) -> (Tensor, Tensor, Tensor)",
-    reference=reference_misfit,
-    fake=fake_misfit,
-    backward=_misfit_backward,
-    setup_context=_setup_misfit,
-    triton="separable_blur",
-    cpp=_cpp_misfit,
-    unsupported=unsupported,
+_op = Blur(
+    "separable_blur", "Tensor rows, Tensor columns", reference=reference, sizes=lambda *taps: tuple(map(len, taps))
 )
