@@ -149,9 +149,9 @@ def resident_set() -> float:
     return int(found.group(1)) * 1024 / 1e6 if found else float("nan")
 
 
-def official(unet: nn.Module, x: Tensor, mask: Tensor) -> Run:
-    """DPS as the published code has it, eager float32."""
-    step = step_of("dps", unet, x, "fp32")
+def official(unet: nn.Module, x: Tensor, mask: Tensor, *, variant: str = "fp32") -> Run:
+    """DPS as the published code has it, its network a variant of e_step.py: eager float32."""
+    step = step_of("dps", unet, x, variant)
 
     def run(steps: int) -> Tensor:
         for _ in range(steps):
@@ -187,6 +187,8 @@ class Sampler:
 
 SAMPLERS = {
     "official DPS-1000": Sampler(official, 1000),
+    "compiled DPS-1000 fp32": Sampler(partial(official, variant="compile fp32"), 1000),
+    "compiled DPS-1000 bf16": Sampler(partial(official, variant="compile bf16 channels_last"), 1000),
     "deepinv DPS-1000": Sampler(deepinv_dps, 1000),
     "azula DPS-1000": Sampler(azula_dps, 1000),
     "azula MMPS-20-2": Sampler(azula_mmps, 20),

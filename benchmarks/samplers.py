@@ -72,7 +72,7 @@ def prior(options, device):
         save_model(denoiser, scheduler, options.prior)
         checkpoint.unlink(missing_ok=True)
     denoiser, _ = load_model(options.prior, device)
-    return prepare(denoiser, device)
+    return prepare(denoiser, device, options.precision)
 
 
 def measure(sampler, denoiser, truth, reference, operator, sigma):
@@ -138,6 +138,7 @@ def run(options):
         for sampler in [s for s in samplers if not options.only or name(s).startswith(tuple(options.only))]:
             sampler = scaled(sampler, denoiser, truth[:8], operator, sigma)
             row = {"task": task, "images": len(truth), **measure(sampler, denoiser, truth, reference, operator, sigma)}
+            row["sampler"] += "" if options.precision == "auto" else f", {options.precision}"
             row["variance"] = variance_ratio(sampler, images[torch.arange(2000)].to(device), operator, sigma)
             rows.append(row)
             if options.save:
@@ -174,6 +175,8 @@ def main():
     parser.add_argument("--only", nargs="*", metavar="SAMPLER", help='rows that begin so, "MMPS(steps=20"')
     parser.add_argument("--paper", action="store_true", help="the paper's DPS with 1000 steps too")
     parser.add_argument("--device", default="auto")
+    precisions = ["auto", "float32", "bfloat16"]
+    parser.add_argument("--precision", choices=precisions, default="auto", help="auto: as emfast train computes")
     parser.add_argument("--save", action="store_true", help=f"append to {RESULTS.name}; refuses a dirty tree")
     parser.add_argument("--table", action="store_true", help="print the saved results and stop")
     parser.add_argument("--plot", action="store_true", help="draw the saved results and stop")
