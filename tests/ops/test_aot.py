@@ -76,6 +76,14 @@ def attention(dtype: torch.dtype, shape: tuple[int, ...], keys: int = 0) -> None
     triton_launcher("attention_backward", "attention_backward")(out, query, key, value, out, lse, 1.0)
 
 
+def residual_sum(dtype: torch.dtype, last: bool, shape: tuple[int, ...], terms: int) -> None:
+    """Launches the sum of some terms and a bias."""
+    x = torch.empty(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    others = [x] * (terms - 1) + [None] * (3 - terms)
+    triton_launcher("residual_sum", "residual_sum")(x, *others, torch.empty(shape[1]), 0.5)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, True)),
@@ -114,11 +122,15 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (attention, (BF16, (2, 1, 16, 256))),
     (attention, (FP32, (2, 4, 25, 64))),
     (attention, (FP32, (2, 1, 16, 256))),
+    (residual_sum, (BF16, True, (2, 256, 32, 32), 3)),
+    (residual_sum, (BF16, True, (2, 128, 16, 16), 2)),
+    (residual_sum, (FP32, False, (2, 128, 16, 16), 3)),
+    (residual_sum, (FP32, True, (1, 30, 33, 33), 2)),
 ]
-ODD = {4, 11, 26}  # cases whose rows do not start at multiples of 16 bytes
+ODD = {4, 11, 26, 39}  # cases whose rows do not start at multiples of 16 bytes
 NARROW = (normal, separable_blur, blur)  # read next to nothing, or gather from the caches
 FEW = {(0, 90), (0, 120), (1, 86), (3, 80), (16, 80), (16, 90), (21, 100), (25, 120), (27, 86)}
-SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14)}  # of cases and architectures, run by default
+SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14, 36)}  # of cases and architectures, run by default
 
 
 def resources(kernel: Any, folder: Path) -> SimpleNamespace:
