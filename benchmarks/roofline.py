@@ -18,7 +18,7 @@ from walk import BANDWIDTH, EXPONENTIALS, KINDS, RATE, Node, Walk, fused
 
 import emfast
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.nn.attention import KERNELS
+from emfast.nn.gpu import rehearsed
 from emfast.operators import Mask
 from emfast.samplers import DPS
 from emfast.samplers.base import Problem, transitions
@@ -40,21 +40,13 @@ def walk(network: str, batch: int, ours: bool) -> list[Node]:
     table = transitions(denoiser.schedule, sampler.times(denoiser.schedule, 0.0), 1.0)
     ids = torch.arange(batch)
     parameters = operator.parameters(ids, (channels, size, size))
-    kernels = dict(KERNELS)
-    KERNELS["cpu"] = True
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            x, t = torch.empty(batch, channels, size, size), torch.empty(batch)
-            step = dps(lambda x: model(x.bfloat16(), t).sample.to(x.dtype), x)
-            problem, k = (
-                Problem(denoiser, x, operator, parameters, 0.0, ids, 0, table),
-                torch.zeros((), dtype=torch.int64),
-            )
+    with FakeTensorMode(allow_non_fake_inputs=True), rehearsed():
+        x, t, k = torch.empty(batch, channels, size, size), torch.empty(batch), torch.zeros((), dtype=torch.int64)
+        step = dps(lambda x: model(x.bfloat16(), t).sample.to(x.dtype), x)
+        problem = Problem(denoiser, x, operator, parameters, 0.0, ids, 0, table)
+        for _ in range(2):  # the first call prepares the weights
             with Walk() as found:
                 sampler.step(problem, x, x, k) if ours else step(x)
-    finally:
-        KERNELS.update(kernels)
-        KERNELS.pop("cpu") if "cpu" not in kernels else None
     return found.nodes
 
 

@@ -72,7 +72,7 @@ class Walk(TorchDispatchMode):
             return out
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
         wanted = [x for x in outputs if x.numel()]
-        inputs = [x for x in inputs if not same_write(op, x, args)]
+        inputs = [x for x in inputs if not same_write(op, x, args) and not only_sized(name, x, args)]
         node = Node(name, kind, tuple(wanted[0].shape), sizes(inputs), sizes(wanted))
         count(node, op, args, kwargs, out)
         self.nodes.append(node)
@@ -86,6 +86,11 @@ class Walk(TorchDispatchMode):
 def same_write(op: Any, x: Tensor, args: Any) -> bool:
     """Whether a tensor is only written: the target of a copy."""
     return "copy_" in op.name() and x is args[0]
+
+
+def only_sized(name: str, x: Tensor, args: Any) -> bool:
+    """Whether a tensor's values are not read: a convolution's input, for the gradient to it alone."""
+    return name == "aten::convolution_backward" and x is args[1] and not args[-1][1]
 
 
 def tensors(tree: Any) -> list[Tensor]:

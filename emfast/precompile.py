@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from emfast._check import check
 from emfast._library import OPS, triton_error
 from emfast.diffusion import Denoiser
-from emfast.nn.attention import KERNELS
+from emfast.nn.gpu import rehearsed
 from emfast.operators import GaussianBlur, Mask, MotionBlur
 from emfast.ops.attention import LARGEST
 from emfast.samplers import DPS
@@ -141,8 +141,7 @@ def trace(denoiser: Denoiser, shape: tuple[int, int, int], batch: int) -> list[C
     blurs = (GaussianBlur(size), GaussianBlur(size, padding="circular"), MotionBlur(size))
     mask, *others = [(operator, operator.parameters(ids, shape)) for operator in (Mask(missing=0.5), *blurs)]
     training = denoiser.training
-    # On fake tensors a model takes the way without kernels of the CPU, as it does on a GPU, but for attention.
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.dict(KERNELS, cpu=True), recording() as calls:
+    with FakeTensorMode(allow_non_fake_inputs=True), rehearsed(), recording() as calls:
         y = torch.empty(batch, *shape)
         problem = Problem(denoiser.eval(), y, *mask, 0.0, ids, 0, table)
         sampler.step(problem, sampler.initial(problem), y, torch.zeros((), dtype=torch.int64))

@@ -43,14 +43,15 @@ class Attention(Swapped):
         h = attend(qkv, self.heads)
         out, dropout = self.to_out
         active = dropout.training and dropout.p > 0
-        residual = x if self.residual_connection else None
-        y = convolution(
-            h, out.weight, out.bias, residual=None if active else residual, dtype=dtype, training=self.training
-        )
+        options: dict[str, Any] = {"dtype": dtype, "training": self.training}
+        scale = 1 / self.rescale_output_factor
+        if not active:
+            options |= {"residual": x if self.residual_connection else None, "scale": scale}
+        y = convolution(h, out.weight, out.bias, **options)
         if active:
             y = F.dropout(y, dropout.p)
-            y = y if residual is None else y + residual
-        y = y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
+            y = y + x if self.residual_connection else y
+            y = y if scale == 1 else y * scale
         return y.to(hidden_states.dtype) if self.settings().dtype else y
 
 

@@ -12,6 +12,7 @@ def normalised(
     x: Tensor | tuple[Tensor, Tensor],  # (B, C, H, W)
     embedding: Tensor | None = None,  # (B, C), or (B, 2 C) if scaled
     *,
+    bias: Tensor | None = None,  # (C,)
     scaled: bool = False,
     silu: bool = True,
 ) -> Tensor:
@@ -22,11 +23,14 @@ def normalised(
         x: The features; two tensors are read as their concatenation over channels.
         embedding: What is added to x before, or (scaled) scales and shifts after; the scale comes first, 0 changes
             nothing.
+        bias: What is added to x before, of all images, if anything: that of the convolution before.
         scaled: Whether the embedding scales and shifts.
         silu: Whether SiLU follows.
     """
-    if embedding is None or not scaled:
-        options: dict[str, Any] = {"channel_bias": embedding, "eps": norm.eps, "silu": silu}
-        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, **options)
-    weight, bias = modulated(norm.weight, norm.bias, *embedding.chunk(2, dim=1))
-    return group_norm_silu(x, norm.num_groups, weight, bias, eps=norm.eps, silu=silu)
+    weights, shift = (norm.weight, norm.bias), None if scaled else embedding
+    if scaled and embedding is not None:
+        weights = modulated(*weights, *embedding.chunk(2, dim=1))
+    if bias is not None:
+        batch = x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
+        shift = bias.expand(batch, -1) if shift is None else shift + bias
+    return group_norm_silu(x, norm.num_groups, *weights, channel_bias=shift, eps=norm.eps, silu=silu)

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from emfast.nn.attention import attend
 from emfast.nn.conditional import normalised
-from emfast.nn.convolution import convolution
+from emfast.nn.convolution import Shortcut, convolution
+from emfast.nn.gpu import later
 from emfast.nn.packed import cast
 from emfast.nn.swap import Swapped, is_hooked, is_plain, precision
 
@@ -42,15 +43,14 @@ def _residual(block: Any, emb: Tensor, *inputs: Tensor) -> Tensor:
         x = _joined(xs)
         xs = (F.interpolate(x, scale_factor=2.0) if up else F.avg_pool2d(x, 2),)
         h = h if up else F.avg_pool2d(h, 2)
-    h = convolution(h, first.weight, first.bias, padding=1, upsample=up, dtype=dtype, training=block.training)
-    h = normalised(block.out_layers[0], h, block.emb_layers(emb), scaled=block.use_scale_shift_norm)
+    options: dict[str, Any] = {"padding": 1, "dtype": dtype, "training": block.training}
+    bias, shift = later(first.bias, h)
+    h = convolution(h, first.weight, bias, upsample=up, **options)
+    h = normalised(block.out_layers[0], h, block.emb_layers(emb), bias=shift, scaled=block.use_scale_shift_norm)
     h = block.out_layers[2](h)  # dropout
     skip = block.skip_connection
-    if isinstance(skip, nn.Identity):
-        x = _joined(xs)
-    else:
-        x = convolution(xs, skip.weight, skip.bias, padding=skip.padding[0], dtype=dtype, training=block.training)
-    y = convolution(h, last.weight, last.bias, residual=x, padding=1, dtype=dtype, training=block.training)
+    residual = _joined(xs) if isinstance(skip, nn.Identity) else Shortcut(xs, skip.weight, skip.bias, skip.padding[0])
+    y = convolution(h, last.weight, last.bias, residual=residual, **options)
     return y.to(inputs[0].dtype) if settings.dtype else y
 
 
