@@ -112,7 +112,8 @@ def count(node: Node, op: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Adds FLOPs, exponentials and the launches that are not one to a node."""
     formula, backward = flop_registry.get(op.overloadpacket), "backward" in node.name
     if node.kind == "attention":
-        query, key = args[1 if backward else 0].shape, args[2 if backward else 1].shape
+        packed = "packed" in node.name
+        query, key = (args[backward].shape[1:] if packed else args[backward + i].shape for i in range(2))
         scores = query[0] * query[1] * query[2] * key[2]
         node.flops, node.exponentials = (10 if backward else 4) * scores * query[3], scores
         if backward:  # the log-sum-exp, and delta where there are two kernels

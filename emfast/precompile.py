@@ -160,8 +160,8 @@ def _layouts(op: Any, args: tuple[Any, ...]) -> Call:
 
 
 def _has_kernel(op: Any, args: tuple[Any, ...]) -> bool:
-    attention = op._opname.startswith("attention")
-    return "triton" in OPS[op._opname].functions and not (attention and args[0].shape[3] > LARGEST)
+    attention = "attention" in op._opname
+    return "triton" in OPS[op._opname].functions and not (attention and args[0].shape[-1] > LARGEST)
 
 
 def precompile(

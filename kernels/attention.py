@@ -216,3 +216,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
         arguments = (*tensors, lse, heads, tokens, keys, scale, layout)
         attention_kernel[grid](*arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
     return out, lse
+
+
+def packed_attention(packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Launches the forward on (3, B, H, N, D); the arguments are the op's."""
+    query, key, value = packed.unbind()
+    return attention(query, key, value, scale)

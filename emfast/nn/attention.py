@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from emfast._library import OPS
 from emfast.nn.convolution import convolution
 from emfast.nn.swap import Swapped, is_plain, precision
-from emfast.ops import attention, group_norm_silu
+from emfast.ops import group_norm_silu, packed_attention
 
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
-    "cpu": OPS["attention"].why_not("cpp", "cpu") is None,
-    "cuda": OPS["attention"].why_not("triton", "cuda") is None,
+    "cpu": OPS["packed_attention"].why_not("cpp", "cpu") is None,
+    "cuda": OPS["packed_attention"].why_not("triton", "cuda") is None,
 }
 PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
 
@@ -78,9 +78,10 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     sizes = {"3": 3, "h": heads, "d": channels // (3 * heads)}
     x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
-    query, key, value = x.permute(three, 0, head, 1, size).unbind()  # (B, H, N, D)
-    if KERNELS.get(qkv.device.type, False) and OPS["attention"].unsupported(query) is None:
-        out = attention(query, key, value)
+    packed = x.permute(three, 0, head, 1, size)  # (3, B, H, N, D)
+    if KERNELS.get(qkv.device.type, False) and OPS["packed_attention"].unsupported(packed) is None:
+        out = packed_attention(packed)
     else:
+        query, key, value = packed.unbind()
         out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
 """The differentiable operators: one file each, with the public function, its reference and its registration."""
 
 from emfast.ops.attention import attention as attention
+from emfast.ops.attention import packed_attention as packed_attention
 from emfast.ops.blur import blur as blur
 from emfast.ops.blur import blur_misfit as blur_misfit
 from emfast.ops.convolution import convolution as convolution

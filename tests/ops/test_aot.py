@@ -68,10 +68,12 @@ def blur(dtype: torch.dtype, shape: tuple[int, ...], circular: bool) -> None:
 def attention(dtype: torch.dtype, shape: tuple[int, ...], keys: int = 0) -> None:
     """Launches forward and backward on the output of one projection; with keys, on tensors of their own."""
     batch, heads, tokens, size = shape
-    if keys:
-        query, (key, value) = torch.empty(shape, dtype=dtype), torch.empty(2, batch, heads, keys, size, dtype=dtype)
-    else:
-        query, key, value = torch.empty(batch, tokens, 3, heads, size, dtype=dtype).permute(2, 0, 3, 1, 4).unbind()
+    if not keys:
+        packed = torch.empty(batch, tokens, 3, heads, size, dtype=dtype).permute(2, 0, 3, 1, 4)
+        out, lse = triton_launcher("attention", "packed_attention")(packed, 1.0)
+        triton_launcher("attention_backward", "packed_attention_backward")(out, packed, out, lse, 1.0)
+        return
+    query, (key, value) = torch.empty(shape, dtype=dtype), torch.empty(2, batch, heads, keys, size, dtype=dtype)
     out, lse = triton_launcher("attention", "attention")(query, key, value, 1.0)
     triton_launcher("attention_backward", "attention_backward")(out, query, key, value, out, lse, 1.0)
 
