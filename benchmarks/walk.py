@@ -138,7 +138,7 @@ def group_norm(node: Node, args: Any, backward: bool) -> None:
     if splits > 1:
         node.launches = 2
         node.again = (2 if backward else 1) * x.shape[0] * channels * pixels * x.itemsize
-    node.launches += backward and args[-1]
+    node.launches += backward and args[9]
 
 
 def fused(nodes: list[Node]) -> list[Node]:

@@ -44,8 +44,9 @@ class Layout:
 
     @classmethod
     def of(cls, x: Tensor) -> Layout:
-        """Returns the layout of a tensor."""
-        return cls(x.dtype, tuple(x.shape), tuple(x.stride()), int(x.storage_offset()))
+        """Returns the layout of a tensor; a stride that is never taken is 1."""
+        strides = tuple(1 if n == 1 else s for n, s in zip(x.shape, x.stride(), strict=True))
+        return cls(x.dtype, tuple(x.shape), strides, int(x.storage_offset()))
 
     def empty(self) -> Tensor:
         """Returns a CPU tensor of this layout; its memory is not touched."""

@@ -38,6 +38,14 @@ def store_tile(y, tile, image, c, p, mask, channels, pixels, LAST: tl.constexpr)
 
 
 @triton.jit
+def store_sum(y, tile, added, image, c, p, mask, channels, pixels, LAST: tl.constexpr):
+    """Writes a tile, plus that of another tensor if there is one, to y."""
+    if added is not None:
+        tile += load_tile(added, None, image, c, p, mask, channels, 0, pixels, LAST)
+    store_tile(y, tile, image, c, p, mask, channels, pixels, LAST)
+
+
+@triton.jit
 def load_channel(pointer, offset, mask, otherwise: tl.constexpr):
     """Reads one parameter per channel, or its default where there is none."""
     if pointer is None:
@@ -144,12 +152,12 @@ def group_norm_kernel(
 
 @triton.jit(do_not_specialize=["images"])
 def group_norm_backward_kernel(
-    grad, x, skip, channel_bias, weight, bias, statistics, partial, dx, dskip, sums, dchannel_bias,
+    grad, x, skip, channel_bias, weight, bias, statistics, added, added_skip, partial, dx, dskip, sums, dchannel_bias,
     images, channels_x, channels_skip, pixels, splits, weight_stride, bias_stride,
     SILU: tl.constexpr, LAST: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Writes dx = (w dz - mean_g(w dz) - n mean_g(w dz n)) / std of one tile, and the gradients to the parameters.
+    """Writes dx = (w dz - mean_g(w dz) - n mean_g(w dz n)) / std + added of one tile, and the parameters' gradients.
 
     Grid (images x bands, splits). z = n w + b is recomputed from x. Without partial the tile holds all pixels. With
     it there are two launches: without dx the sums of dz and dz n over a split go to partial (images, 2, splits,
@@ -186,10 +194,11 @@ def group_norm_backward_kernel(
         c0 = group_sum(w * sum_dz, GROUP, BAND) / (pixels * GROUP)
         c1 = group_sum(w * sum_dzn, GROUP, BAND) / (pixels * GROUP)
         d = (dz * w[:, None] - c0[:, None] - n * c1[:, None]) * r[:, None]
-        store_tile(dx, d, image, c[:, None], p[None, :], mask & (c < channels_x)[:, None], channels_x, pixels, LAST)
+        front, behind = mask & (c < channels_x)[:, None], mask & (c >= channels_x)[:, None]
+        store_sum(dx, d, added, image, c[:, None], p[None, :], front, channels_x, pixels, LAST)
         if dskip is not None:
-            behind = mask & (c >= channels_x)[:, None]
-            store_tile(dskip, d, image, c[:, None] - channels_x, p[None, :], behind, channels_skip, pixels, LAST)
+            later = c[:, None] - channels_x
+            store_sum(dskip, d, added_skip, image, later, p[None, :], behind, channels_skip, pixels, LAST)
         if sums is not None:
             first = inside & (tl.program_id(1) == 0)
             tl.store(sums + (images + image) * channels + c, sum_dzn, mask=first)
@@ -269,9 +278,9 @@ def group_norm_silu(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor,
 
 def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the backward; the arguments are the op's."""
-    *parameters, statistics, num_groups, silu, wanted = rest
+    *parameters, statistics, num_groups, silu, wanted, added, added_skip = rest
     a = Launch(x, skip, parameters, num_groups)
-    inputs = (a.dense(grad), a.x, a.skip, *a.parameters, statistics, a.partial())
+    inputs = (a.dense(grad), a.x, a.skip, *a.parameters, statistics, a.dense(added), a.dense(added_skip), a.partial())
     dx, dskip = a.empty(x.shape[1]), None if skip is None else a.empty(skip.shape[1])
     shape = (x.shape[0], a.splits, a.channels)
     sums, shift = (a.floats(3, *shape[::2]), a.floats(*shape)) if wanted else (None, None)

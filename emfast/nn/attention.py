@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emfast._library import OPS
+from emfast.nn.conditional import forked
 from emfast.nn.convolution import convolution
 from emfast.nn.swap import Swapped, is_plain, precision
-from emfast.ops import group_norm_silu, packed_attention
+from emfast.ops import packed_attention
 
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
@@ -36,7 +37,7 @@ class Attention(Swapped):
         dtype = precision(self.settings(), hidden_states)
         x = hidden_states.to(dtype=dtype, memory_format=torch.channels_last)
         norm, projections = self.group_norm, (self.to_q, self.to_k, self.to_v)
-        h = x if norm is None else group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=False)
+        h, residual = (x, x) if norm is None else forked(norm, x, silu=False)
         weights = [layer.weight for layer in projections]
         biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
         qkv = convolution(h, weights, biases, dtype=dtype, training=self.training)
@@ -46,11 +47,11 @@ class Attention(Swapped):
         options: dict[str, Any] = {"dtype": dtype, "training": self.training}
         scale = 1 / self.rescale_output_factor
         if not active:
-            options |= {"residual": x if self.residual_connection else None, "scale": scale}
+            options |= {"residual": residual if self.residual_connection else None, "scale": scale}
         y = convolution(h, out.weight, out.bias, **options)
         if active:
             y = F.dropout(y, dropout.p)
-            y = y + x if self.residual_connection else y
+            y = y + residual if self.residual_connection else y
             y = y if scale == 1 else y * scale
         return y.to(hidden_states.dtype) if self.settings().dtype else y
 

@@ -4,12 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
-from emfast.ops import group_norm_silu, modulated
+from emfast.nn.gpu import on_gpu
+from emfast.ops import group_norm_fork, group_norm_silu, modulated
+
+Features = Tensor | tuple[Tensor, Tensor]
 
 
 def normalised(
     norm: Any,
-    x: Tensor | tuple[Tensor, Tensor],  # (B, C, H, W)
+    x: Features,  # (B, C, H, W)
     embedding: Tensor | None = None,  # (B, C), or (B, 2 C) if scaled
     *,
     bias: Tensor | None = None,  # (C,)
@@ -34,3 +37,16 @@ def normalised(
         batch = x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
         shift = bias.expand(batch, -1) if shift is None else shift + bias
     return group_norm_silu(x, norm.num_groups, *weights, channel_bias=shift, eps=norm.eps, silu=silu)
+
+
+def forked(norm: Any, x: Features, *, silu: bool = True) -> tuple[Tensor, Any]:
+    """Returns a module's group normalisation of x, followed by SiLU, and x for what else reads it.
+
+    Arguments:
+        norm: The module: its groups, weight, bias and eps.
+        x: As in `normalised`.
+        silu: Whether SiLU follows.
+    """
+    if on_gpu(x if isinstance(x, Tensor) else x[0]):
+        return group_norm_fork(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=silu)
+    return normalised(norm, x, silu=silu), x

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast.nn.attention import attend
-from emfast.nn.conditional import normalised
+from emfast.nn.conditional import forked, normalised
 from emfast.nn.convolution import Shortcut, convolution
 from emfast.nn.gpu import later
 from emfast.nn.packed import cast
@@ -30,14 +30,15 @@ class Block(Swapped):
         inputs: Any = tuple(cast(part, dtype) for part in xs)
         inputs = inputs if len(inputs) > 1 else inputs[0]
         _, shift = later(self.conv0.bias, xs[0])
-        h = resampled(self.conv0, normalised(self.norm0, inputs), dtype, biased=shift is None)
+        h, inputs = forked(self.norm0, inputs)
+        h = resampled(self.conv0, h, dtype, biased=shift is None)
         h = normalised(self.norm1, h, self.affine(emb), bias=shift, scaled=self.adaptive_scale)
         h = F.dropout(h, self.dropout, self.training)
         y = convolution(
             h, self.conv1.weight, self.conv1.bias, residual=_skipped(self, inputs, dtype), padding=1, **options
         )
         if self.num_heads:
-            h = normalised(self.norm2, y, silu=False)
+            h, y = forked(self.norm2, y, silu=False)
             qkv = convolution(  # channels without `interleaved`: (head, size, 3)
                 h, self.qkv.weight, self.qkv.bias, interleaved=3, dtype=dtype, training=self.training
             )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emfast.nn.attention import attend
-from emfast.nn.conditional import normalised
+from emfast.nn.conditional import forked, normalised
 from emfast.nn.convolution import Shortcut, convolution
 from emfast.nn.gpu import later
 from emfast.nn.packed import cast
@@ -37,7 +37,8 @@ def _residual(block: Any, emb: Tensor, *inputs: Tensor) -> Tensor:
     dtype = precision(settings, inputs[0])
     xs = tuple(cast(x, dtype) for x in inputs)
     first, last = block.in_layers[2], block.out_layers[3]
-    h = normalised(block.in_layers[0], _pair(xs))
+    h, features = forked(block.in_layers[0], _pair(xs))
+    xs = features if isinstance(features, tuple) else (features,)
     up = block.updown and type(block.h_upd).__name__ == "Upsample"
     if block.updown:
         x = _joined(xs)
@@ -69,8 +70,7 @@ class AttentionBlock(Swapped):
 def _attention(block: Any, features: Tensor) -> Tensor:
     settings = block.settings()
     dtype = precision(settings, features)
-    x = cast(features, dtype)
-    h = normalised(block.norm, x, silu=False)
+    h, x = forked(block.norm, cast(features, dtype), silu=False)
     qkv = convolution(h, block.qkv.weight, block.qkv.bias, dtype=dtype, training=block.training)
     order = "h3d" if type(block.attention).__name__ == "QKVAttentionLegacy" else "3hd"
     h = attend(qkv, block.attention.n_heads, order)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emfast.nn.conditional import normalised
+from emfast.nn.conditional import forked, normalised
 from emfast.nn.convolution import Shortcut, convolution
 from emfast.nn.gpu import later
 from emfast.nn.packed import cast
@@ -32,19 +32,17 @@ class ResnetBlock(Swapped):
             return super().forward(x, temb, *args, **kwargs)  # type: ignore[misc]
         dtype = precision(self.settings(), input_tensor)
         x = cast(input_tensor, dtype)
-        inputs: Any = x if skip is None else (x, cast(skip, dtype))
-        h = normalised(self.norm1, inputs)
+        h, inputs = forked(self.norm1, x if skip is None else (x, cast(skip, dtype)))
         resample = self.upsample or self.downsample
         if resample is not None:
-            x = resample(x)
-            inputs = x
+            inputs = resample(inputs)
             h = h if self.upsample is not None and _is_nearest(self.upsample) else resample(h)
         folded = self.upsample is not None and _is_nearest(self.upsample)
         options: dict[str, Any] = {"padding": 1, "dtype": dtype, "training": self.training}
         bias, shift = later(self.conv1.bias, x)
         h = convolution(h, self.conv1.weight, bias, upsample=folded, **options)
         h = F.dropout(_conditioned(self, h, temb, shift), self.dropout.p, self.dropout.training)
-        residual: Any = x
+        residual: Any = inputs
         if self.conv_shortcut is not None:
             residual = Shortcut(inputs, self.conv_shortcut.weight, self.conv_shortcut.bias)
         options["scale"] = 1 / self.output_scale_factor

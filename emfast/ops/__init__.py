@@ -6,6 +6,7 @@ from emfast.ops.blur import blur as blur
 from emfast.ops.blur import blur_misfit as blur_misfit
 from emfast.ops.convolution import convolution as convolution
 from emfast.ops.convolution_weight_gradient import convolution_weight_gradient as convolution_weight_gradient
+from emfast.ops.group_norm_fork import group_norm_fork as group_norm_fork
 from emfast.ops.group_norm_silu import group_norm_silu as group_norm_silu
 from emfast.ops.group_norm_silu import modulated as modulated
 from emfast.ops.mask_misfit import mask_misfit as mask_misfit

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import register
+from emfast._library import register, wanted
 from emfast.ops.group_norm_silu import DTYPES, _accumulate, _empty
 
 MOST = 3  # terms
@@ -69,12 +69,13 @@ def _unsupported(x: Tensor, *rest: Any) -> str | None:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.scale = inputs
+    ctx.slots = [i for i, tensor in enumerate(tensors) if tensor is not None]
     ctx.dtype = None if tensors[3] is None else tensors[3].dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """One gradient for all terms: that to the sum itself, without a pass, where the scale is 1."""
-    needs = ctx.needs_input_grad
+    needs = wanted(ctx)
     g = grad if ctx.scale == 1 else grad * ctx.scale
     wide = torch.promote_types(grad.dtype, torch.float32)
     dbias = g.sum([0, *range(2, g.dim())], dtype=wide).to(ctx.dtype) if needs[3] else None

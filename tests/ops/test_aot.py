@@ -31,7 +31,9 @@ def group_norm_silu(dtype: torch.dtype, last: bool, shape: tuple[int, ...], grou
     skip, parameters = (x, (per_sample,) * 3) if full else (None, (None, weight, weight))
     forward, backward = (triton_launcher("group_norm_silu", f"group_norm_silu{end}") for end in ("", "_backward"))
     y, statistics = forward(x, skip, *parameters, groups, 1e-5, True)
-    backward(y, x, skip, *parameters, statistics, groups, True, full)
+    for added in (None, x):  # to the gradients
+        second = None if skip is None else added
+        backward(y, x, skip, *parameters, statistics, groups, True, full, added, second)
 
 
 def normal(shape: tuple[int, ...]) -> None:
