@@ -48,10 +48,11 @@ class Layout:
         strides = tuple(1 if n == 1 else s for n, s in zip(x.shape, x.stride(), strict=True))
         return cls(x.dtype, tuple(x.shape), strides, int(x.storage_offset()))
 
-    def empty(self) -> Tensor:
-        """Returns a CPU tensor of this layout; its memory is not touched."""
+    def empty(self, device: str = "cpu") -> Tensor:
+        """Returns a tensor of this layout; its memory is not touched."""
         last = sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        return torch.empty(self.offset + last + 1, dtype=self.dtype).as_strided(self.shape, self.stride, self.offset)
+        memory = torch.empty(self.offset + last + 1, dtype=self.dtype, device=device)
+        return memory.as_strided(self.shape, self.stride, self.offset)
 
 
 Call = tuple[str, tuple[Hashable, ...]]  # an op's name and its arguments, with layouts in the place of tensors

@@ -127,7 +127,7 @@ def launch(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple
     """Writes the gradients from grad, query, key, value and out to the results, in any strides."""
     _, query, key, _, _ = inputs
     (batch, heads, tokens, _), keys = query.shape, key.shape[2]
-    together, tile = configure(BACKWARD, query, key)
+    together, tile = configure("attention_backward", BACKWARD, query, key)
     layout, tensors = form((*inputs, *results), together)
     groups, sizes = batch * triton.cdiv(heads, together), (heads, tokens, keys, scale, layout)
     even, whole = keys % tile["BLOCK_N"] == 0, keys <= tile["BLOCK_N"]

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_TILE = 16384  # elements, of 512 threads
+from ._tuned import tuned
+
+MAX_TILE, PER_WARP = 16384, 512  # elements of a tile, and of a warp's share: 16 of a thread
 
 
 @triton.jit
@@ -213,7 +215,9 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
-def configure(x: Tensor, joined: bool, channels: int, group: int, pixels: int) -> tuple[dict[str, int], int]:
+def configure(
+    kernel: str, x: Tensor, joined: bool, channels: int, group: int, pixels: int
+) -> tuple[dict[str, int], int]:
     """Returns the tile as keyword arguments of the kernels, and the number of splits.
 
     A thread holds 32 elements of a tile; half as many where two tensors are joined, and half again where an image is
@@ -224,8 +228,10 @@ def configure(x: Tensor, joined: bool, channels: int, group: int, pixels: int) -
     band = group * min(triton.cdiv(max(wanted, 1), group), channels // group)
     block_c, block_p = triton.next_power_of_2(band), triton.next_power_of_2(pixels)
     limit = MAX_TILE // 2 if joined else MAX_TILE
+    sizes = (x.element_size(), last, joined, channels, group, pixels)
+    limit, per_warp = tuned(kernel, x, sizes, (limit, PER_WARP))
     block_p = block_p if block_c * block_p <= limit else max(limit // 2 // block_c, 1)
-    warps = min(max(block_c * block_p // 512, 1), 16)
+    warps = min(max(block_c * block_p // per_warp, 1), 16)
     tile = {"LAST": last, "BAND": band, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": warps}
     return tile, triton.cdiv(pixels, block_p)
 
@@ -233,13 +239,13 @@ def configure(x: Tensor, joined: bool, channels: int, group: int, pixels: int) -
 class Launch:
     """The arguments that all kernels of one call share, with tensors dense in the memory format of x."""
 
-    def __init__(self, x: Tensor, skip: Tensor | None, parameters: list[Any], num_groups: int) -> None:
+    def __init__(self, kernel: str, x: Tensor, skip: Tensor | None, parameters: list[Any], num_groups: int) -> None:
         self.layout = memory_format(x)
         self.x, self.skip = self.dense(x), self.dense(skip)
         self.parameters = [None if t is None else t.contiguous() for t in parameters]
         self.channels = x.shape[1] + (0 if skip is None else skip.shape[1])
         self.pixels, self.group = math.prod(x.shape[2:]), self.channels // num_groups
-        self.tile, self.splits = configure(x, skip is not None, self.channels, self.group, self.pixels)
+        self.tile, self.splits = configure(kernel, x, skip is not None, self.channels, self.group, self.pixels)
         self.grid = (x.shape[0] * triton.cdiv(self.channels, self.tile["BAND"]), self.splits)
         self.sizes = (x.shape[0], x.shape[1], self.channels - x.shape[1], self.pixels, self.splits)
         self.strides = tuple(t.shape[1] if t is not None and t.dim() == 2 else 0 for t in parameters[1:])
@@ -266,7 +272,7 @@ class Launch:
 def group_norm_silu(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     """Launches the forward; the arguments are the op's."""
     *parameters, num_groups, eps, silu = rest
-    a = Launch(x, skip, parameters, num_groups)
+    a = Launch("group_norm_silu", x, skip, parameters, num_groups)
     y, statistics, partial = a.empty(a.channels), a.floats(2, x.shape[0], num_groups), a.partial()
     with torch.cuda.device_of(x):
         if partial is not None:
@@ -279,7 +285,7 @@ def group_norm_silu(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor,
 def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the backward; the arguments are the op's."""
     *parameters, statistics, num_groups, silu, wanted, added, added_skip = rest
-    a = Launch(x, skip, parameters, num_groups)
+    a = Launch("group_norm_silu_backward", x, skip, parameters, num_groups)
     inputs = (a.dense(grad), a.x, a.skip, *a.parameters, statistics, a.dense(added), a.dense(added_skip), a.partial())
     dx, dskip = a.empty(x.shape[1]), None if skip is None else a.empty(skip.shape[1])
     shape = (x.shape[0], a.splits, a.channels)

@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._tuned import tuned
 from .group_norm_silu import memory_format
 
-TILE = 4096  # elements, of 128 threads: four 16-byte loads of bfloat16 for each, from every term
+TILE, WARPS = 4096, 4  # elements and warps: four 16-byte loads of bfloat16 for each thread, from every term
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -49,7 +50,11 @@ def residual_sum(x: Tensor, *rest: Any) -> Tensor:
     planes = x.shape[0] * channels
     rows, columns = (x.numel() // channels, channels) if last else (planes, x.numel() // planes)
     block_c = min(triton.next_power_of_2(columns), 128 if last else 1024)
-    tile = {"LAST": last, "BLOCK_R": min(TILE // block_c, triton.next_power_of_2(rows)), "BLOCK_C": block_c}
+    size, warps = tuned(
+        "residual_sum", x, (x.element_size(), last, columns, sum(t is not None for t in terms)), (TILE, WARPS)
+    )
+    block_r = min(max(size // block_c, 1), triton.next_power_of_2(rows))
+    tile = {"LAST": last, "BLOCK_R": block_r, "BLOCK_C": block_c, "num_warps": warps}
     grid = (triton.cdiv(rows, tile["BLOCK_R"]), triton.cdiv(columns, block_c))
     with torch.cuda.device_of(x):
         arguments = (*terms, None if bias is None else bias.contiguous(), y, rows, columns, channels, float(scale))

@@ -83,6 +83,7 @@ def plain(call):
         (["--model", ".", "--arch", "sm_91"], ["'sm_91'", "'sm_90'"]),
         (["--model", ".", "--arch", "sm_90,hopper"], ["'hopper'"]),
         (["--model", ".", "--out", "file"], ["file"]),
+        (["--model", ".", "--tune", "true"], ["--tune", "GPU"]),
     ],
 )
 def test_mistakes_are_sentences(argv, words, tmp_path, monkeypatch, capsys):
