@@ -134,7 +134,8 @@ def group_norm(node: Node, args: Any, backward: bool) -> None:
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     pixels = x.shape[2] * x.shape[3]
     groups = args[7] if backward else args[5]
-    _, splits = configure("", x, skip is not None, channels, channels // groups, pixels)
+    whole = not (backward and args[9])
+    _, splits = configure("", x, skip is not None, channels, channels // groups, pixels, whole)
     if splits > 1:
         node.launches = 2
         node.again = (2 if backward else 1) * x.shape[0] * channels * pixels * x.itemsize

@@ -277,7 +277,7 @@ _gradients = register(
     " bool parameters, Tensor? added, Tensor? added_skip) -> (Tensor, Tensor, Tensor)",
     reference=reference_backward,
     fake=_fake_backward,
-    triton="group_norm_silu",
+    triton="group_norm_silu_backward",
     cpp=_cpp_backward,
     unsupported=lambda grad, x, *rest: _unsupported(x),
 )

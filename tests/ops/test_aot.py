@@ -29,11 +29,12 @@ def group_norm_silu(dtype: torch.dtype, last: bool, shape: tuple[int, ...], grou
     channels = shape[1] * (2 if full else 1)
     per_sample, weight = torch.empty(shape[0], channels), torch.empty(channels, dtype=dtype)
     skip, parameters = (x, (per_sample,) * 3) if full else (None, (None, weight, weight))
-    forward, backward = (triton_launcher("group_norm_silu", f"group_norm_silu{end}") for end in ("", "_backward"))
+    names = ("group_norm_silu", "group_norm_silu_backward")
+    forward, backward = (triton_launcher(name, name) for name in names)
     y, statistics = forward(x, skip, *parameters, groups, 1e-5, True)
-    for added in (None, x):  # to the gradients
+    for added, learned in ((None, full), (x, full), (x, False)):  # what is added, whether parameters get gradients
         second = None if skip is None else added
-        backward(y, x, skip, *parameters, statistics, groups, True, full, added, second)
+        backward(y, x, skip, *parameters, statistics, groups, True, learned, added, second)
 
 
 def normal(shape: tuple[int, ...]) -> None:
@@ -130,11 +131,13 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (residual_sum, (BF16, True, (2, 128, 16, 16), 2)),
     (residual_sum, (FP32, False, (2, 128, 16, 16), 3)),
     (residual_sum, (FP32, True, (1, 30, 33, 33), 2)),
+    (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, False)),
+    (group_norm_silu, (BF16, True, (2, 96, 32, 32), 24, True)),
 ]
 ODD = {4, 11, 26, 39}  # cases whose rows do not start at multiples of 16 bytes
 NARROW = (normal, separable_blur, blur)  # read next to nothing, or gather from the caches
 FEW = {(0, 90), (0, 120), (1, 86), (3, 80), (16, 80), (16, 90), (21, 100), (25, 120), (27, 86)}
-SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14, 36)}  # of cases and architectures, run by default
+SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14, 36, 40)}  # of cases and architectures, run by default
 
 
 def resources(kernel: Any, folder: Path) -> SimpleNamespace:
