@@ -3,7 +3,7 @@
 cuDNN adds no bias and no residual as torch calls it: each is a pass over the image. What follows a convolution takes
 them instead: a normalisation its bias (`later`), `residual_sum` all that the last convolution of a block is added to.
 A convolution of two inputs is a term for each: their concatenation would be written, and read again. A 1 x 1
-convolution is a matrix product, which adds its bias for nothing.
+convolution is a matrix product, which adds its bias for nothing, and so is a linear layer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -94,21 +94,23 @@ def added(parts: list[Tensor], bias: Tensor | None, scale: float) -> Tensor:
 
 
 def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
-    """Returns the kernels of some input channels, in the compute precision; folded in float32 at least."""
+    """Returns the kernels of some input channels, in the compute precision; folded in float32 at least.
+
+    Those of a matrix product are a matrix. In float32 the weights of a convolution stay its own: torch lets cuDNN round
+    to tf32 where it does not let cuBLAS.
+    """
+    product = weights[0].shape[2:].numel() == 1 and (plan.stride, plan.padding, plan.upsample) == (1, 0, False)
+    product = product and (plan.dtype != torch.float32 or weights[0].dim() == 2)
     w = as_kernel(weights[0] if len(weights) == 1 else torch.cat(tuple(weights)))
     w = sorted_rows(w, plan.interleaved)
     w = w if columns == (0, w.shape[1]) else w[:, columns[0] : columns[1]]
     if plan.upsample:
         w = fold(w.to(torch.promote_types(w.dtype, torch.float32)))
-    return cast(w, plan.dtype)
+    return w.flatten(1).to(plan.dtype) if product else cast(w, plan.dtype)
 
 
 def _bias(plan: Plan, biases: Sequence[Tensor]) -> Tensor:
     return sorted_rows(biases[0] if len(biases) == 1 else torch.cat(tuple(biases)), plan.interleaved).to(plan.dtype)
-
-
-def _is_product(plan: Plan, w: Tensor) -> bool:
-    return w.shape[2:] == (1, 1) and (plan.stride, plan.padding) == (1, 0)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -125,8 +127,8 @@ def _image(rows: Tensor, like: Tensor) -> Tensor:
 def _convolve(plan: Plan, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     if plan.upsample:
         return F.conv_transpose2d(x, w, bias, 2, 1)
-    if _is_product(plan, w):
-        return _image(F.linear(_rows(x), w.flatten(1), bias), x)
+    if w.dim() == 2:
+        return _image(F.linear(_rows(x), w, bias), x)
     return F.conv2d(x, w, bias, plan.stride, plan.padding)
 
 
@@ -134,14 +136,16 @@ def _to_input(plan: Plan, g: Tensor, w: Tensor, size: torch.Size) -> Tensor:
     """The gradient to the input, which is the transposed convolution: the input itself is not needed."""
     if plan.upsample:
         return F.conv2d(g, w, None, 2, 1)
-    if _is_product(plan, w):
-        return _image(_rows(g) @ w.flatten(1), g)
+    if w.dim() == 2:
+        return _image(_rows(g) @ w, g)
     before = (n - (m - 1) * plan.stride for n, m in zip(size[2:], g.shape[2:], strict=True))
     rest = [n + 2 * plan.padding - w.shape[2] for n in before]  # pixels that no kernel reached
     return F.conv_transpose2d(g, w, None, plan.stride, plan.padding, rest)
 
 
 def _to_weight(plan: Plan, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    if w.dim() == 2:
+        return as_kernel(_rows(g).mT @ _rows(x))
     s, p = (2, 1) if plan.upsample else (plan.stride, plan.padding)
     arguments = (g, x, w, None, [s, s], [p, p], [1, 1], plan.upsample, [0, 0], 1, [False, True, False])
     slope: Tensor = torch.ops.aten.convolution_backward(*arguments)[1]

@@ -22,7 +22,10 @@ class Settings:
 
 
 class Swapped:
-    """A mixin that overrides forward of a module of another package. Attributes are those of that module."""
+    """A mixin that overrides forward of a module of another package. Attributes are those of that module.
+
+    It overrides train() too, to look at the weights anew.
+    """
 
     hands_on = False  # whether it only calls the modules inside, which are accelerated, or left, one by one
 
