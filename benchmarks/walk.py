@@ -72,7 +72,7 @@ class Walk(TorchDispatchMode):
             return out
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
         wanted = [x for x in outputs if x.numel()]
-        inputs = [x for x in inputs if not same_write(op, x, args)]
+        inputs = [x for x in inputs if not same_write(op, x, args) and not only_sized(name, x, args)]
         node = Node(name, kind, tuple(wanted[0].shape), sizes(inputs), sizes(wanted))
         count(node, op, args, kwargs, out)
         self.nodes.append(node)
@@ -86,6 +86,11 @@ class Walk(TorchDispatchMode):
 def same_write(op: Any, x: Tensor, args: Any) -> bool:
     """Whether a tensor is only written: the target of a copy."""
     return "copy_" in op.name() and x is args[0]
+
+
+def only_sized(name: str, x: Tensor, args: Any) -> bool:
+    """Whether a tensor's values are not read: a convolution's input, for the gradient to it alone."""
+    return name == "aten::convolution_backward" and x is args[1] and not args[-1][1]
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -107,7 +112,8 @@ def count(node: Node, op: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Adds FLOPs, exponentials and the launches that are not one to a node."""
     formula, backward = flop_registry.get(op.overloadpacket), "backward" in node.name
     if node.kind == "attention":
-        query, key = args[1 if backward else 0].shape, args[2 if backward else 1].shape
+        packed = "packed" in node.name
+        query, key = (args[backward].shape[1:] if packed else args[backward + i].shape for i in range(2))
         scores = query[0] * query[1] * query[2] * key[2]
         node.flops, node.exponentials = (10 if backward else 4) * scores * query[3], scores
         if backward:  # the log-sum-exp, and delta where there are two kernels
@@ -128,11 +134,12 @@ def group_norm(node: Node, args: Any, backward: bool) -> None:
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     pixels = x.shape[2] * x.shape[3]
     groups = args[7] if backward else args[5]
-    _, splits = configure(x, skip is not None, channels, channels // groups, pixels)
+    whole = not (backward and args[9])
+    _, splits = configure("", x, skip is not None, channels, channels // groups, pixels, whole)
     if splits > 1:
         node.launches = 2
         node.again = (2 if backward else 1) * x.shape[0] * channels * pixels * x.itemsize
-    node.launches += backward and args[-1]
+    node.launches += backward and args[9]
 
 
 def fused(nodes: list[Node]) -> list[Node]:

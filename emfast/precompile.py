@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from emfast._check import check
 from emfast._library import OPS, triton_error
 from emfast.diffusion import Denoiser
-from emfast.nn.attention import KERNELS
+from emfast.nn.gpu import rehearsed
 from emfast.operators import GaussianBlur, Mask, MotionBlur
 from emfast.ops.attention import LARGEST
 from emfast.samplers import DPS
@@ -44,13 +44,15 @@ class Layout:
 
     @classmethod
     def of(cls, x: Tensor) -> Layout:
-        """Returns the layout of a tensor."""
-        return cls(x.dtype, tuple(x.shape), tuple(x.stride()), int(x.storage_offset()))
+        """Returns the layout of a tensor; a stride that is never taken is 1."""
+        strides = tuple(1 if n == 1 else s for n, s in zip(x.shape, x.stride(), strict=True))
+        return cls(x.dtype, tuple(x.shape), strides, int(x.storage_offset()))
 
-    def empty(self) -> Tensor:
-        """Returns a CPU tensor of this layout; its memory is not touched."""
+    def empty(self, device: str = "cpu") -> Tensor:
+        """Returns a tensor of this layout; its memory is not touched."""
         last = sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        return torch.empty(self.offset + last + 1, dtype=self.dtype).as_strided(self.shape, self.stride, self.offset)
+        memory = torch.empty(self.offset + last + 1, dtype=self.dtype, device=device)
+        return memory.as_strided(self.shape, self.stride, self.offset)
 
 
 Call = tuple[str, tuple[Hashable, ...]]  # an op's name and its arguments, with layouts in the place of tensors
@@ -141,8 +143,7 @@ def trace(denoiser: Denoiser, shape: tuple[int, int, int], batch: int) -> list[C
     blurs = (GaussianBlur(size), GaussianBlur(size, padding="circular"), MotionBlur(size))
     mask, *others = [(operator, operator.parameters(ids, shape)) for operator in (Mask(missing=0.5), *blurs)]
     training = denoiser.training
-    # On fake tensors a model takes the way without kernels of the CPU, as it does on a GPU, but for attention.
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.dict(KERNELS, cpu=True), recording() as calls:
+    with FakeTensorMode(allow_non_fake_inputs=True), rehearsed(), recording() as calls:
         y = torch.empty(batch, *shape)
         problem = Problem(denoiser.eval(), y, *mask, 0.0, ids, 0, table)
         sampler.step(problem, sampler.initial(problem), y, torch.zeros((), dtype=torch.int64))
@@ -161,8 +162,8 @@ def _layouts(op: Any, args: tuple[Any, ...]) -> Call:
 
 
 def _has_kernel(op: Any, args: tuple[Any, ...]) -> bool:
-    attention = op._opname.startswith("attention")
-    return "triton" in OPS[op._opname].functions and not (attention and args[0].shape[3] > LARGEST)
+    attention = "attention" in op._opname
+    return "triton" in OPS[op._opname].functions and not (attention and args[0].shape[-1] > LARGEST)
 
 
 def precompile(

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._tuned import tuned
+
 # For each (bytes of an element, BLOCK_D): HEADS, BLOCK_M, BLOCK_N, num_warps, num_stages. The first row whose BLOCK_N
 # holds all keys is taken, else the last. As large as the registers of every architecture and 99 KiB of memory allow.
 FORWARD = {
@@ -190,16 +192,18 @@ def empty(x: Tensor) -> Tensor:
 
 
 def configure(
-    table: Mapping[tuple[int, int], tuple[tuple[int, ...], ...]], query: Tensor, key: Tensor
+    kernel: str, table: Mapping[tuple[int, int], tuple[tuple[int, ...], ...]], query: Tensor, key: Tensor
 ) -> tuple[int, dict[str, int]]:
     """Returns the heads of a tile, and its blocks as keyword arguments of a kernel, no larger than they need to be."""
     (_, heads, tokens, _), keys = query.shape, key.shape[2]
     rows = table[query.element_size(), min(padded(query), 256)]
-    together, block_m, block_n, warps, stages = next((row for row in rows if keys <= row[2]), rows[-1])
+    row = next((row for row in rows if keys <= row[2]), rows[-1])
+    row = tuned(kernel, query, (query.element_size(), padded(query), tokens, keys, heads == 1), row)
+    together, block_m, block_n, warps, stages = row
     block_m = max(min(block_m, triton.next_power_of_2(tokens)), 16)
     block_n = max(min(block_n, triton.next_power_of_2(keys)), 16)
     if heads == 1:
-        together, warps = 1, warps // together
+        together, warps = 1, max(warps // together, 1)
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": warps, "num_stages": stages}
     return together, tile
 
@@ -208,7 +212,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     """Launches the forward; the arguments are the op's."""
     batch, heads, tokens, _ = query.shape
     out, lse = empty(query), query.new_empty((batch, heads, tokens), dtype=torch.float32)
-    together, tile = configure(FORWARD, query, key)
+    together, tile = configure("attention", FORWARD, query, key)
     layout, tensors = form((query, key, value, out), together)
     keys, block = key.shape[2], tile["BLOCK_N"]
     grid = (batch * triton.cdiv(heads, together) * triton.cdiv(tokens, tile["BLOCK_M"]),)
@@ -216,3 +220,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
         arguments = (*tensors, lse, heads, tokens, keys, scale, layout)
         attention_kernel[grid](*arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
     return out, lse
+
+
+def packed_attention(packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Launches the forward on (3, B, H, N, D); the arguments are the op's."""
+    query, key, value = packed.unbind()
+    return attention(query, key, value, scale)

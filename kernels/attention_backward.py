@@ -111,18 +111,31 @@ def attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the backward; the arguments are the op's."""
-    (batch, heads, tokens, _), keys = query.shape, key.shape[2]
     results = empty(query), empty(key), empty(value)
-    together, tile = configure(BACKWARD, query, key)
-    layout, tensors = form((grad, query, key, value, out, *results), together)
+    launch((grad, query, key, value, out), lse, scale, results)
+    return results
+
+
+def packed_attention_backward(grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """Launches the backward, all of whose results are parts of one tensor; the arguments are the op's."""
+    result = torch.empty_like(packed)
+    launch((grad, *packed.unbind(), out), lse, scale, result.unbind())
+    return result
+
+
+def launch(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple[Tensor, ...]) -> None:
+    """Writes the gradients from grad, query, key, value and out to the results, in any strides."""
+    _, query, key, _, _ = inputs
+    (batch, heads, tokens, _), keys = query.shape, key.shape[2]
+    together, tile = configure("attention_backward", BACKWARD, query, key)
+    layout, tensors = form((*inputs, *results), together)
     groups, sizes = batch * triton.cdiv(heads, together), (heads, tokens, keys, scale, layout)
     even, whole = keys % tile["BLOCK_N"] == 0, keys <= tile["BLOCK_N"]
     delta = None if whole else torch.empty_like(lse)
-    inputs, (dquery, *rest) = (*tensors[:5], lse.contiguous(), delta), tensors[5:]
+    arguments, (dquery, *rest) = (*tensors[:5], lse.contiguous(), delta), tensors[5:]
     with torch.cuda.device_of(query):
         if not whole:
             grid = (groups * triton.cdiv(tokens, tile["BLOCK_M"]),)
-            attention_query_kernel[grid](*inputs, dquery, *sizes, EVEN=even, **tile)
+            attention_query_kernel[grid](*arguments, dquery, *sizes, EVEN=even, **tile)
         grid = (groups * triton.cdiv(keys, tile["BLOCK_N"]),)
-        attention_key_kernel[grid](*inputs, dquery, *rest, *sizes, EVEN=even, WHOLE=whole, **tile)
-    return results
+        attention_key_kernel[grid](*arguments, dquery, *rest, *sizes, EVEN=even, WHOLE=whole, **tile)

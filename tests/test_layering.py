@@ -19,6 +19,7 @@ LAYERS = (
     ("config",),
     ("em",),
     ("pictures", "report", "info", "precompile"),
+    ("tune",),
     ("commands",),
     ("cli",),
     ("__main__",),

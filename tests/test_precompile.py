@@ -10,7 +10,7 @@ from tiny_run import one_sentence
 
 from emfast.cli import main
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.nn.attention import KERNELS
+from emfast.nn.gpu import rehearsed
 from emfast.operators import Mask
 from emfast.precompile import BATCHES, recording, trace
 from emfast.samplers import DPS
@@ -53,17 +53,15 @@ def counts(text):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_the_trace_has_the_calls_of_a_real_run(batch, monkeypatch):
-    """On a CPU without prepared weights, which is the way that a GPU takes."""
-    monkeypatch.setattr("emfast.nn.convolution.is_packed", lambda *_: False)
-    monkeypatch.setitem(KERNELS, "cpu", True)
+def test_the_trace_has_the_calls_of_a_real_run(batch):
+    """On a CPU that goes the way of a GPU."""
     from emfast.adapters import accelerate
     from emfast.precompile import _layouts
 
     denoiser = Denoiser(accelerate(network(), dtype=torch.bfloat16), VPSchedule.linear()).eval()
     traced, operator = set(trace(denoiser, (1, 8, 8), batch)), Mask(missing=0.5)
     y, ids = torch.zeros(batch, 1, 8, 8), torch.arange(batch)
-    with recording() as calls:
+    with rehearsed(), recording() as calls:
         DPS(steps=2)(denoiser, y, operator, ids=ids)
     real = {_layouts(op, args) for op, args in calls}
     numbers = {"sampler_update", "normal"}  # whose last argument is the seed, which no kernel is compiled for
@@ -85,6 +83,7 @@ def plain(call):
         (["--model", ".", "--arch", "sm_91"], ["'sm_91'", "'sm_90'"]),
         (["--model", ".", "--arch", "sm_90,hopper"], ["'hopper'"]),
         (["--model", ".", "--out", "file"], ["file"]),
+        (["--model", ".", "--tune", "true"], ["--tune", "GPU"]),
     ],
 )
 def test_mistakes_are_sentences(argv, words, tmp_path, monkeypatch, capsys):

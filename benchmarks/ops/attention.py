@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from measure import Case, images
 from torch import Tensor
 
-from emfast.ops import attention
+from emfast.ops import packed_attention
 
 SHAPES = {  # (B, H, N, D)
     "CIFAR U-Net": [(4, 32, 256, 8), (4, 32, 16, 8)],
@@ -26,7 +26,7 @@ def native(qkv: Tensor) -> Tensor:
 
 def ours(qkv: Tensor) -> Tensor:
     """The op."""
-    return attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+    return packed_attention(qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
 
 
 def cases(device: torch.device) -> Iterator[Case]:

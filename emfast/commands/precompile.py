@@ -14,7 +14,8 @@ from emfast.commands.display import Display
 from emfast.commands.files import model_folder
 from emfast.commands.parser import unknown
 from emfast.em import load_model
-from emfast.precompile import ARCHITECTURES, precompile
+from emfast.precompile import ARCHITECTURES, precompile, trace
+from emfast.tune import BATCH, check_gpu, tune
 
 NAMES = {f"sm_{number}": number for number in ARCHITECTURES}
 
@@ -30,12 +31,14 @@ class Options:
         arch: The architectures, with commas between: sm_80 (A100), sm_86, sm_89, sm_90 (H100), sm_100 (B200), sm_120.
         out: The folder of the kernels, added to if it exists.
         precision: Compute precision of the network.
+        tune: Times other configurations of the kernels on the GPU that is here, and notes the faster ones beside them.
     """
 
     model: str = ""
     arch: str = "sm_90"
     out: str = "triton-cache"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    tune: bool = False
 
     def __post_init__(self) -> None:
         check(bool(self.model), "precompile", "model", "to be a model folder", "none", "Give --model FOLDER")
@@ -43,6 +46,8 @@ class Options:
             if name not in NAMES:
                 raise ValueError(unknown("emfast precompile", "an architecture", name, NAMES))
         check(not Path(self.out).is_file(), "precompile", "out", "to be a folder", self.out)
+        if self.tune:
+            check_gpu()
 
 
 def run(options: Options, yaml: str) -> None:
@@ -66,3 +71,11 @@ def run(options: Options, yaml: str) -> None:
         found = len(done.kernels) - done.compiled
         text = f"{options.out}: {done.compiled} kernels compiled, {found} were there already"
         display.console.print(text, soft_wrap=True, highlight=False)
+        if options.tune:
+            faster = tune(
+                trace(denoiser, shape, BATCH),
+                Path(options.out).resolve(),
+                callback=lambda step, of: display.advance("tuning", step, of),
+            )
+            text = f"{options.out}: {len(faster)} configurations are faster than those of the tables"
+            display.console.print(text, soft_wrap=True, highlight=False)

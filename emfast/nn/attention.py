@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emfast._library import OPS
+from emfast.nn.conditional import forked
 from emfast.nn.convolution import convolution
 from emfast.nn.swap import Swapped, is_plain, precision
-from emfast.ops import attention, group_norm_silu
+from emfast.ops import packed_attention
 
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
-    "cpu": OPS["attention"].why_not("cpp", "cpu") is None,
-    "cuda": OPS["attention"].why_not("triton", "cuda") is None,
+    "cpu": OPS["packed_attention"].why_not("cpp", "cpu") is None,
+    "cuda": OPS["packed_attention"].why_not("triton", "cuda") is None,
 }
 PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
 
@@ -36,21 +37,22 @@ class Attention(Swapped):
         dtype = precision(self.settings(), hidden_states)
         x = hidden_states.to(dtype=dtype, memory_format=torch.channels_last)
         norm, projections = self.group_norm, (self.to_q, self.to_k, self.to_v)
-        h = x if norm is None else group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=False)
+        h, residual = (x, x) if norm is None else forked(norm, x, silu=False)
         weights = [layer.weight for layer in projections]
         biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
         qkv = convolution(h, weights, biases, dtype=dtype, training=self.training)
         h = attend(qkv, self.heads)
         out, dropout = self.to_out
         active = dropout.training and dropout.p > 0
-        residual = x if self.residual_connection else None
-        y = convolution(
-            h, out.weight, out.bias, residual=None if active else residual, dtype=dtype, training=self.training
-        )
+        options: dict[str, Any] = {"dtype": dtype, "training": self.training}
+        scale = 1 / self.rescale_output_factor
+        if not active:
+            options |= {"residual": residual if self.residual_connection else None, "scale": scale}
+        y = convolution(h, out.weight, out.bias, **options)
         if active:
             y = F.dropout(y, dropout.p)
-            y = y if residual is None else y + residual
-        y = y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
+            y = y + residual if self.residual_connection else y
+            y = y if scale == 1 else y * scale
         return y.to(hidden_states.dtype) if self.settings().dtype else y
 
 
@@ -77,9 +79,10 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     sizes = {"3": 3, "h": heads, "d": channels // (3 * heads)}
     x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
-    query, key, value = x.permute(three, 0, head, 1, size).unbind()  # (B, H, N, D)
-    if KERNELS.get(qkv.device.type, False) and OPS["attention"].unsupported(query) is None:
-        out = attention(query, key, value)
+    packed = x.permute(three, 0, head, 1, size)  # (3, B, H, N, D)
+    if KERNELS.get(qkv.device.type, False) and OPS["packed_attention"].unsupported(packed) is None:
+        out = packed_attention(packed)
     else:
+        query, key, value = packed.unbind()
         out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)

@@ -4,14 +4,18 @@ from typing import Any
 
 from torch import Tensor
 
-from emfast.ops import group_norm_silu, modulated
+from emfast.nn.gpu import on_gpu
+from emfast.ops import group_norm_fork, group_norm_silu, modulated
+
+Features = Tensor | tuple[Tensor, Tensor]
 
 
 def normalised(
     norm: Any,
-    x: Tensor | tuple[Tensor, Tensor],  # (B, C, H, W)
+    x: Features,  # (B, C, H, W)
     embedding: Tensor | None = None,  # (B, C), or (B, 2 C) if scaled
     *,
+    bias: Tensor | None = None,  # (C,)
     scaled: bool = False,
     silu: bool = True,
 ) -> Tensor:
@@ -22,11 +26,27 @@ def normalised(
         x: The features; two tensors are read as their concatenation over channels.
         embedding: What is added to x before, or (scaled) scales and shifts after; the scale comes first, 0 changes
             nothing.
+        bias: What is added to x before, of all images, if anything: that of the convolution before.
         scaled: Whether the embedding scales and shifts.
         silu: Whether SiLU follows.
     """
-    if embedding is None or not scaled:
-        options: dict[str, Any] = {"channel_bias": embedding, "eps": norm.eps, "silu": silu}
-        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, **options)
-    weight, bias = modulated(norm.weight, norm.bias, *embedding.chunk(2, dim=1))
-    return group_norm_silu(x, norm.num_groups, weight, bias, eps=norm.eps, silu=silu)
+    weights, shift = (norm.weight, norm.bias), None if scaled else embedding
+    if scaled and embedding is not None:
+        weights = modulated(*weights, *embedding.chunk(2, dim=1))
+    if bias is not None:
+        batch = x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
+        shift = bias.expand(batch, -1) if shift is None else shift + bias
+    return group_norm_silu(x, norm.num_groups, *weights, channel_bias=shift, eps=norm.eps, silu=silu)
+
+
+def forked(norm: Any, x: Features, *, silu: bool = True) -> tuple[Tensor, Any]:
+    """Returns a module's group normalisation of x, followed by SiLU, and x for what else reads it.
+
+    Arguments:
+        norm: The module: its groups, weight, bias and eps.
+        x: As in `normalised`.
+        silu: Whether SiLU follows.
+    """
+    if on_gpu(x if isinstance(x, Tensor) else x[0]):
+        return group_norm_fork(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=silu)
+    return normalised(norm, x, silu=silu), x

@@ -5,14 +5,26 @@ kernel is the 3 x 3 kernel convolved with a 2 x 2 box: 4/9 of the multiplication
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emfast.nn.gpu import added, on_gpu, terms
 from emfast.nn.learned import is_learned, learned_convolution
 from emfast.nn.packed import Plan, as_kernel, cast, fold, is_packed, packed_convolution, sorted_rows
+
+Tensors = Sequence[Tensor]
+
+
+class Shortcut(NamedTuple):
+    """A residual that is a convolution itself: `convolution(x, weight, bias, padding=padding)`."""
+
+    x: Tensor | Sequence[Tensor]
+    weight: Tensor
+    bias: Tensor | None
+    padding: int = 0
 
 
 def convolution(
@@ -20,7 +32,8 @@ def convolution(
     weight: Tensor | Sequence[Tensor],  # (D, C, K, K) or (D, C)
     bias: Tensor | Sequence[Tensor] | None = None,  # (D,)
     *,
-    residual: Tensor | None = None,  # (B, D, H, W)
+    residual: Tensor | Shortcut | None = None,  # (B, D, H, W)
+    scale: float = 1.0,
     stride: int = 1,
     padding: int = 0,
     upsample: bool = False,
@@ -30,13 +43,14 @@ def convolution(
 ) -> Tensor:
     r"""Returns the convolution of x, plus a residual, in channels_last.
 
-    .. math:: y = w * x + b + r
+    .. math:: y = s (w * x + b + r)
 
     Arguments:
         x: The features. Several tensors are read as their concatenation over channels, which is never written.
         weight: The kernels. Several tensors are read as their concatenation over output channels.
         bias: As many as weights, or None.
         residual: What is added to the result.
+        scale: s.
         stride: The stride.
         padding: The zeros around x.
         upsample: Whether x is first upsampled by two (nearest neighbours); the kernel is 3 x 3 and the padding 1.
@@ -49,17 +63,50 @@ def convolution(
     weights = tuple(weight) if not isinstance(weight, Tensor) else (weight,)
     biases = () if bias is None else tuple(bias) if not isinstance(bias, Tensor) else (bias,)
     plan = Plan(stride, padding, upsample, dtype or xs[0].dtype, len(xs), len(weights), bool(biases), interleaved)
+    if on_gpu(xs[0]):
+        return _summed(plan, residual, scale, xs, weights, biases, training)
+    if isinstance(residual, Shortcut):
+        x, weight, bias, padding = residual
+        residual = convolution(x, weight, bias, padding=padding, dtype=dtype, training=training)
+    y = _one(plan, residual, xs, weights, biases, training)
+    return y if scale == 1 else y * scale
+
+
+def _one(plan: Plan, residual: Tensor | None, xs: Tensors, weights: Tensors, biases: Tensors, training: bool) -> Tensor:
+    """The convolution with its residual, by the fastest of the ways on a CPU that can take it."""
     if training and is_learned(plan, xs, weights, biases):
-        weights, biases = (tuple(sorted_rows(t, interleaved) for t in ts) for ts in (weights, biases))
+        weights, biases = (tuple(sorted_rows(t, plan.interleaved) for t in ts) for ts in (weights, biases))
         return learned_convolution(plan, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):
         return packed_convolution(plan, residual, *xs, *weights, *biases)
     return _plain(plan, residual, xs, weights, biases)
 
 
-def _plain(
-    plan: Plan, residual: Tensor | None, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+def _summed(
+    plan: Plan,
+    residual: Tensor | Shortcut | None,
+    scale: float,
+    xs: Tensors,
+    weights: Tensors,
+    biases: Tensors,
+    training: bool,
 ) -> Tensor:
+    """The same on a GPU: what is to be added is added in one pass."""
+    if residual is None and len(xs) == 1 and scale == 1:
+        return terms(plan, xs, weights, biases, training=training)[0]
+    parts = terms(plan, xs, weights, (), training=training)
+    shifts = [sorted_rows(_joined(biases), plan.interleaved)] if biases else []
+    if isinstance(residual, Shortcut):
+        x = residual.x if not isinstance(residual.x, Tensor) else (residual.x,)
+        other = Plan(1, residual.padding, False, plan.dtype, len(x), 1, False, 1)
+        parts += terms(other, x, (residual.weight,), (), training=training)
+        shifts += [] if residual.bias is None else [residual.bias]
+    elif residual is not None:
+        parts.append(residual.to(plan.dtype))
+    return added(parts, sum(shifts[1:], shifts[0]) if shifts else None, scale)
+
+
+def _plain(plan: Plan, residual: Tensor | None, xs: Tensors, weights: Tensors, biases: Tensors) -> Tensor:
     """The same in torch's own operators, for every device and torch.compile."""
     with torch.autocast(xs[0].device.type, enabled=False):
         w = as_kernel(sorted_rows(_joined(weights), plan.interleaved))

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast.nn.attention import attend
-from emfast.nn.conditional import normalised
-from emfast.nn.convolution import convolution
+from emfast.nn.conditional import forked, normalised
+from emfast.nn.convolution import Shortcut, convolution
+from emfast.nn.gpu import later
 from emfast.nn.packed import cast
 from emfast.nn.swap import Swapped, is_hooked, original, precision
 
@@ -23,21 +24,26 @@ class Block(Swapped):
         xs = x if isinstance(x, tuple) else (x,)
         if not _is_known(self):
             return super().forward(joined(xs), emb)  # type: ignore[misc]
-        settings, scale = self.settings(), float(self.skip_scale)
+        settings = self.settings()
         dtype = precision(settings, xs[0])
-        options: dict[str, Any] = {"dtype": dtype, "training": self.training}
+        options: dict[str, Any] = {"dtype": dtype, "training": self.training, "scale": float(self.skip_scale)}
         inputs: Any = tuple(cast(part, dtype) for part in xs)
         inputs = inputs if len(inputs) > 1 else inputs[0]
-        h = resampled(self.conv0, normalised(self.norm0, inputs), dtype)
-        h = normalised(self.norm1, h, self.affine(emb), scaled=self.adaptive_scale)
+        _, shift = later(self.conv0.bias, xs[0])
+        h, inputs = forked(self.norm0, inputs)
+        h = resampled(self.conv0, h, dtype, biased=shift is None)
+        h = normalised(self.norm1, h, self.affine(emb), bias=shift, scaled=self.adaptive_scale)
         h = F.dropout(h, self.dropout, self.training)
-        y = joined(inputs) if self.skip is None else resampled(self.skip, inputs, dtype)
-        y = _scaled(convolution(h, self.conv1.weight, self.conv1.bias, residual=y, padding=1, **options), scale)
+        y = convolution(
+            h, self.conv1.weight, self.conv1.bias, residual=_skipped(self, inputs, dtype), padding=1, **options
+        )
         if self.num_heads:
-            h = normalised(self.norm2, y, silu=False)
-            qkv = convolution(h, self.qkv.weight, self.qkv.bias, interleaved=3, **options)  # else (head, size, 3)
+            h, y = forked(self.norm2, y, silu=False)
+            qkv = convolution(  # channels without `interleaved`: (head, size, 3)
+                h, self.qkv.weight, self.qkv.bias, interleaved=3, dtype=dtype, training=self.training
+            )
             h = attend(qkv, self.num_heads)
-            y = _scaled(convolution(h, self.proj.weight, self.proj.bias, residual=y, **options), scale)
+            y = convolution(h, self.proj.weight, self.proj.bias, residual=y, **options)
         return y.to(xs[0].dtype) if settings.dtype else y
 
 
@@ -56,31 +62,43 @@ class Norm(Swapped):
         return normalised(self, x, silu=False)
 
 
-def resampled(conv: Any, x: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+def _skipped(block: Any, inputs: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor | Shortcut:
+    """Returns what the block adds to its last convolution."""
+    skip = block.skip
+    if skip is None:
+        return joined(inputs)
+    if skip.weight is None or skip.up or skip.down:
+        return resampled(skip, inputs, dtype)
+    return Shortcut(inputs, skip.weight, skip.bias, skip.weight.shape[-1] // 2)
+
+
+def resampled(conv: Any, x: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype, *, biased: bool = True) -> Tensor:
     """Returns what an EDM Conv2d does: resampling by its filter, convolution, or both.
 
     Arguments:
         conv: The module: weight (None for none), bias, up, down, resample_filter, fused_resample.
         x: The features; two tensors are read as their concatenation over channels.
         dtype: The precision.
+        biased: Whether the bias is added: it is the same for all pixels, whatever the filter.
     """
     if conv.weight is None:
         return _filtered(conv, cast(joined(x), dtype))
+    bias = conv.bias if biased else None
     padding = conv.weight.shape[-1] // 2
     options: dict[str, Any] = {"dtype": dtype, "padding": padding, "training": conv.training}
     if not (conv.up or conv.down):
-        return convolution(x, conv.weight, conv.bias, **options)
+        return convolution(x, conv.weight, bias, **options)
     x, size = joined(x), conv.resample_filter.shape[-1]
     if conv.down and conv.fused_resample:
         options["padding"] += (size - 1) // 2
         y = convolution(x, conv.weight, None, **options)
         y = F.conv2d(y, _depthwise(conv, y), groups=y.shape[1], stride=2)
-        return y if conv.bias is None else y + conv.bias.to(y.dtype)[:, None, None]
+        return y if bias is None else y + bias.to(y.dtype)[:, None, None]
     if conv.up and size == 2 and padding == 1:
-        return convolution(x, conv.weight, conv.bias, upsample=True, **options)
+        return convolution(x, conv.weight, bias, upsample=True, **options)
     if conv.up and size == 2 and padding == 0:  # a 1 x 1 convolution of copied pixels is the copy of its result
-        return _filtered(conv, convolution(x, conv.weight, conv.bias, **options))
-    return convolution(_filtered(conv, cast(x, dtype)), conv.weight, conv.bias, **options)
+        return _filtered(conv, convolution(x, conv.weight, bias, **options))
+    return convolution(_filtered(conv, cast(x, dtype)), conv.weight, bias, **options)
 
 
 def _filtered(conv: Any, x: Tensor) -> Tensor:
@@ -106,10 +124,6 @@ def joined(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x
     return x[0] if len(x) == 1 else torch.cat(x, 1)
-
-
-def _scaled(x: Tensor, scale: float) -> Tensor:
-    return x if scale == 1 else x * scale
 
 
 def _is_known(block: Any) -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emfast.nn.attention import attend
-from emfast.nn.conditional import normalised
-from emfast.nn.convolution import convolution
+from emfast.nn.conditional import forked, normalised
+from emfast.nn.convolution import Shortcut, convolution
+from emfast.nn.gpu import later
 from emfast.nn.packed import cast
 from emfast.nn.swap import Swapped, is_hooked, is_plain, precision
 
@@ -36,21 +37,21 @@ def _residual(block: Any, emb: Tensor, *inputs: Tensor) -> Tensor:
     dtype = precision(settings, inputs[0])
     xs = tuple(cast(x, dtype) for x in inputs)
     first, last = block.in_layers[2], block.out_layers[3]
-    h = normalised(block.in_layers[0], _pair(xs))
+    h, features = forked(block.in_layers[0], _pair(xs))
+    xs = features if isinstance(features, tuple) else (features,)
     up = block.updown and type(block.h_upd).__name__ == "Upsample"
     if block.updown:
         x = _joined(xs)
         xs = (F.interpolate(x, scale_factor=2.0) if up else F.avg_pool2d(x, 2),)
         h = h if up else F.avg_pool2d(h, 2)
-    h = convolution(h, first.weight, first.bias, padding=1, upsample=up, dtype=dtype, training=block.training)
-    h = normalised(block.out_layers[0], h, block.emb_layers(emb), scaled=block.use_scale_shift_norm)
+    options: dict[str, Any] = {"padding": 1, "dtype": dtype, "training": block.training}
+    bias, shift = later(first.bias, h)
+    h = convolution(h, first.weight, bias, upsample=up, **options)
+    h = normalised(block.out_layers[0], h, block.emb_layers(emb), bias=shift, scaled=block.use_scale_shift_norm)
     h = block.out_layers[2](h)  # dropout
     skip = block.skip_connection
-    if isinstance(skip, nn.Identity):
-        x = _joined(xs)
-    else:
-        x = convolution(xs, skip.weight, skip.bias, padding=skip.padding[0], dtype=dtype, training=block.training)
-    y = convolution(h, last.weight, last.bias, residual=x, padding=1, dtype=dtype, training=block.training)
+    residual = _joined(xs) if isinstance(skip, nn.Identity) else Shortcut(xs, skip.weight, skip.bias, skip.padding[0])
+    y = convolution(h, last.weight, last.bias, residual=residual, **options)
     return y.to(inputs[0].dtype) if settings.dtype else y
 
 
@@ -69,8 +70,7 @@ class AttentionBlock(Swapped):
 def _attention(block: Any, features: Tensor) -> Tensor:
     settings = block.settings()
     dtype = precision(settings, features)
-    x = cast(features, dtype)
-    h = normalised(block.norm, x, silu=False)
+    h, x = forked(block.norm, cast(features, dtype), silu=False)
     qkv = convolution(h, block.qkv.weight, block.qkv.bias, dtype=dtype, training=block.training)
     order = "h3d" if type(block.attention).__name__ == "QKVAttentionLegacy" else "3hd"
     h = attend(qkv, block.attention.n_heads, order)

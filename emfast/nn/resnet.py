@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emfast.nn.convolution import convolution
+from emfast.nn.conditional import forked, normalised
+from emfast.nn.convolution import Shortcut, convolution
+from emfast.nn.gpu import later
 from emfast.nn.packed import cast
 from emfast.nn.swap import Swapped, is_plain, precision
-from emfast.ops import group_norm_silu, modulated
 
 
 class ResnetBlock(Swapped):
@@ -31,26 +32,21 @@ class ResnetBlock(Swapped):
             return super().forward(x, temb, *args, **kwargs)  # type: ignore[misc]
         dtype = precision(self.settings(), input_tensor)
         x = cast(input_tensor, dtype)
-        inputs: Any = x if skip is None else (x, cast(skip, dtype))
-        h = _normalised(self.norm1, inputs)
+        h, inputs = forked(self.norm1, x if skip is None else (x, cast(skip, dtype)))
         resample = self.upsample or self.downsample
         if resample is not None:
-            x = resample(x)
-            inputs = x
+            inputs = resample(inputs)
             h = h if self.upsample is not None and _is_nearest(self.upsample) else resample(h)
         folded = self.upsample is not None and _is_nearest(self.upsample)
-        h = convolution(
-            h, self.conv1.weight, self.conv1.bias, padding=1, upsample=folded, dtype=dtype, training=self.training
-        )
-        h = F.dropout(_conditioned(self, h, temb), self.dropout.p, self.dropout.training)
+        options: dict[str, Any] = {"padding": 1, "dtype": dtype, "training": self.training}
+        bias, shift = later(self.conv1.bias, x)
+        h = convolution(h, self.conv1.weight, bias, upsample=folded, **options)
+        h = F.dropout(_conditioned(self, h, temb, shift), self.dropout.p, self.dropout.training)
+        residual: Any = inputs
         if self.conv_shortcut is not None:
-            x = convolution(
-                inputs, self.conv_shortcut.weight, self.conv_shortcut.bias, dtype=dtype, training=self.training
-            )
-        y = convolution(
-            h, self.conv2.weight, self.conv2.bias, residual=x, padding=1, dtype=dtype, training=self.training
-        )
-        y = y if self.output_scale_factor == 1 else y / self.output_scale_factor
+            residual = Shortcut(inputs, self.conv_shortcut.weight, self.conv_shortcut.bias)
+        options["scale"] = 1 / self.output_scale_factor
+        y = convolution(h, self.conv2.weight, self.conv2.bias, residual=residual, **options)
         return y.to(input_tensor.dtype) if self.settings().dtype else y
 
 
@@ -66,19 +62,13 @@ def _is_nearest(upsample: Any) -> bool:
     return isinstance(upsample, nn.Module) and not getattr(upsample, "use_conv", True)
 
 
-def _normalised(norm: Any, x: Any, **options: Any) -> Tensor:
-    return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, **options)
-
-
-def _conditioned(block: Any, h: Tensor, temb: Tensor | None) -> Tensor:
+def _conditioned(block: Any, h: Tensor, temb: Tensor | None, shift: Tensor | None) -> Tensor:
     """Returns the second normalisation with the time embedding before it (default) or after it (scale_shift)."""
-    norm = block.norm2
     if block.time_emb_proj is not None and temb is not None:
         temb = block.time_emb_proj(temb if block.skip_time_act else block.nonlinearity(temb))
-    if temb is None or block.time_embedding_norm != "scale_shift":
-        return _normalised(norm, h, channel_bias=temb if block.time_embedding_norm == "default" else None)
-    weight, bias = modulated(norm.weight, norm.bias, *temb.chunk(2, dim=1))
-    return group_norm_silu(h, norm.num_groups, weight, bias, eps=norm.eps)
+    scaled = block.time_embedding_norm == "scale_shift"
+    known = scaled or block.time_embedding_norm == "default"
+    return normalised(block.norm2, h, temb if known else None, bias=shift, scaled=scaled)
 
 
 class UpBlock(Swapped):

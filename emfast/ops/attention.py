@@ -47,6 +47,33 @@ def attention(
     return out
 
 
+def packed_attention(
+    packed: Tensor,  # (3, B, H, N, D)
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    r"""Returns `attention` of the queries, keys and values that one projection has put into one tensor.
+
+    .. math:: \mathrm{softmax}(s \, q k^\top) v, \quad (q, k, v) = p
+
+    Arguments:
+        packed: A view of the projection's output, in any strides; it is read where it is.
+        scale: s > 0; None is 1 / sqrt(D).
+
+    Returns:
+        A tensor as `attention` returns it. The gradient to packed has the strides of packed: as a whole it is what the
+        projection's backward reads, with no copy of its three parts.
+    """
+    name = "packed_attention"
+    floating = packed.is_floating_point()
+    check(floating, name, "packed", "to be a floating tensor", packed.dtype, "Cast it with packed.float()", TypeError)
+    fits = packed.dim() == 5 and packed.shape[0] == 3 and packed.shape[3] > 0 and packed.shape[4] > 0
+    check(fits, name, "packed", "of shape (3, B, H, N, D), N and D > 0", packed)
+    check(scale is None or scale > 0, name, "scale", "to be positive", scale)
+    out: Tensor = _packed_forward(packed, packed.shape[4] ** -0.5 if scale is None else scale)[0]
+    return out
+
+
 def _validate(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:
     name = "attention"
     floating = query.is_floating_point()
@@ -79,6 +106,19 @@ def reference_backward(
     return dquery.copy_(slopes @ k), dkey.copy_(slopes.mT @ q), dvalue.copy_(weights.mT @ g)
 
 
+def packed_reference(packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The specification of `packed_attention`."""
+    query, key, value = packed.unbind()
+    return reference(query, key, value, scale)
+
+
+def packed_reference_backward(grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """The specification of its gradient."""
+    query, key, value = packed.unbind()
+    gradients = reference_backward(grad, query, key, value, out, lse, scale)
+    return torch.empty_like(packed).copy_(torch.stack(gradients))
+
+
 def _accumulated(*tensors: Tensor) -> list[Tensor]:
     return [tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors]
 
@@ -108,10 +148,27 @@ def _cpp_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
     results = _fake_backward(grad, query, key, value)
-    tensors = (grad, query, key, value, out, *results)
-    where = addresses(*tensors, lse.contiguous())
-    extension().attention_backward(where, [t.stride() for t in tensors], _sizes(query, key), scale)
+    _write_gradients((grad, query, key, value, out), lse, scale, results)
     return results
+
+
+def _cpp_packed(packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    query, key, value = packed.unbind()
+    return _cpp(query, key, value, scale)
+
+
+def _cpp_packed_backward(grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
+    result = torch.empty_like(packed)
+    dense = result.stride(4) == 1  # what the kernel writes
+    written = result if dense else packed.new_empty(packed.shape)
+    _write_gradients((grad, *packed.unbind(), out), lse, scale, written.unbind())
+    return result if dense else result.copy_(written)
+
+
+def _write_gradients(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple[Tensor, ...]) -> None:
+    tensors = (*inputs, *results)
+    where = addresses(*tensors, lse.contiguous())
+    extension().attention_backward(where, [t.stride() for t in tensors], _sizes(*inputs[1:3]), scale)
 
 
 def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
@@ -122,8 +179,8 @@ def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
 def _unsupported(query: Tensor, *rest: Any) -> str | None:
     if query.numel() == 0:
         return "an empty tensor"
-    if query.is_cuda and query.shape[3] > LARGEST:
-        return f"{query.shape[3]} dimensions of a head, which only the reference takes"
+    if query.is_cuda and query.shape[-1] > LARGEST:
+        return f"{query.shape[-1]} dimensions of a head, which only the reference takes"
     return None if query.dtype in DTYPES else f"{query.dtype}, which only the reference takes"
 
 
@@ -138,6 +195,10 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
     if grad is None:
         return None, None, None, None
     return *_gradients(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+def _packed_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    return (None if grad is None else _packed_gradients(grad, *ctx.saved_tensors, ctx.scale)), None
 
 
 _gradients = register(
@@ -159,5 +220,25 @@ _forward = register(
     setup_context=_setup_context,
     triton="attention",
     cpp=_cpp,
+    unsupported=_unsupported,
+)
+_packed_gradients = register(
+    "packed_attention_backward",
+    "(Tensor grad, Tensor packed, Tensor out, Tensor lse, float scale) -> Tensor",
+    reference=packed_reference_backward,
+    fake=lambda grad, packed, *rest: torch.empty_like(packed),
+    triton="attention_backward",
+    cpp=_cpp_packed_backward,
+    unsupported=lambda grad, packed, *rest: _unsupported(packed),
+)
+_packed_forward = register(
+    "packed_attention",
+    "(Tensor packed, float scale) -> (Tensor, Tensor)",
+    reference=packed_reference,
+    fake=lambda packed, scale: _fake(packed[0]),
+    backward=_packed_backward,
+    setup_context=_setup_context,
+    triton="attention",
+    cpp=_cpp_packed,
     unsupported=_unsupported,
 )

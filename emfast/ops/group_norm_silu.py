@@ -51,7 +51,7 @@ def group_norm_silu(
         | Group Normalization (Wu and He, 2018), arXiv 1803.08494
     """
     x, skip = x if isinstance(x, tuple) else (x, None)
-    _validate(x, skip, num_groups, weight, bias, channel_bias)
+    validate(x, skip, num_groups, weight, bias, channel_bias)
     if skip is None and channel_bias is None and _is_slow(x, weight, bias):
         n = torch.group_norm(x, num_groups, weight, bias, eps)
         return F.silu(n) if silu else n
@@ -84,9 +84,10 @@ def modulated(
     return folded, shift.to(dtype) if bias is None else torch.addcmul(shift.to(dtype), factor, bias.to(dtype))
 
 
-def _validate(
+def validate(
     x: Tensor, skip: Tensor | None, num_groups: int, weight: Tensor | None, bias: Tensor | None, shift: Tensor | None
 ) -> None:
+    """Raises an error for arguments that do not fit each other."""
     name = "group_norm_silu"
     check(x.is_floating_point(), name, "x", "to be a floating tensor", x.dtype, "Cast it with x.float()", TypeError)
     check(x.dim() >= 2, name, "x", "of shape (B, C, ...)", x)
@@ -154,8 +155,9 @@ def reference_backward(
     num_groups: int,
     silu: bool,
     parameters: bool,
+    *added: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification of the gradients to x, to skip, and (3, B, C): to channel_bias, weight and bias."""
+    """The specification of the gradients to x and to skip, plus what is added to them, and (3, B, C): to the rest."""
     h = _joined(x, skip, channel_bias)  # (B, C, P)
     shape = (h.shape[0], num_groups, h.shape[1] // num_groups * h.shape[2])
     mean, rstd = statistics[..., None]  # (B, G, 1)
@@ -168,9 +170,11 @@ def reference_backward(
         dz = dz * (s * (1 + z * (1 - s)))
     dn = (dz * w).reshape(shape)
     dh = ((dn - dn.mean(2, keepdim=True) - n * (dn * n).mean(2, keepdim=True)) * rstd).reshape(h.shape)
-    dx, dskip, sums = _fake_backward(grad, x, skip, parameters)
-    for result, part in zip((dx, dskip), dh.split((x.shape[1], h.shape[1] - x.shape[1]), 1), strict=True):
-        result.copy_(part.reshape(result.shape))
+    dx, dskip, sums = _fake_backward(grad, x, skip, parameters, *added)
+    parts = dh.split((x.shape[1], h.shape[1] - x.shape[1]), 1)
+    for result, part, other in zip((dx, dskip), parts, added, strict=True):
+        part = part.reshape(result.shape)
+        result.copy_(part if other is None else part + other.to(part.dtype))
     if parameters:
         torch.stack((dh.sum(2), (dz * n.reshape(h.shape)).sum(2), dz.sum(2)), out=sums)
     return dx, dskip, sums
@@ -203,7 +207,7 @@ def _fake(x: Tensor, skip: Tensor | None, c: Any, w: Any, b: Any, num_groups: in
 
 def _fake_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     dskip = x.new_empty(0) if skip is None else _empty(x, skip.shape[1])
-    shape = (3, *grad.shape[:2]) if rest[-1] else (0,)
+    shape = (3, *grad.shape[:2]) if rest[-3] else (0,)
     return _empty(x, x.shape[1]), dskip, x.new_empty(shape, dtype=_accumulate(x))
 
 
@@ -216,10 +220,13 @@ def _cpp(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _cpp_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *parameters, statistics, num_groups, silu, _ = rest
+    *parameters, statistics, num_groups, silu, _ = rest[:-2]
     results = _fake_backward(grad, x, skip, *rest)
     tensors, sizes = _dense(x, (x, skip, grad), parameters)
     extension().group_norm_silu_backward(addresses(*tensors, statistics, *results), sizes, num_groups, silu)
+    for result, other in zip(results, rest[-2:], strict=False):
+        if other is not None:
+            result.add_(other)
     return results
 
 
@@ -256,7 +263,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
         return (None,) * len(needs)
     x, skip, *parameters, statistics = ctx.saved_tensors
     full = any(needs[2:5])
-    dx, dskip, sums = _gradients(grad, x, skip, *parameters, statistics, ctx.num_groups, ctx.silu, full)
+    dx, dskip, sums = _gradients(grad, x, skip, *parameters, statistics, ctx.num_groups, ctx.silu, full, None, None)
     gradients = [dx if needs[0] else None, dskip if needs[1] else None]
     for i, (tensor, need) in enumerate(zip(parameters, needs[2:5], strict=True)):
         gradients.append((sums[i].sum(0) if tensor.dim() == 1 else sums[i]).to(tensor.dtype) if need else None)
@@ -267,10 +274,10 @@ _OPTIONS = "Tensor? channel_bias, Tensor? weight, Tensor? bias"
 _gradients = register(
     "group_norm_silu_backward",
     f"(Tensor grad, Tensor x, Tensor? skip, {_OPTIONS}, Tensor statistics, int num_groups, bool silu,"
-    " bool parameters) -> (Tensor, Tensor, Tensor)",
+    " bool parameters, Tensor? added, Tensor? added_skip) -> (Tensor, Tensor, Tensor)",
     reference=reference_backward,
     fake=_fake_backward,
-    triton="group_norm_silu",
+    triton="group_norm_silu_backward",
     cpp=_cpp_backward,
     unsupported=lambda grad, x, *rest: _unsupported(x),
 )

@@ -63,7 +63,7 @@ def inputs(model, batch=2):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_contract(name, device):
+def test_contract(name, device, way):
     model = network(**NETWORKS[name])
     check_adapter(model, inputs(model), device)
 
@@ -76,7 +76,7 @@ def test_what_is_left_alone_is_listed():
     assert report(accelerate(other)) == {"swapped": {}, "left": {"Conv2d": 1}}
 
 
-def test_precision():
+def test_precision(way):
     model = network()
     x, t = inputs(model)
     assert accelerate(model, dtype=torch.bfloat16)(x, t).sample.dtype == torch.float32
@@ -88,7 +88,7 @@ def test_precision():
     assert model.double()(x.double(), t).sample.dtype == torch.float64
 
 
-def test_autograd_to_the_input_leaves_parameters_alone():
+def test_autograd_to_the_input_leaves_parameters_alone(way):
     model = accelerate(network(), dtype=torch.bfloat16)
     x, t = inputs(model)
     leaf = x.clone().requires_grad_()
@@ -99,7 +99,7 @@ def test_autograd_to_the_input_leaves_parameters_alone():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_weights_may_change():
+def test_weights_may_change(way):
     """Every way to change a weight is seen, a write through .data included."""
     model, twin = accelerate(network()), network()
     x, t = inputs(model)
@@ -150,7 +150,7 @@ def test_training_with_dropout():
     assert torch.equal(model.eval()(x, t).sample, model(x, t).sample)
 
 
-def test_gradient_checkpointing():
+def test_gradient_checkpointing(way):
     model = accelerate(network(), dtype=torch.bfloat16).train()
     usual = gradients_of(model, inputs(model))
     model.enable_gradient_checkpointing()
@@ -158,7 +158,7 @@ def test_gradient_checkpointing():
         assert torch.equal(a, b)
 
 
-def test_compile():
+def test_compile(way):
     model = accelerate(network(), dtype=torch.bfloat16).requires_grad_(False)
     x, t = inputs(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -68,14 +68,14 @@ def convert(model, dtype):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_contract(name, device):
+def test_contract(name, device, way):
     model = network(name)
     check_adapter(model, inputs(model), device, convert=convert)
     assert report(accelerate(model))["left"] == {}
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "skip, long filter", "adm"])
-def test_contract_in_training(name, device):
+def test_contract_in_training(name, device, way):
     """The path of weights that are new at every step."""
     model = network(name, dropout=0.0).train()
     check_adapter(model, inputs(model), device, dtypes=(torch.bfloat16,), convert=convert)

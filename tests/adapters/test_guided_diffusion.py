@@ -66,20 +66,20 @@ def convert(model, dtype):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_contract(name, device):
+def test_contract(name, device, way):
     model = network(**NETWORKS[name])
     check_adapter(model, inputs(model), device, convert=convert)
     assert report(accelerate(model))["left"] == {}
 
 
 @pytest.mark.parametrize("name", ["small", "adm", "heads", "checkpointing"])
-def test_contract_in_training(name, device):
+def test_contract_in_training(name, device, way):
     """The path of weights that are new at every step."""
     model = network(**NETWORKS[name]).train()
     check_adapter(model, inputs(model), device, dtypes=(torch.bfloat16,), convert=convert)
 
 
-def test_a_wide_skip_connection(device):
+def test_a_wide_skip_connection(device, way):
     """A residual block may have a 3 x 3 convolution there, though no network of the original does."""
     model = network()
     model.output_blocks[0][0] = original.ResBlock(64, 64, 0.0, 32, use_conv=True)

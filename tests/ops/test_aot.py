@@ -29,9 +29,12 @@ def group_norm_silu(dtype: torch.dtype, last: bool, shape: tuple[int, ...], grou
     channels = shape[1] * (2 if full else 1)
     per_sample, weight = torch.empty(shape[0], channels), torch.empty(channels, dtype=dtype)
     skip, parameters = (x, (per_sample,) * 3) if full else (None, (None, weight, weight))
-    forward, backward = (triton_launcher("group_norm_silu", f"group_norm_silu{end}") for end in ("", "_backward"))
+    names = ("group_norm_silu", "group_norm_silu_backward")
+    forward, backward = (triton_launcher(name, name) for name in names)
     y, statistics = forward(x, skip, *parameters, groups, 1e-5, True)
-    backward(y, x, skip, *parameters, statistics, groups, True, full)
+    for added, learned in ((None, full), (x, full), (x, False)):  # what is added, whether parameters get gradients
+        second = None if skip is None else added
+        backward(y, x, skip, *parameters, statistics, groups, True, learned, added, second)
 
 
 def normal(shape: tuple[int, ...]) -> None:
@@ -68,12 +71,22 @@ def blur(dtype: torch.dtype, shape: tuple[int, ...], circular: bool) -> None:
 def attention(dtype: torch.dtype, shape: tuple[int, ...], keys: int = 0) -> None:
     """Launches forward and backward on the output of one projection; with keys, on tensors of their own."""
     batch, heads, tokens, size = shape
-    if keys:
-        query, (key, value) = torch.empty(shape, dtype=dtype), torch.empty(2, batch, heads, keys, size, dtype=dtype)
-    else:
-        query, key, value = torch.empty(batch, tokens, 3, heads, size, dtype=dtype).permute(2, 0, 3, 1, 4).unbind()
+    if not keys:
+        packed = torch.empty(batch, tokens, 3, heads, size, dtype=dtype).permute(2, 0, 3, 1, 4)
+        out, lse = triton_launcher("attention", "packed_attention")(packed, 1.0)
+        triton_launcher("attention_backward", "packed_attention_backward")(out, packed, out, lse, 1.0)
+        return
+    query, (key, value) = torch.empty(shape, dtype=dtype), torch.empty(2, batch, heads, keys, size, dtype=dtype)
     out, lse = triton_launcher("attention", "attention")(query, key, value, 1.0)
     triton_launcher("attention_backward", "attention_backward")(out, query, key, value, out, lse, 1.0)
+
+
+def residual_sum(dtype: torch.dtype, last: bool, shape: tuple[int, ...], terms: int) -> None:
+    """Launches the sum of some terms and a bias."""
+    x = torch.empty(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    others = [x] * (terms - 1) + [None] * (3 - terms)
+    triton_launcher("residual_sum", "residual_sum")(x, *others, torch.empty(shape[1]), 0.5)
 
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -114,11 +127,17 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (attention, (BF16, (2, 1, 16, 256))),
     (attention, (FP32, (2, 4, 25, 64))),
     (attention, (FP32, (2, 1, 16, 256))),
+    (residual_sum, (BF16, True, (2, 256, 32, 32), 3)),
+    (residual_sum, (BF16, True, (2, 128, 16, 16), 2)),
+    (residual_sum, (FP32, False, (2, 128, 16, 16), 3)),
+    (residual_sum, (FP32, True, (1, 30, 33, 33), 2)),
+    (group_norm_silu, (BF16, True, (2, 128, 32, 32), 32, False)),
+    (group_norm_silu, (BF16, True, (2, 96, 32, 32), 24, True)),
 ]
-ODD = {4, 11, 26}  # cases whose rows do not start at multiples of 16 bytes
+ODD = {4, 11, 26, 39}  # cases whose rows do not start at multiples of 16 bytes
 NARROW = (normal, separable_blur, blur)  # read next to nothing, or gather from the caches
 FEW = {(0, 90), (0, 120), (1, 86), (3, 80), (16, 80), (16, 90), (21, 100), (25, 120), (27, 86)}
-SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14)}  # of cases and architectures, run by default
+SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14, 36, 40)}  # of cases and architectures, run by default
 
 
 def resources(kernel: Any, folder: Path) -> SimpleNamespace:

@@ -6,7 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emfast._library import OPS
 from emfast._library import backend as forced
-from emfast.ops import attention
+from emfast.ops import attention, packed_attention
+from emfast.precompile import recording
 
 SIZES = [(2, 2, 5, 3), (1, 1, 1, 1), (2, 1, 1, 8), (1, 3, 33, 17), (2, 4, 64, 8), (1, 2, 300, 16), (1, 1, 256, 256)]
 SAMPLES = [{"query": size, "key": size, "value": size} for size in SIZES]
@@ -35,21 +36,53 @@ def test_contract(backend, device):
     check_op(attention, native, samples, backend=backend, device=device)
 
 
-def packed(qkv, heads, function):
+def packed(qkv, heads, order, function):
     """Attention on the output (B, N, 3 C) of one projection, with the input (B, N, C) of the next as its result."""
-    query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return function(query, key, value).transpose(1, 2).flatten(2)
+    sizes = {"3": 3, "h": heads, "d": qkv.shape[2] // (3 * heads)}
+    three, head, size = (2 + order.index(axis) for axis in "3hd")
+    x = qkv.unflatten(2, tuple(sizes[axis] for axis in order)).permute(three, 0, head, 1, size)
+    return function(x).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("heads", [1, 4])
+PACKED = {"parts": lambda x: attention(*x), "whole": packed_attention}
+
+
+@pytest.mark.parametrize("which", PACKED)
+@pytest.mark.parametrize(("heads", "order"), [(1, "3hd"), (4, "3hd"), (4, "h3d"), (2, "hd3")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_projection_is_read_where_it_is(heads, dtype, backend, device):
+def test_packed_projection_is_read_where_it_is(which, heads, order, dtype, backend, device):
     require("attention", backend, device)
     qkv = torch.randn(2, 65, 96, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    pair = [lambda qkv, function=function: packed(qkv, heads, function) for function in (attention, native)]
+    pair = [
+        lambda qkv, function=function: packed(qkv, heads, order, function)
+        for function in (PACKED[which], lambda x: native(*x))
+    ]
     with forced(backend):
         assert attention(*qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)).transpose(1, 2).is_contiguous()
-        check_accuracy(*pair, {"qkv": qkv}, f"packed, {heads} heads, {dtype}")
+        check_accuracy(*pair, {"qkv": qkv}, f"packed, {heads} heads, {order}, {dtype}")
+
+
+PACKED_SAMPLES = [
+    {"packed": (3, 2, 2, 5, 3)},
+    {"packed": (3, 2, 4, 64, 8)},
+    {"packed": (3, 1, 1, 33, 64), "scale": 0.3},
+]
+
+
+def test_packed_contract(backend, device):
+    def usual(packed, scale=None):
+        return native(*packed, scale=scale)
+
+    check_op(packed_attention, usual, PACKED_SAMPLES, backend=backend, device=device)
+
+
+def test_the_gradient_to_a_packed_projection_is_one_tensor_of_its_strides(device):
+    """What autograd would make of three gradients is a stack of them, then a copy in the projection's strides."""
+    x = torch.randn(2, 9, 3, 4, 8, device=device).permute(2, 0, 3, 1, 4).requires_grad_()
+    with recording() as calls:
+        (gradient,) = torch.autograd.grad(packed_attention(x).sum(), x)
+    assert gradient.stride() == x.stride()
+    assert [op._opname for op, _ in calls] == ["packed_attention", "packed_attention_backward"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -102,6 +135,13 @@ def test_heads_split_among_threads(threads, device):
 def test_bad_arguments(shapes, scale, sentence):
     with pytest.raises(ValueError, match=sentence):
         attention(*map(torch.ones, shapes), scale=scale)
+
+
+def test_a_projection_that_is_not_packed_is_refused():
+    with pytest.raises(
+        ValueError, match=r"expected packed of shape \(3, B, H, N, D\), N and D > 0, got \(2, 1, 1, 4, 4\)"
+    ):
+        packed_attention(torch.ones(2, 1, 1, 4, 4))
 
 
 def test_mixed_dtypes_are_refused():

@@ -1,0 +1,128 @@
+"""Configurations of Triton kernels for the GPU that is here, by measurement: a climb from what the tables give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from emfast._check import check
+from emfast._files import read_json, write_json
+from emfast._library import OPS
+from emfast.precompile import Call, Layout
+
+BATCH = 64  # of the calls that are timed; a configuration serves all sizes of batches
+GAIN = 0.97  # of the time before: less is not taken for an improvement
+Timer = Callable[[Callable[[], Any]], float]  # a function's milliseconds
+
+
+def check_gpu() -> None:
+    """Raises an error where there is no GPU to measure on."""
+    fix = "Leave --tune away: without it every GPU is served by the configurations of the tables"
+    check(torch.cuda.is_available(), "precompile", "--tune", "to find a GPU to time kernels on", "none", fix)
+
+
+def tune(
+    calls: Sequence[Call],
+    folder: Path,
+    *,
+    device: str = "cuda",
+    timer: Timer | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> dict[str, list[int]]:
+    """Times other configurations of the kernels that some calls launch, writes the faster ones to a file, returns them.
+
+    The file, beside the compiled kernels, keeps what it holds of other sizes and other GPUs.
+
+    Arguments:
+        calls: Op calls, as `trace` finds them.
+        folder: The cache of Triton, which may exist.
+        device: Where the calls run.
+        timer: Returns the milliseconds of a function; triton's do_bench by default.
+        callback: Called as callback(calls done, calls in all).
+    """
+    import triton
+
+    from emfast.kernels._tuned import FILE, asking
+
+    found: dict[str, list[int]] = {}
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(folder)
+        for done, (op, arguments) in enumerate(calls, 1):
+            values = [_values(x, device) if isinstance(x, Layout) else x for x in arguments]
+            run = partial(OPS[op].functions["triton"], *values)
+            with asking() as asked:
+                expected = _tensors(run())
+            for key, row in asked.items():
+                best = _climb(run, key, row, expected, timer or _median)
+                if best != row:
+                    found[key] = list(best)
+            if callback is not None:
+                callback(done, len(calls))
+    path = folder / FILE
+    table = read_json(path) if path.is_file() else {}
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    table[name] = table.get(name, {}) | found
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, table)
+    return found
+
+
+def _median(function: Callable[[], Any]) -> float:
+    from triton.testing import do_bench
+
+    return float(do_bench(function, warmup=5, rep=20, return_mode="median"))
+
+
+def _climb(run: Callable[[], Any], key: str, row: tuple[int, ...], expected: list[Tensor], timer: Timer) -> Any:
+    """Returns the configuration that none with one number halved or doubled beats."""
+    best, seen = _milliseconds(run, key, row, expected, timer), {row}
+    improved = True
+    while improved:
+        improved = False
+        for other in _neighbours(row):
+            if other in seen:
+                continue
+            seen.add(other)
+            ms = _milliseconds(run, key, other, expected, timer)
+            if ms < GAIN * best:
+                row, best, improved = other, ms, True
+                break
+    return row
+
+
+def _neighbours(row: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for i, number in enumerate(row):
+        yield from ((*row[:i], value, *row[i + 1 :]) for value in (2 * number, number // 2) if value)
+
+
+def _milliseconds(run: Callable[[], Any], key: str, row: Any, expected: list[Tensor], timer: Timer) -> float:
+    """Returns a configuration's time; infinity for one that does not compile, or gives other results."""
+    from emfast.kernels._tuned import trying
+
+    with trying(key, row):
+        try:
+            results = _tensors(run())
+            return timer(run) if all(map(_agree, results, expected)) else float("inf")
+        except Exception:  # too much shared memory, too many threads: Triton has many names for it
+            return float("inf")
+
+
+def _agree(x: Tensor, y: Tensor) -> bool:
+    return bool((x.float() - y.float()).abs().max() <= 0.02 * y.float().abs().max())
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.numel()]
+
+
+def _values(layout: Layout, device: str) -> Tensor:
+    x = layout.empty(device)
+    memory = x if x._base is None else x._base
+    memory.normal_() if x.is_floating_point() else memory.zero_()
+    return x

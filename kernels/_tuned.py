@@ -1,0 +1,70 @@
+"""Configurations that `emfast precompile --tune` has measured, in the place of those that the kernels' tables give.
+
+They are read once from the file EMFAST_TUNED, or from FILE in the folder TRITON_CACHE_DIR: for each name of a GPU, a
+configuration for each kernel and size that was measured to be faster.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+FILE = "emfast-tuned.json"
+Row = tuple[int, ...]
+_trial: dict[str, Row] = {}
+_asked: list[dict[str, Row]] = []
+
+
+def tuned(kernel: str, x: Tensor, sizes: tuple[int, ...], default: Row) -> Row:
+    """Returns the configuration of a kernel for some sizes on the GPU of x: the measured one, or the default."""
+    if not (_asked or _trial or table()):
+        return default
+    key = " ".join(map(str, (kernel, *map(int, sizes))))
+    for asked in _asked:
+        asked[key] = default
+    if key in _trial or not x.is_cuda:
+        return _trial.get(key, default)
+    return tuple(table().get(gpu(x.device.index), {}).get(key, default))
+
+
+@cache
+def table() -> dict[str, dict[str, list[int]]]:
+    """Returns what the file holds: {} without one."""
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    path = os.environ.get("EMFAST_TUNED") or (os.path.join(folder, FILE) if folder else "")
+    if not os.path.isfile(path):
+        return {}
+    with open(path) as file:
+        found: dict[str, dict[str, list[int]]] = json.load(file)
+    return found
+
+
+@cache
+def gpu(index: int) -> str:
+    """Returns the name of a GPU."""
+    return torch.cuda.get_device_name(index)
+
+
+@contextmanager
+def asking() -> Iterator[dict[str, Row]]:
+    """Yields what is asked for in the block, each key with its default."""
+    asked: dict[str, Row] = {}
+    _asked.append(asked)
+    try:
+        yield asked
+    finally:
+        _asked.remove(asked)
+
+
+@contextmanager
+def trying(key: str, row: Row) -> Iterator[None]:
+    """Gives a configuration to all who ask for a key in the block."""
+    _trial[key] = row
+    try:
+        yield
+    finally:
+        del _trial[key]

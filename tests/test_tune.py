@@ -1,0 +1,77 @@
+"""Tuning, with a timer that knows the answer."""
+
+import json
+
+import pytest
+import torch
+
+from emfast._library import OPS
+from emfast.precompile import Layout
+from emfast.tune import tune
+
+tuned_module = pytest.importorskip("emfast.kernels._tuned", reason="needs triton (the test extra installs it)")
+CALL = ("residual_sum", (Layout(torch.float32, (2, 4), (4, 1), 0), None, 2.0))
+KEY = "residual_sum 4"
+
+
+@pytest.fixture
+def configuration(monkeypatch):
+    """What the launcher under test was configured with last; one of 64 or more is wrong, one of 256 fails."""
+    last = {}
+
+    def launch(x, *rest):
+        row = last["row"] = tuned_module.tuned("residual_sum", x, (x.element_size(),), (8, 4))
+        if row[0] == 256:
+            raise RuntimeError("out of resource")
+        return x + (row[0] >= 64)
+
+    monkeypatch.setitem(OPS["residual_sum"].functions, "triton", launch)
+    return last
+
+
+def search(configuration, folder, cost):
+    """Tunes with the times that `cost` makes of a configuration."""
+
+    def timer(run):
+        run()
+        return cost(*configuration["row"])
+
+    return tune([CALL], folder, device="cpu", timer=timer)
+
+
+def test_it_climbs_to_the_fastest_right_configuration(configuration, tmp_path):
+    found = search(configuration, tmp_path, lambda size, warps: 100 / size + abs(warps - 1))
+    assert found == {KEY: [32, 1]}
+    assert json.loads((tmp_path / tuned_module.FILE).read_text()) == {"cpu": found}
+
+
+def test_the_table_stays_where_nothing_is_faster(configuration, tmp_path):
+    assert search(configuration, tmp_path, lambda size, warps: 1 + abs(size - 8) / 100) == {}
+
+
+def test_a_file_keeps_what_it_knows_of_others(configuration, tmp_path):
+    file = tmp_path / tuned_module.FILE
+    file.write_text(json.dumps({"cpu": {"other": [1]}, "another GPU": {KEY: [2, 2]}}))
+    search(configuration, tmp_path, lambda size, warps: 1 / warps)
+    known = json.loads(file.read_text())
+    assert known["another GPU"] == {KEY: [2, 2]}
+    assert known["cpu"]["other"] == [1]
+    assert KEY in known["cpu"]
+
+
+@pytest.mark.parametrize("variable", ["EMFAST_TUNED", "TRITON_CACHE_DIR"])
+def test_launchers_read_the_file(variable, tmp_path, monkeypatch):
+    file = tmp_path / tuned_module.FILE
+    file.write_text(json.dumps({"this GPU": {KEY: [2, 2]}}))
+    for name in ("EMFAST_TUNED", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(file if variable == "EMFAST_TUNED" else tmp_path))
+    monkeypatch.setattr(tuned_module, "gpu", lambda index: "this GPU")
+    tuned_module.table.cache_clear()
+    try:
+        with torch._subclasses.fake_tensor.FakeTensorMode():
+            x = torch.empty(2, device="cuda")
+        assert tuned_module.tuned("residual_sum", x, (4,), (8, 4)) == (2, 2)
+        assert tuned_module.tuned("residual_sum", x, (2,), (8, 4)) == (8, 4)
+    finally:
+        tuned_module.table.cache_clear()
