@@ -127,7 +127,7 @@ def group_norm(node: Node, args: Any, backward: bool) -> None:
     x, skip = args[1:3] if backward else args[:2]
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     pixels = x.shape[2] * x.shape[3]
-    groups = args[7] if backward else args[5]
+    groups = args[9] if backward else args[5]
     _, splits = configure(x, skip is not None, channels, channels // groups, pixels)
     if splits > 1:
         node.launches = 2

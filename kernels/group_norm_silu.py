@@ -269,7 +269,8 @@ def group_norm_silu(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor,
 
 def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the backward; the arguments are the op's."""
-    *parameters, statistics, num_groups, silu, wanted = rest
+    *others, statistics, num_groups, silu, wanted = rest
+    (added, added_skip), parameters = others[:2], others[2:]
     a = Launch(x, skip, parameters, num_groups)
     inputs = (a.dense(grad), a.x, a.skip, *a.parameters, statistics, a.partial())
     dx, dskip = a.empty(x.shape[1]), None if skip is None else a.empty(skip.shape[1])
@@ -282,4 +283,7 @@ def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest
                 group_norm_backward_kernel[a.grid](*arguments, SILU=silu, GROUP=a.group, BLOCK_S=a.block_s, **a.tile)
     if sums is not None and shift is not None:
         torch.sum(shift, 1, out=sums[0])
+    for result, other in ((dx, added), (dskip, added_skip)):
+        if result is not None and other is not None:
+            result.add_(other)
     return dx, x.new_empty(0) if dskip is None else dskip, statistics.new_empty(0) if sums is None else sums

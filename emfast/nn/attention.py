@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emfast._library import OPS
+from emfast.nn.branch import normalised_branch
 from emfast.nn.convolution import convolution
 from emfast.nn.swap import Swapped, is_plain, precision
-from emfast.ops import attention, group_norm_silu
+from emfast.ops import attention
 
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
@@ -35,8 +36,8 @@ class Attention(Swapped):
             return super().forward(*inputs, **cross_attention_kwargs)  # type: ignore[misc]
         dtype = precision(self.settings(), hidden_states)
         x = hidden_states.to(dtype=dtype, memory_format=torch.channels_last)
-        norm, projections = self.group_norm, (self.to_q, self.to_k, self.to_v)
-        h = x if norm is None else group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=False)
+        projections = (self.to_q, self.to_k, self.to_v)
+        h, x = (x, x) if self.group_norm is None else normalised_branch(self.group_norm, x, silu=False)
         weights = [layer.weight for layer in projections]
         biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
         qkv = convolution(h, weights, biases, dtype=dtype, training=self.training)

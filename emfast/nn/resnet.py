@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emfast.nn.branch import normalised_branch
 from emfast.nn.convolution import convolution
 from emfast.nn.packed import cast
 from emfast.nn.swap import Swapped, is_plain, precision
@@ -32,7 +33,8 @@ class ResnetBlock(Swapped):
         dtype = precision(self.settings(), input_tensor)
         x = cast(input_tensor, dtype)
         inputs: Any = x if skip is None else (x, cast(skip, dtype))
-        h = _normalised(self.norm1, inputs)
+        h, inputs = normalised_branch(self.norm1, inputs)
+        x = x if skip is not None else inputs
         resample = self.upsample or self.downsample
         if resample is not None:
             x = resample(x)

@@ -52,7 +52,7 @@ def group_norm_silu(
     """
     x, skip = x if isinstance(x, tuple) else (x, None)
     _validate(x, skip, num_groups, weight, bias, channel_bias)
-    if skip is None and channel_bias is None and _is_slow(x, weight, bias):
+    if skip is None and channel_bias is None and is_slow(x, weight, bias):
         n = torch.group_norm(x, num_groups, weight, bias, eps)
         return F.silu(n) if silu else n
     y: Tensor = _forward(x, skip, channel_bias, weight, bias, num_groups, eps, silu)[0]
@@ -104,7 +104,7 @@ def _validate(
     check(shift is None or shift.shape == (batch, channels), name, "channel_bias", "of shape (B, C)", shift)
 
 
-def _is_slow(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+def is_slow(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Returns whether native torch's two operators were measured to be faster than the op, and take the arguments.
 
     The op's calls cost 20 us more, each way. Native torch over the op, forward and backward: 4 x 256 x 4 x 4 0.6x,
@@ -147,6 +147,8 @@ def reference_backward(
     grad: Tensor,
     x: Tensor,
     skip: Tensor | None,
+    added: Tensor | None,
+    added_skip: Tensor | None,
     channel_bias: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -155,7 +157,7 @@ def reference_backward(
     silu: bool,
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification of the gradients to x, to skip, and (3, B, C): to channel_bias, weight and bias."""
+    """The specification of the gradients to x and skip, plus what is added, and (3, B, C): to channel_bias, weight, bias."""
     h = _joined(x, skip, channel_bias)  # (B, C, P)
     shape = (h.shape[0], num_groups, h.shape[1] // num_groups * h.shape[2])
     mean, rstd = statistics[..., None]  # (B, G, 1)
@@ -169,8 +171,10 @@ def reference_backward(
     dn = (dz * w).reshape(shape)
     dh = ((dn - dn.mean(2, keepdim=True) - n * (dn * n).mean(2, keepdim=True)) * rstd).reshape(h.shape)
     dx, dskip, sums = _fake_backward(grad, x, skip, parameters)
-    for result, part in zip((dx, dskip), dh.split((x.shape[1], h.shape[1] - x.shape[1]), 1), strict=True):
-        result.copy_(part.reshape(result.shape))
+    parts = dh.split((x.shape[1], h.shape[1] - x.shape[1]), 1)
+    for result, part, other in zip((dx, dskip), parts, (added, added_skip), strict=True):
+        part = part.reshape(result.shape)
+        result.copy_(part if other is None else part + other)
     if parameters:
         torch.stack((dh.sum(2), (dz * n.reshape(h.shape)).sum(2), dz.sum(2)), out=sums)
     return dx, dskip, sums
@@ -216,9 +220,9 @@ def _cpp(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _cpp_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *parameters, statistics, num_groups, silu, _ = rest
+    added, added_skip, *parameters, statistics, num_groups, silu, _ = rest
     results = _fake_backward(grad, x, skip, *rest)
-    tensors, sizes = _dense(x, (x, skip, grad), parameters)
+    tensors, sizes = _dense(x, (x, skip, grad, added, added_skip), parameters)
     extension().group_norm_silu_backward(addresses(*tensors, statistics, *results), sizes, num_groups, silu)
     return results
 
@@ -256,7 +260,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
         return (None,) * len(needs)
     x, skip, *parameters, statistics = ctx.saved_tensors
     full = any(needs[2:5])
-    dx, dskip, sums = _gradients(grad, x, skip, *parameters, statistics, ctx.num_groups, ctx.silu, full)
+    dx, dskip, sums = _gradients(grad, x, skip, None, None, *parameters, statistics, ctx.num_groups, ctx.silu, full)
     gradients = [dx if needs[0] else None, dskip if needs[1] else None]
     for i, (tensor, need) in enumerate(zip(parameters, needs[2:5], strict=True)):
         gradients.append((sums[i].sum(0) if tensor.dim() == 1 else sums[i]).to(tensor.dtype) if need else None)
@@ -266,8 +270,8 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
 _OPTIONS = "Tensor? channel_bias, Tensor? weight, Tensor? bias"
 _gradients = register(
     "group_norm_silu_backward",
-    f"(Tensor grad, Tensor x, Tensor? skip, {_OPTIONS}, Tensor statistics, int num_groups, bool silu,"
-    " bool parameters) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor x, Tensor? skip, Tensor? added, Tensor? added_skip, {_OPTIONS}, Tensor statistics,"
+    " int num_groups, bool silu, bool parameters) -> (Tensor, Tensor, Tensor)",
     reference=reference_backward,
     fake=_fake_backward,
     triton="group_norm_silu",
