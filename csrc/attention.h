@@ -7,7 +7,10 @@ namespace EMFAST_NAMESPACE {
 namespace {
 
 constexpr int64_t tile = 2 * lanes;  // queries
-constexpr int64_t key_block = 256;   // a tile of so many scores stays in the second-level cache
+
+// Keys at a time: so few that scores stay in the first-level cache, and more where results are long to go over.
+EMFAST_INLINE int64_t forward_block(const Attention& a) { return a.amx && a.size <= 32 ? 128 : 256; }
+EMFAST_INLINE int64_t backward_block(const Attention& a) { return a.amx && a.size <= 32 ? 32 : 256; }
 
 #define EMFAST_METHOD inline __attribute__((always_inline))
 

@@ -108,6 +108,8 @@ struct Amx {
 
   static void multiply(float* out, int64_t stride, Left left, const bf16* right, int64_t rows, int64_t columns,
                        int64_t depth, bool add) {
+    if (depth == 32 && columns == 32 && stride == 32 && rows % 32 == 0 && !add)
+      return tile_rows(out, left.data, left.row, right, rows);
     for (int64_t r = 0; r < rows; r += 32)
       for (int64_t c = 0; c < columns; c += 32) {
         const Left l{left.data + r * left.row, left.row};

@@ -17,14 +17,14 @@ struct BackwardBuffers {
     const int64_t depth = Engine::words(Engine::depth(a.size), tile), width = Engine::words(tile, Engine::width(a));
     query = arena.take<element>(depth), grad = arena.take<element>(depth);
     query_rows = arena.take<element>(width), grad_rows = arena.take<element>(width);
-    scores = arena.take<float>(key_block * tile), slopes = arena.take<float>(key_block * tile);
+    scores = arena.take<float>(backward_block(a) * tile), slopes = arena.take<float>(backward_block(a) * tile);
     out = arena.take<float>(round_up(a.size, Engine::rows_step) * tile);
     sums = arena.take<float>(a.chunks == 1 ? 2 * half(a) : 0);
     if constexpr (Engine::in_place) {
       weights = scores, left = right = slopes;
     } else {
-      weights = arena.take<element>(key_block * tile);
-      left = arena.take<element>(key_block * tile), right = arena.take<element>(key_block * tile);
+      weights = arena.take<element>(backward_block(a) * tile);
+      left = arena.take<element>(backward_block(a) * tile), right = arena.take<element>(backward_block(a) * tile);
     }
   }
 
@@ -99,8 +99,8 @@ void backward_tile(const Attention& a, const BackwardBuffers<Engine>& s, float* 
   Engine::pack_columns(a, grad, first, count, s.grad);
   Engine::pack_rows(a, query, first, count, s.query_rows);
   Engine::pack_rows(a, grad, first, count, s.grad_rows);
-  for (int64_t j = 0; j < a.keys; j += key_block) {
-    const int64_t keys = least(key_block, a.keys - j), padded = round_up(keys, Engine::padding);
+  for (int64_t j = 0, step = backward_block(a); j < a.keys; j += step) {
+    const int64_t keys = least(step, a.keys - j), padded = round_up(keys, Engine::padding);
     Engine::multiply(s.scores, tile, s.key.rows(j), s.query, padded, columns, depth, false);
     Engine::multiply(s.slopes, tile, s.value.rows(j), s.grad, padded, columns, depth, false);
     differentiate(a, s, rows, keys, columns);

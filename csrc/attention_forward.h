@@ -14,11 +14,11 @@ struct ForwardBuffers {
 
   ForwardBuffers(const Attention& a, Arena& arena) : key(a, arena, true, false), value(a, arena, false, true) {
     query = arena.take<element>(Engine::words(Engine::depth(a.size), tile));
-    scores = arena.take<float>(key_block * tile);
+    scores = arena.take<float>(forward_block(a) * tile);
     if constexpr (Engine::in_place)
       weights = scores;
     else
-      weights = arena.take<element>(key_block * tile);
+      weights = arena.take<element>(forward_block(a) * tile);
     out = arena.take<float>(round_up(a.size, Engine::rows_step) * tile);
   }
 };
@@ -69,8 +69,8 @@ void forward_tile(const Attention& a, const ForwardBuffers<Engine>& s, int64_t h
   const int64_t size = round_up(a.size, Engine::rows_step), columns = count <= lanes ? lanes : tile;
   Engine::pack_columns(a, Matrix<const T>(a.query, a, head), first, count, s.query);
   Running run[2] = {{-broadcast(__builtin_inff()), {}}, {-broadcast(__builtin_inff()), {}}};
-  for (int64_t j = 0; j < a.keys; j += key_block) {
-    const int64_t keys = least(key_block, a.keys - j), padded = round_up(keys, Engine::padding);
+  for (int64_t j = 0, step = forward_block(a); j < a.keys; j += step) {
+    const int64_t keys = least(step, a.keys - j), padded = round_up(keys, Engine::padding);
     Engine::multiply(s.scores, tile, s.key.rows(j), s.query, padded, columns, Engine::depth(a.size), false);
     for (int64_t c = 0; c < columns; c += lanes) {
       const vec shrink = soften<Engine>(s.scores, s.weights, c, keys, scale, run[c / lanes]);
