@@ -49,7 +49,7 @@ def convolution(
     weights = tuple(weight) if not isinstance(weight, Tensor) else (weight,)
     biases = () if bias is None else tuple(bias) if not isinstance(bias, Tensor) else (bias,)
     plan = Plan(stride, padding, upsample, dtype or xs[0].dtype, len(xs), len(weights), bool(biases), interleaved)
-    if training and is_learned(plan, xs, weights, biases):
+    if (training or len(xs) > 1) and is_learned(plan, xs, weights, biases):  # pairs in one pass
         weights, biases = (tuple(sorted_rows(t, interleaved) for t in ts) for ts in (weights, biases))
         return learned_convolution(plan, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):
