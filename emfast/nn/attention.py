@@ -10,7 +10,7 @@ from emfast._library import OPS
 from emfast.nn.branch import normalised_branch
 from emfast.nn.convolution import convolution
 from emfast.nn.swap import Swapped, is_plain, precision
-from emfast.ops import attention
+from emfast.ops import attention, packed_attention
 
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
@@ -78,9 +78,9 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     sizes = {"3": 3, "h": heads, "d": channels // (3 * heads)}
     x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
-    query, key, value = x.permute(three, 0, head, 1, size).unbind()  # (B, H, N, D)
-    if KERNELS.get(qkv.device.type, False) and OPS["attention"].unsupported(query) is None:
-        out = attention(query, key, value)
+    x = x.permute(three, 0, head, 1, size)  # (3, B, H, N, D)
+    if not KERNELS.get(qkv.device.type, False) or OPS["attention"].unsupported(x[0]) is not None:
+        out = F.scaled_dot_product_attention(*x.unbind())
     else:
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = packed_attention(x) if x.is_cpu else attention(*x.unbind())
     return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)

@@ -8,6 +8,7 @@ from emfast.ops.convolution_weight_gradient import convolution_weight_gradient a
 from emfast.ops.group_norm_silu import group_norm_silu as group_norm_silu
 from emfast.ops.group_norm_silu import modulated as modulated
 from emfast.ops.mask_misfit import mask_misfit as mask_misfit
+from emfast.ops.packed_attention import packed_attention as packed_attention
 from emfast.ops.sampler_update import sampler_update as sampler_update
 from emfast.ops.separable_blur import separable_blur as separable_blur
 from emfast.ops.separable_blur import separable_blur_misfit as separable_blur_misfit
