@@ -79,8 +79,9 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
     x = x.permute(three, 0, head, 1, size)  # (3, B, H, N, D)
-    if not KERNELS.get(qkv.device.type, False) or OPS["attention"].unsupported(x[0]) is not None:
-        out = F.scaled_dot_product_attention(*x.unbind())
+    query, key, value = x.unbind()
+    if not KERNELS.get(qkv.device.type, False) or OPS["attention"].unsupported(query) is not None:
+        out = F.scaled_dot_product_attention(query, key, value)
     else:
-        out = packed_attention(x) if x.is_cpu else attention(*x.unbind())
+        out = packed_attention(x) if x.is_cpu else attention(query, key, value)
     return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)

@@ -50,7 +50,8 @@ class _Branch(torch.autograd.Function):
         x, skip, *parameters, statistics = ctx.saved_tensors
         needs, others = wanted(ctx)[3:5], (*added, None)[:2]
         options = (statistics, ctx.groups, ctx.silu, any(needs))
-        dx, dskip, sums = torch.ops.emfast.group_norm_silu_backward.default(grad, x, skip, *others, *parameters, *options)
+        differentiate = torch.ops.emfast.group_norm_silu_backward.default
+        dx, dskip, sums = differentiate(grad, x, skip, *others, *parameters, *options)
         gradients = [
             sums[i].sum(0).to(tensor.dtype) if need else None
             for i, (tensor, need) in enumerate(zip(parameters[1:], needs, strict=True), 1)

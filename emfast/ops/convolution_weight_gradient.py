@@ -96,7 +96,7 @@ def _unsupported(
 
 
 def _slower(grad: Tensor, x: Tensor, skip: Tensor | None, size: int, *window: Any) -> bool:
-    # Sums of 1 MB and more leave the cache: 64 x 256 x 16 x 16 to 256 channels 0.9x, 64 x 256 x 33 x 33 with a stride 0.6x.
+    # Sums of 1 MB and more leave the cache: 64 x 256 x 16 x 16 to 256 channels 0.9x, 64 x 256 x 33 x 33 strided 0.6x.
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     return x.is_cpu and x.numel() >= 1 << 22 and grad.shape[1] * channels * size**2 > 1 << 18
 

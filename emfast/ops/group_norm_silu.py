@@ -157,7 +157,7 @@ def reference_backward(
     silu: bool,
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification of the gradients to x and skip, plus what is added, and (3, B, C): to channel_bias, weight, bias."""
+    """The specification of the gradients to x and skip, plus what is added, and to the parameters, (3, B, C)."""
     h = _joined(x, skip, channel_bias)  # (B, C, P)
     shape = (h.shape[0], num_groups, h.shape[1] // num_groups * h.shape[2])
     mean, rstd = statistics[..., None]  # (B, G, 1)

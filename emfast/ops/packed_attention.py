@@ -45,12 +45,15 @@ def packed_attention(
 
 def reference(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The specification: the result, and (B, H, N): the log-sum-exp of the scores, which the backward reads."""
-    return reference_of_parts(*qkv.unbind(), scale)
+    query, key, value = qkv.unbind()
+    return reference_of_parts(query, key, value, scale)
 
 
 def reference_gradient(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
     """The specification of the gradient to qkv."""
-    return torch.empty_like(qkv).copy_(torch.stack(reference_backward(grad, *qkv.unbind(), out, lse, scale)))
+    query, key, value = qkv.unbind()
+    gradients = reference_backward(grad, query, key, value, out, lse, scale)
+    return torch.empty_like(qkv).copy_(torch.stack(gradients))
 
 
 def _fake(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import check_op, draw, evaluate, record
+from contracts import check_op, draw, evaluate, record, require
 
 from emfast._library import backend as forced
+from emfast.nn.branch import normalised_branch
 from emfast.ops import group_norm_silu, modulated
 
 SAMPLES = [
@@ -93,3 +94,42 @@ def test_small_images_go_to_native_torch_unless_a_backend_is_forced(silu):
     assert not record(lambda **tensors: group_norm_silu(**tensors, **options), arguments)
     with forced("reference"):
         assert record(lambda **tensors: group_norm_silu(**tensors, **options), arguments)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_what_is_added_to_the_gradients(layout, backend, device):
+    require("group_norm_silu_backward", backend, device)
+    sample = {
+        "x": (2, 20, 5, 7),
+        "skip": (2, 12, 5, 7),
+        "others": ((2, 20, 5, 7), (2, 12, 5, 7)),
+        "grad": (2, 32, 5, 7),
+    }
+    x, skip, others, grad = draw(sample, torch.float32, layout, device).values()
+    statistics = torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(0)).to(device) + 0.5
+    rest = (None, None, None, statistics, 8, True, True)
+    gradient = torch.ops.emfast.group_norm_silu_backward
+    with forced(backend):
+        *alone, sums = gradient(grad, x, skip, None, None, *rest)
+        *ours, same = gradient(grad, x, skip, *others, *rest)
+    for k, n, other in zip(ours, alone, others, strict=True):
+        torch.testing.assert_close(k, n + other)
+    assert torch.equal(same, sums)
+
+
+def test_branch_is_the_norm_and_its_input(device):
+    norm, x = torch.nn.GroupNorm(4, 32, device=device), torch.randn(4, 32, 16, 16, device=device)
+    leaf = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def usual():
+        return F.silu(norm(leaf)), leaf
+
+    gradients = []
+    for y, same in (normalised_branch(norm, leaf), usual()):
+        assert torch.equal(same, leaf)
+        loss = (y * x).sum() + (same * x.square()).sum()
+        gradients.append(torch.autograd.grad(loss, (leaf, *norm.parameters()), retain_graph=True))
+    for k, n in zip(*gradients, strict=True):
+        torch.testing.assert_close(k, n, rtol=1e-4, atol=1e-4)
+    y, _ = normalised_branch(norm, leaf)
+    assert torch.autograd.grad(y.sum(), norm.bias)[0].shape == (32,)
