@@ -55,7 +55,8 @@ def counts(text):
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_trace_has_the_calls_of_a_real_run(batch, monkeypatch):
     """On a CPU without prepared weights, which is the way that a GPU takes."""
-    monkeypatch.setattr("emfast.nn.convolution.is_packed", lambda *_: False)
+    for name in ("packed", "learned", "branch", "attention"):
+        monkeypatch.setattr(f"emfast.nn.{name}.on_cpu", lambda *_: False)
     monkeypatch.setitem(KERNELS, "cpu", True)
     from emfast.adapters import accelerate
     from emfast.precompile import _layouts

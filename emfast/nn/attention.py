@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from emfast._library import OPS
 from emfast.nn.branch import normalised_branch
 from emfast.nn.convolution import convolution
+from emfast.nn.packed import on_cpu
 from emfast.nn.swap import Swapped, is_plain, precision
 from emfast.ops import attention, packed_attention
 
@@ -83,5 +84,5 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     if not KERNELS.get(qkv.device.type, False) or OPS["attention"].unsupported(query) is not None:
         out = F.scaled_dot_product_attention(query, key, value)
     else:
-        out = packed_attention(x) if x.is_cpu else attention(query, key, value)
+        out = packed_attention(x) if on_cpu(x) else attention(query, key, value)
     return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._library import wanted
+from emfast.nn.packed import on_cpu
 from emfast.ops import group_norm_silu
 from emfast.ops.group_norm_silu import is_slow
 
@@ -22,7 +23,7 @@ def normalised_branch(norm: Any, x: Any, *, silu: bool = True) -> tuple[Tensor, 
     """
     xs = x if isinstance(x, tuple) else (x,)
     parameters = norm.weight, norm.bias
-    learned = torch.is_grad_enabled() and all(part.requires_grad and part.is_cpu for part in xs)
+    learned = torch.is_grad_enabled() and on_cpu(*xs) and all(part.requires_grad for part in xs)
     if not learned or torch.compiler.is_compiling() or (len(xs) == 1 and is_slow(x, *parameters)):
         return group_norm_silu(x, norm.num_groups, *parameters, eps=norm.eps, silu=silu), x
     y, *parts = _Branch.apply(norm.num_groups, norm.eps, silu, *parameters, *xs)
