@@ -51,6 +51,29 @@ EMFAST_AMX void tile_product(float* out, int64_t stride, const bf16* left, int64
   if (Rows > 1 && Columns > 1) _tile_stored(3, out + 16 * stride + 16, bytes);
 }
 
+// Sums (rows, 32) over a depth of 32, for a multiple of 32 rows; the right operand is loaded once.
+EMFAST_AMX void tile_rows(float* out, const bf16* left, int64_t row, const bf16* right, int64_t rows) {
+  asm volatile("" ::: "memory");
+  _tile_loadd(6, right, 128);
+  _tile_loadd(7, right + 32, 128);
+  for (int64_t r = 0; r < rows; r += 32, left += 32 * row, out += 1024) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, left, 2 * row);
+    _tile_loadd(5, left + 16 * row, 2 * row);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    _tile_stored(0, out, 128);
+    _tile_stored(1, out + 16, 128);
+    _tile_stored(2, out + 512, 128);
+    _tile_stored(3, out + 528, 128);
+  }
+}
+
 // Sums (32, 32) over `depth` of each of some taps: left rows lie `offsets` away, right rows follow tap by tap.
 EMFAST_AMX void tile_convolution(float* out, const bf16* left, int64_t row, const int64_t* offsets, int64_t taps,
                                  const bf16* right, int64_t depth) {

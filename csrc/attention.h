@@ -7,7 +7,10 @@ namespace EMFAST_NAMESPACE {
 namespace {
 
 constexpr int64_t tile = 2 * lanes;  // queries
-constexpr int64_t key_block = 256;   // a tile of so many scores stays in the second-level cache
+
+// Keys at a time: so few that scores stay in the first-level cache, and more where results are long to go over.
+EMFAST_INLINE int64_t forward_block(const Attention& a) { return a.amx && a.size <= 32 ? 128 : 256; }
+EMFAST_INLINE int64_t backward_block(const Attention& a) { return a.amx && a.size <= 32 ? 32 : 256; }
 
 #define EMFAST_METHOD inline __attribute__((always_inline))
 
@@ -26,8 +29,8 @@ EMFAST_INLINE vec maximum(vec a, vec b) {
 
 EMFAST_INLINE vec whole(vec x) { return (x + 12582912.0f) - 12582912.0f; }  // 1.5 * 2^23: the nearest integer
 
-// 2^(score scale - offset) to 1 (Fast: 32) units in the last place, for offsets that are whole and not far below the
-// largest score scale: the integer to take off is then found and taken off by one operation each. 0 from 2^-127 down.
+// 2^(score scale - offset) to 1 unit in the last place, for offsets that are whole and not far below the largest score
+// scale: the integer to take off is then found and taken off by one operation each. 0 from 2^-127 down.
 struct Powers {
   vec scale, base, lowest;
 
@@ -36,15 +39,14 @@ struct Powers {
     lowest = (offset - (size < 1048576.0f ? broadcast(127.0f) : broadcast(100.0f))) * (1.0f / factor);
   }
 
-  template <bool Fast>
   EMFAST_METHOD vec of(vec score) const {
     score = maximum(lowest, score);
     const vec shifted = score * scale + base, r = score * scale - (shifted - base);
-    vec p = Fast ? broadcast(9.5701019112e-03f) : r * 1.3276471993e-03f + 9.6755413345e-03f;
-    p = p * r + (Fast ? 5.5917860319e-02f : 5.5507132735e-02f);
-    p = p * r + (Fast ? 2.4024744828e-01f : 2.4022119724e-01f);
-    p = p * r + (Fast ? 6.9312181474e-01f : 6.9314696706e-01f);
-    p = p * r + (Fast ? 9.9999926145e-01f : 1.0000000717e+00f);
+    vec p = r * 1.3276471993e-03f + 9.6755413345e-03f;
+    p = p * r + 5.5507132735e-02f;
+    p = p * r + 2.4022119724e-01f;
+    p = p * r + 6.9314696706e-01f;
+    p = p * r + 1.0000000717e+00f;
     return p * bits<vec>(bits<ivec>(shifted) << 23);  // 127 is in base, so that this is 2^n
   }
 };

@@ -5,9 +5,18 @@ namespace emfast {
 namespace EMFAST_NAMESPACE {
 namespace {
 
+// 2^(score scale - offset) to 2^-13, which bfloat16 weights do not show, for any offsets.
+struct RoughPowers {
+  vec scale, offset;
+
+  EMFAST_METHOD RoughPowers(float factor, vec offset) : scale(broadcast(factor)), offset(offset) {}
+  EMFAST_METHOD vec of(vec score) const { return exp2_roughly(score * scale - offset); }
+};
+
 struct Amx {
   using element = bf16;
-  static constexpr bool fast_exp2 = true, in_place = false;
+  using Exponential = RoughPowers;
+  static constexpr bool rough = true, in_place = false;
   static constexpr int64_t rows_step = 16, padding = 32;
 
   struct Left {
@@ -99,6 +108,8 @@ struct Amx {
 
   static void multiply(float* out, int64_t stride, Left left, const bf16* right, int64_t rows, int64_t columns,
                        int64_t depth, bool add) {
+    if (depth == 32 && columns == 32 && stride == 32 && rows % 32 == 0 && !add)
+      return tile_rows(out, left.data, left.row, right, rows);
     for (int64_t r = 0; r < rows; r += 32)
       for (int64_t c = 0; c < columns; c += 32) {
         const Left l{left.data + r * left.row, left.row};

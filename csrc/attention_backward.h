@@ -17,14 +17,14 @@ struct BackwardBuffers {
     const int64_t depth = Engine::words(Engine::depth(a.size), tile), width = Engine::words(tile, Engine::width(a));
     query = arena.take<element>(depth), grad = arena.take<element>(depth);
     query_rows = arena.take<element>(width), grad_rows = arena.take<element>(width);
-    scores = arena.take<float>(key_block * tile), slopes = arena.take<float>(key_block * tile);
+    scores = arena.take<float>(backward_block(a) * tile), slopes = arena.take<float>(backward_block(a) * tile);
     out = arena.take<float>(round_up(a.size, Engine::rows_step) * tile);
     sums = arena.take<float>(a.chunks == 1 ? 2 * half(a) : 0);
     if constexpr (Engine::in_place) {
       weights = scores, left = right = slopes;
     } else {
-      weights = arena.take<element>(key_block * tile);
-      left = arena.take<element>(key_block * tile), right = arena.take<element>(key_block * tile);
+      weights = arena.take<element>(backward_block(a) * tile);
+      left = arena.take<element>(backward_block(a) * tile), right = arena.take<element>(backward_block(a) * tile);
     }
   }
 
@@ -32,13 +32,13 @@ struct BackwardBuffers {
   static int64_t half(const Attention& a) { return round_up(a.keys, Engine::padding) * Engine::width(a); }
 };
 
-// What the queries of a tile know: the log-sum-exp in units of ln 2, whole and the factor for the rest, and the mean
-// slope.
+// What the queries of a tile know: the log-sum-exp in units of ln 2, if not rough whole and the factor for the rest, and
+// the mean slope.
 struct Rows {
   float offset[2 * EMFAST_LANES], factor[2 * EMFAST_LANES], delta[2 * EMFAST_LANES];
 };
 
-template <typename T>
+template <typename Engine, typename T>
 Rows rows_of(const Attention& a, int64_t head, int64_t first, int64_t count) {
   const Matrix<const T> out(a.out, a, head), grad(a.grad, a, head);
   Rows rows;
@@ -48,8 +48,8 @@ Rows rows_of(const Attention& a, int64_t head, int64_t first, int64_t count) {
     for (int64_t d = 0; i < count && d < a.size; d += lanes)
       sum += fetch(out.at(q, d), out.column, a.size - d) * fetch(grad.at(q, d), grad.column, a.size - d);
     const double lse = a.lse[head * a.queries + q] * 1.44269504089;
-    rows.offset[i] = static_cast<float>(__builtin_rint(lse));
-    rows.factor[i] = __builtin_exp2f(static_cast<float>(rows.offset[i] - lse));
+    rows.offset[i] = static_cast<float>(Engine::rough ? lse : __builtin_rint(lse));
+    rows.factor[i] = Engine::rough ? 1.0f : __builtin_exp2f(static_cast<float>(rows.offset[i] - lse));
     rows.delta[i] = i < count ? emfast::EMFAST_NAMESPACE::sum(sum) : rows.delta[i - 1];
   }
   return rows;
@@ -64,7 +64,7 @@ void differentiate(const Attention& a, const BackwardBuffers<Engine>& s, const R
   const bool single = a.keys == 1;
   const vec factors[2] = {load(rows.factor), load(rows.factor + lanes)};
   const vec deltas[2] = {load(rows.delta), load(rows.delta + lanes)};
-  const Powers powers[2] = {{scale, load(rows.offset)}, {scale, load(rows.offset + lanes)}};
+  const typename Engine::Exponential powers[2] = {{scale, load(rows.offset)}, {scale, load(rows.offset + lanes)}};
   for (int64_t j = 0; j < padded; j += 2) {
     vec weights[2][2] = {}, slopes[2][2] = {};
 #pragma GCC unroll 2
@@ -73,7 +73,8 @@ void differentiate(const Attention& a, const BackwardBuffers<Engine>& s, const R
       for (int64_t i = 0; i < 2; ++i) {
         if (j + i >= keys || c * lanes >= columns) continue;
         const int64_t at = (j + i) * tile + c * lanes;
-        const vec p = powers[c].template of<Engine::fast_exp2>(load(s.scores + at)) * factors[c];
+        vec p = powers[c].of(load(s.scores + at));
+        if (!Engine::rough) p *= factors[c];
         weights[i][c] = p, slopes[i][c] = p * (load(s.slopes + at) - deltas[c]);
         if (single) weights[i][c] = load(s.scores + at) * 0.0f + 1.0f, slopes[i][c] = vec{};
       }
@@ -93,13 +94,13 @@ void backward_tile(const Attention& a, const BackwardBuffers<Engine>& s, float* 
   const int64_t size = round_up(a.size, Engine::rows_step), depth = Engine::depth(a.size);
   const int64_t columns = Engine::in_place && count <= lanes ? lanes : tile, width = Engine::width(a);
   const Matrix<const T> query(a.query, a, head), grad(a.grad, a, head);
-  const Rows rows = rows_of<T>(a, head, first, count);
+  const Rows rows = rows_of<Engine, T>(a, head, first, count);
   Engine::pack_columns(a, query, first, count, s.query);
   Engine::pack_columns(a, grad, first, count, s.grad);
   Engine::pack_rows(a, query, first, count, s.query_rows);
   Engine::pack_rows(a, grad, first, count, s.grad_rows);
-  for (int64_t j = 0; j < a.keys; j += key_block) {
-    const int64_t keys = least(key_block, a.keys - j), padded = round_up(keys, Engine::padding);
+  for (int64_t j = 0, step = backward_block(a); j < a.keys; j += step) {
+    const int64_t keys = least(step, a.keys - j), padded = round_up(keys, Engine::padding);
     Engine::multiply(s.scores, tile, s.key.rows(j), s.query, padded, columns, depth, false);
     Engine::multiply(s.slopes, tile, s.value.rows(j), s.grad, padded, columns, depth, false);
     differentiate(a, s, rows, keys, columns);

@@ -9,7 +9,8 @@ namespace {
 
 struct Float {
   using element = float;
-  static constexpr bool fast_exp2 = false, in_place = true;  // left and right operands replace the scores
+  using Exponential = Powers;
+  static constexpr bool rough = false, in_place = true;  // left and right operands replace the scores
   static constexpr int64_t rows_step = 8, padding = 8;       // of the rows of a result, and of keys
 
   struct Left {

@@ -14,11 +14,11 @@ struct ForwardBuffers {
 
   ForwardBuffers(const Attention& a, Arena& arena) : key(a, arena, true, false), value(a, arena, false, true) {
     query = arena.take<element>(Engine::words(Engine::depth(a.size), tile));
-    scores = arena.take<float>(key_block * tile);
+    scores = arena.take<float>(forward_block(a) * tile);
     if constexpr (Engine::in_place)
       weights = scores;
     else
-      weights = arena.take<element>(key_block * tile);
+      weights = arena.take<element>(forward_block(a) * tile);
     out = arena.take<float>(round_up(a.size, Engine::rows_step) * tile);
   }
 };
@@ -31,7 +31,7 @@ struct Running {
 // Turns a column of scores into weights; returns by what earlier results shrink.
 template <typename Engine>
 vec soften(const float* scores, typename Engine::element* weights, int64_t c, int64_t keys, float scale, Running& run) {
-  constexpr bool fast = Engine::fast_exp2;
+  using Exponential = typename Engine::Exponential;
   vec tops[4];  // so many comparisons are under way at once
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) tops[i] = load(scores + c);
@@ -42,17 +42,17 @@ vec soften(const float* scores, typename Engine::element* weights, int64_t c, in
   for (; j < keys; ++j) tops[0] = maximum(load(scores + j * tile + c), tops[0]);
   const vec top = maximum(maximum(tops[0], tops[1]), maximum(tops[2], tops[3]));
   const vec now = maximum(whole(top * scale), run.offset);
-  const vec shrink = Powers(1.0f, now).of<fast>(run.offset);
-  const Powers powers(scale, now);
+  const vec shrink = Exponential(1.0f, now).of(run.offset);
+  const Exponential powers(scale, now);
   vec sum = {}, odd_sum = {};
   for (j = 0; j + 1 < keys; j += 2) {
-    const vec even = powers.of<fast>(load(scores + j * tile + c));
-    const vec odd = powers.of<fast>(load(scores + (j + 1) * tile + c));
+    const vec even = powers.of(load(scores + j * tile + c));
+    const vec odd = powers.of(load(scores + (j + 1) * tile + c));
     sum += even, odd_sum += odd;
     Engine::put_right(weights, j, c, even, odd);
   }
   if (j < keys) {
-    const vec even = powers.of<fast>(load(scores + j * tile + c));
+    const vec even = powers.of(load(scores + j * tile + c));
     sum += even;
     Engine::put_right(weights, j, c, even, vec{});
     j += 2;
@@ -69,8 +69,8 @@ void forward_tile(const Attention& a, const ForwardBuffers<Engine>& s, int64_t h
   const int64_t size = round_up(a.size, Engine::rows_step), columns = count <= lanes ? lanes : tile;
   Engine::pack_columns(a, Matrix<const T>(a.query, a, head), first, count, s.query);
   Running run[2] = {{-broadcast(__builtin_inff()), {}}, {-broadcast(__builtin_inff()), {}}};
-  for (int64_t j = 0; j < a.keys; j += key_block) {
-    const int64_t keys = least(key_block, a.keys - j), padded = round_up(keys, Engine::padding);
+  for (int64_t j = 0, step = forward_block(a); j < a.keys; j += step) {
+    const int64_t keys = least(step, a.keys - j), padded = round_up(keys, Engine::padding);
     Engine::multiply(s.scores, tile, s.key.rows(j), s.query, padded, columns, Engine::depth(a.size), false);
     for (int64_t c = 0; c < columns; c += lanes) {
       const vec shrink = soften<Engine>(s.scores, s.weights, c, keys, scale, run[c / lanes]);
@@ -83,7 +83,7 @@ void forward_tile(const Attention& a, const ForwardBuffers<Engine>& s, int64_t h
   float top[2 * EMFAST_LANES], sum[2 * EMFAST_LANES];
   for (int i = 0; i < 2; ++i) store(top + i * lanes, run[i].offset), store(sum + i * lanes, run[i].sum);
   for (int64_t i = 0; i < count; ++i)
-    a.lse[head * a.queries + first + i] = static_cast<float>(0.69314718056 * top[i] + __builtin_log(sum[i]));
+    a.lse[head * a.queries + first + i] = static_cast<float>(0.69314718056 * top[i] + __builtin_logf(sum[i]));
 }
 
 // The tiles [begin, end) of all heads.

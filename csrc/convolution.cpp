@@ -1,8 +1,9 @@
 // A convolution of bfloat16 images with float32 weights that are packed as they are used: in training they are new at
 // every step. The gradient to its input is the same with rows and columns exchanged, and shifts turned round.
 //
-// A result is computed phase by phase on the grid of convolution_grid.h; what falls on the border is not written. A job
-// is 32 outputs of a phase at a run of positions.
+// A result is computed phase by phase on the grid of convolution_grid.h; what falls on the border is not written. A
+// panel is the weights of 32 outputs of a phase. A large batch is cut into pieces of some images, and every thread works
+// on pieces of its own; of a small one, all threads on the same piece, each at some panels and positions.
 
 #include <omp.h>
 
@@ -41,6 +42,8 @@ struct Convolution {
   int64_t channels[2];
   const int32_t* pixels;  // of the input, at each position; -1 where there is none
   bf16* padded;           // the input on the grid: (position, depth)
+  uint32_t input_pixels, output_pixels;  // of the images in work, which may be fewer than the grid has
+  int64_t first;                         // of these pixels among those of all images
 };
 
 }  // namespace emfast
@@ -55,7 +58,7 @@ namespace kernels = avx512_bf16;
 
 using Triple = std::array<int64_t, 3>;
 
-constexpr int64_t piece = 1 << 20;  // bytes of images that are read and written together: they stay in the cache
+constexpr int64_t piece = 1 << 19;  // bytes of images that are read and written together: they stay in the cache
 
 std::vector<OutputBlock> blocks_of(const std::vector<Triple>& outputs) {
   std::vector<OutputBlock> blocks;
@@ -90,50 +93,64 @@ std::vector<Phase> phases_of(const Grid& grid, bool to_input, int64_t count, int
   return phases;
 }
 
-void run(Convolution& a, const Grid& grid, const std::vector<OutputBlock>& blocks) {
-  const Axis &y = grid.rows, &x = grid.columns;
-  const int64_t before = -y.first * x.period - x.first, after = y.last * x.period + x.last;
-  const int64_t length = round_up_to(grid.positions(), 32), count = before + length + after;
-  a.front = a.to_input ? after : before, a.size = grid.size;
-  const std::vector<int32_t> pixels = grid.pixels(a.to_input, a.front, count);
-  const std::vector<int32_t> targets = grid.pixels(!a.to_input, 0, length);
-  const std::vector<Phase> phases = phases_of(grid, a.to_input, count, a.depth);
-  a.pixels = pixels.data();
-  size_t most = 0;
-  for (const Phase& phase : phases) most = std::max(most, phase.taps.size());
-  const int64_t panel = static_cast<int64_t>(most) * a.depth * 32, tiles = length / 32;
-  const int64_t all = static_cast<int64_t>(pixels.size());
-  const int64_t jobs = tiles * static_cast<int64_t>(blocks.size() * phases.size());
-  const int64_t threads = jobs * panel < 100000 ? 1 : omp_get_max_threads();
-  bf16* memory = reinterpret_cast<bf16*>(thread_memory(2 * (threads * panel + all * a.depth)));
-  a.padded = memory + threads * panel;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const int64_t n = omp_get_num_threads(), t = omp_get_thread_num();
-    kernels::pad_positions(a, all * t / n, all * (t + 1) / n);
+// What the pieces of a batch share: the grid of so many images, and the packed weights.
+struct Work {
+  Convolution a;
+  int64_t images, count, length;  // of a piece; positions per phase of the input and of the result
+  std::vector<int32_t> pixels, targets;
+  std::vector<Phase> phases;
+  std::vector<OutputBlock> blocks;
+  int64_t panel = 0;  // elements
+  bf16* panels;       // (phase, block)
+
+  Work(const Convolution& convolution, const Grid& grid, std::vector<OutputBlock> outputs)
+      : a(convolution), images(grid.batch), blocks(std::move(outputs)) {
+    const Axis &y = grid.rows, &x = grid.columns;
+    const int64_t before = -y.first * x.period - x.first, after = y.last * x.period + x.last;
+    length = round_up_to(grid.positions(), 32), count = before + length + after;
+    a.front = a.to_input ? after : before, a.size = grid.size;
+    pixels = grid.pixels(a.to_input, a.front, count);
+    targets = grid.pixels(!a.to_input, 0, length);
+    phases = phases_of(grid, a.to_input, count, a.depth);
+    a.pixels = pixels.data();
+    for (const Phase& phase : phases) panel = std::max(panel, static_cast<int64_t>(phase.taps.size()) * a.depth * 32);
+  }
+
+  int64_t runs() const { return static_cast<int64_t>(blocks.size() * phases.size()); }
+  int64_t padded() const { return static_cast<int64_t>(pixels.size()) * a.depth; }  // elements
+
+  void pack(int64_t run) const {
+    const Phase& phase = phases[run / blocks.size()];
+    const auto taps = static_cast<int64_t>(phase.taps.size());
+    kernels::pack_weights(a, blocks[run % blocks.size()], phase.taps.data(), taps, panels + run * panel);
+  }
+
+  // The share of thread t of n that work on the images [first, last) together.
+  void convolve(int64_t first, int64_t last, int64_t input, int64_t output, bf16* padded, int64_t t, int64_t n) const {
+    Convolution some = a;
+    some.padded = padded, some.first = first * output;
+    some.input_pixels = static_cast<uint32_t>((last - first) * input);
+    some.output_pixels = static_cast<uint32_t>((last - first) * output);
+    for (int i = 0; i < 2; ++i) some.inputs[i] += first * input * some.channels[i];
+    const auto all = static_cast<int64_t>(pixels.size());
+    kernels::pad_positions(some, all * t / n, all * (t + 1) / n);
+    if (n > 1) {
 #pragma omp barrier
-    bf16* weights = memory + t * panel;
+    }
+    const int64_t tiles = length / 32, jobs = tiles * runs();
     for (int64_t job = jobs * t / n, end = jobs * (t + 1) / n; job < end;) {
-      const int64_t run = job / tiles, begin = job - run * tiles, last = std::min(tiles, end - run * tiles);
-      const OutputBlock& block = blocks[run % blocks.size()];
-      const size_t i = run / blocks.size();
-      const auto taps = static_cast<int64_t>(phases[i].taps.size());
-      kernels::pack_weights(a, block, phases[i].taps.data(), taps, weights);
-      kernels::convolve(a, block, phases[i].offsets.data(), taps, weights, targets.data() + i * length, begin * 32,
-                        last * 32);
-      job = run * tiles + last;
+      const int64_t run = job / tiles, begin = job - run * tiles, stop = std::min(tiles, end - run * tiles);
+      const int64_t i = run / static_cast<int64_t>(blocks.size());
+      kernels::convolve(some, blocks[run % blocks.size()], phases[i].offsets.data(),
+                        static_cast<int64_t>(phases[i].taps.size()), panels + run * panel, targets.data() + i * length,
+                        begin * 32, stop * 32);
+      job = run * tiles + stop;
+    }
+    if (n > 1) {
+#pragma omp barrier
     }
   }
-}
-
-// Some images of a batch: addresses of tensors, and of residuals, a number of pixels later.
-std::vector<Triple> later(std::vector<Triple> tensors, int64_t pixels) {
-  for (auto& [address, channels, other] : tensors) {
-    address += pixels * channels * sizeof(bf16);
-    if (other) other += pixels * channels * sizeof(bf16);
-  }
-  return tensors;
-}
+};
 
 // How many images are worked on together.
 int64_t images_of(const Grid& grid, int64_t channels) {
@@ -148,7 +165,8 @@ void convolution(const std::vector<Triple>& inputs, const std::vector<Triple>& w
   Convolution a{};
   a.to_input = to_input;
   int64_t outer = 0;
-  for (const Triple& part : inputs) a.inner += part[1];
+  for (size_t i = 0; i < inputs.size(); ++i)
+    a.inputs[i] = reinterpret_cast<const bf16*>(inputs[i][0]), a.channels[i] = inputs[i][1], a.inner += inputs[i][1];
   for (const Triple& part : outputs) outer += part[1];
   a.depth = round_up_to(a.inner, 32);
   std::vector<const float*> rows;
@@ -160,13 +178,28 @@ void convolution(const std::vector<Triple>& inputs, const std::vector<Triple>& w
   }
   a.rows = rows.data();
   a.bias = bias.empty() ? nullptr : bias.data();
-  const int64_t y = sizes[1] * sizes[2], x = sizes[3] * sizes[4], step = images_of(whole, a.depth + outer);
-  for (int64_t first = 0; first < whole.batch; first += step) {
-    sizes[0] = std::min(step, whole.batch - first);
-    const std::vector<Triple> some = later(inputs, first * (to_input ? y : x));
-    for (size_t i = 0; i < some.size(); ++i)
-      a.inputs[i] = reinterpret_cast<const bf16*>(some[i][0]), a.channels[i] = some[i][1];
-    run(a, Grid(sizes), blocks_of(later(outputs, first * (to_input ? x : y))));
+  int64_t input = sizes[3] * sizes[4], output = sizes[1] * sizes[2];  // pixels of an image
+  if (to_input) std::swap(input, output);
+
+  const int64_t operations = whole.batch * output * a.depth * outer * whole.taps();
+  const int64_t threads = operations < 1000000 ? 1 : omp_get_max_threads(), batch = whole.batch;
+  int64_t pieces = (batch - 1) / images_of(whole, a.depth + outer) + 1;
+  const bool together = pieces < 2 * threads;
+  if (!together) pieces = std::min(batch, round_up_to(pieces, threads));
+  sizes[0] = (batch - 1) / pieces + 1;
+  Work work(a, Grid(sizes), blocks_of(outputs));
+  const int64_t padded = together ? 1 : threads;
+  work.panels = reinterpret_cast<bf16*>(thread_memory(2 * (work.runs() * work.panel + padded * work.padded())));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const int64_t n = omp_get_num_threads(), t = omp_get_thread_num();
+#pragma omp for schedule(static)
+    for (int64_t run = 0; run < work.runs(); ++run) work.pack(run);
+    bf16* memory = work.panels + work.runs() * work.panel + (together ? 0 : t * work.padded());
+    for (int64_t i = together ? 0 : t; i < pieces; i += together ? 1 : n) {
+      const int64_t first = i * work.images, last = std::min(batch, first + work.images);
+      if (first < last) work.convolve(first, last, input, output, memory, together ? t : 0, together ? n : 1);
+    }
   }
 }
 

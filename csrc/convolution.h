@@ -83,7 +83,7 @@ void pack_columns(const Convolution& a, const OutputBlock& b, const Places* taps
 // Copies positions [begin, end) of the grid with a border of zeros: (position, depth).
 void pad_positions(const Convolution& a, int64_t begin, int64_t end) {
   for (int64_t p = begin; p < end; ++p) {
-    const int32_t pixel = a.pixels[p];
+    const int32_t pixel = static_cast<uint32_t>(a.pixels[p]) < a.input_pixels ? a.pixels[p] : -1;
     bf16* out = a.padded + p * a.depth;
     int64_t done = 0;
     for (int64_t i = 0; i < 2 && pixel >= 0; ++i) {
@@ -94,7 +94,8 @@ void pad_positions(const Convolution& a, int64_t begin, int64_t end) {
       }
       done += a.channels[i];
     }
-    std::memset(out + done, 0, (a.depth - done) * sizeof(bf16));
+    for (; done < a.depth; done += 32)
+      _mm512_mask_storeu_epi16(out + done, first_of(a.depth - done), _mm512_setzero_si512());
   }
 }
 
@@ -114,8 +115,8 @@ void convolve(const Convolution& a, const OutputBlock& b, const int64_t* offsets
   for (int64_t p = begin; p < end; p += 32) {
     tile_convolution(sums, a.padded + (a.front + p) * a.depth, a.depth, offsets, taps, weights, a.depth);
     for (int64_t i = 0; i < 32; ++i) {
-      if (pixels[p + i] < 0) continue;
-      const int64_t place = pixels[p + i] * b.channels;
+      if (static_cast<uint32_t>(pixels[p + i]) >= a.output_pixels) continue;
+      const int64_t place = (a.first + pixels[p + i]) * b.channels;
       vec s = load(sums + 32 * i) + low, t = load(sums + 32 * i + 16) + high;
       if (b.residual) {
         const __m512i r = _mm512_maskz_loadu_epi16(mask, b.residual + place);

@@ -9,7 +9,7 @@ constexpr int64_t depth_block = 256;  // positions whose operands stay in the fi
 
 // 32 channels at one position; zero where there is none.
 EMFAST_INLINE __m512i channels_at(const ChannelBlock& b, int32_t pixel) {
-  if (pixel < 0) return _mm512_setzero_si512();
+  if (static_cast<uint32_t>(pixel) >= b.pixels) return _mm512_setzero_si512();
   const auto mask = static_cast<__mmask32>(b.count < 32 ? (1u << b.count) - 1 : ~0u);
   return _mm512_maskz_loadu_epi16(mask, b.data + pixel * b.channels);
 }
@@ -60,16 +60,15 @@ void sum_pixels(const ChannelBlock& b, int64_t images, int64_t pixels, float* ou
   for (int64_t c = 0; c < b.count; ++c) out[c] = total[c % 2][c / 2];
 }
 
-// Sums every product of a left and a right block over the positions [begin, end): (product, 32, 32).
+// Adds every product of a left and a right block over the positions [begin, end) to sums: (product, 32, 32).
 void multiply_blocks(const Products& a, const bf16* left, const bf16* right, int64_t begin, int64_t end, float* sums) {
-  if (begin == end) std::memset(sums, 0, a.count * 1024 * sizeof(float));
   begin_tiles();
   for (int64_t k = begin; k < end; k += depth_block)
     for (int64_t i = 0; i < a.count; ++i) {
       const Product& p = a.list[i];
       const bf16* l = left + p.left_phase * a.left_size + k;
       const bf16* r = right + p.right_panel * a.right_size + (k + p.offset) * 32;
-      tile_product<2, 2>(sums + p.place * 1024, 32, l, a.left_row, r, least(depth_block, end - k), k > begin);
+      tile_product<2, 2>(sums + p.place * 1024, 32, l, a.left_row, r, least(depth_block, end - k), true);
     }
   end_tiles();
 }

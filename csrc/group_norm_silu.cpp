@@ -16,7 +16,7 @@ struct GroupNorm {
   int64_t batch, channels_x, channels_skip, pixels, weight_stride, bias_stride, groups, group_size;
   float eps;
   bool silu;
-  const void *x, *skip, *grad;
+  const void *x, *skip, *grad, *added, *added_skip;  // added: to dx and dskip, or null
   const float *channel_bias, *weight, *bias;
   void *y, *dx, *dskip;
   float *mean, *rstd, *dchannel_bias, *dweight, *dbias;
@@ -96,14 +96,16 @@ void forward(const std::array<int64_t, 7>& p, const Sizes& sizes, int64_t groups
   run_jobs(a, EMFAST_DISPATCH(group_norm_silu));
 }
 
-// x, skip, grad, channel_bias, weight, bias, statistics, dx, dskip, and the gradients of the parameters or 0
-void backward(const std::array<int64_t, 10>& p, const Sizes& sizes, int64_t groups, bool silu) {
+// x, skip, grad, added to dx and dskip, channel_bias, weight, bias, statistics, dx, dskip, and the gradients of the
+// parameters or 0
+void backward(const std::array<int64_t, 12>& p, const Sizes& sizes, int64_t groups, bool silu) {
   GroupNorm a = geometry(sizes, groups, silu);
   a.x = at<void>(p[0]), a.skip = at<void>(p[1]), a.grad = at<void>(p[2]);
-  a.channel_bias = at<float>(p[3]), a.weight = at<float>(p[4]), a.bias = at<float>(p[5]);
-  a.mean = at<float>(p[6]), a.rstd = a.mean + a.batch * groups, a.dx = at<void>(p[7]), a.dskip = at<void>(p[8]);
-  if (p[9]) {
-    a.dchannel_bias = at<float>(p[9]), a.dweight = a.dchannel_bias + a.batch * a.channels();
+  a.added = at<void>(p[3]), a.added_skip = at<void>(p[4]);
+  a.channel_bias = at<float>(p[5]), a.weight = at<float>(p[6]), a.bias = at<float>(p[7]);
+  a.mean = at<float>(p[8]), a.rstd = a.mean + a.batch * groups, a.dx = at<void>(p[9]), a.dskip = at<void>(p[10]);
+  if (p[11]) {
+    a.dchannel_bias = at<float>(p[11]), a.dweight = a.dchannel_bias + a.batch * a.channels();
     a.dbias = a.dweight + a.batch * a.channels();
   }
   run_jobs(a, EMFAST_DISPATCH(group_norm_silu_backward));

@@ -11,7 +11,7 @@ EMFAST_INLINE float value_at(const float* p, int64_t offset, float otherwise) { 
 // What is written from or to a run of channels that lies in one tensor: x, or skip behind it.
 template <typename T>
 struct Run {
-  const T* x;
+  const T *x, *added;
   T* dx;
   int64_t begin, end, channels;  // of the concatenation; of the tensor
 };
@@ -24,13 +24,15 @@ EMFAST_INLINE Run<T> run_of(const GroupNorm& a, const Job& job, int index) {
   const int64_t end = job.end < first + channels ? job.end : first + channels;
   const int64_t offset = job.image * channels * a.pixels + (begin - first) * (a.channels_last ? 1 : a.pixels);
   const T* x = static_cast<const T*>(index ? a.skip : a.x);
+  const T* added = static_cast<const T*>(index ? a.added_skip : a.added);
   T* dx = static_cast<T*>(index ? a.dskip : a.dx);
-  if (begin >= end) return {nullptr, nullptr, begin, begin, channels};
-  return {x + offset, dx ? dx + offset : nullptr, begin, end, channels};
+  if (begin >= end) return {nullptr, nullptr, nullptr, begin, begin, channels};
+  return {x + offset, added ? added + offset : nullptr, dx ? dx + offset : nullptr, begin, end, channels};
 }
 
-EMFAST_INLINE vec silu_gradient(vec z, vec dy) {
-  const vec s = sigmoid(z);
+template <typename T>
+EMFAST_INLINE vec silu_gradient(T type, vec z, vec dy) {
+  const vec s = sigmoid_for(type, z);
   return dy * s * (1.0f + z * (1.0f - s));
 }
 

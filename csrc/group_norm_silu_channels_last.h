@@ -17,6 +17,14 @@ struct Columns {
     centre = scratch + 4 * width, rstd = centre + width, weight = rstd + width, bias = weight + width;
     c0 = bias + width, c1 = c0 + width, sum0 = c1 + width, sum1 = sum0 + width;
   }
+
+  // The same from channel i on.
+  Columns from(int64_t i) const {
+    Columns s = *this;
+    s.total0 += i, s.total1 += i, s.centre += i, s.rstd += i, s.weight += i, s.bias += i;
+    s.c0 += i, s.c1 += i, s.sum0 += i, s.sum1 += i;
+    return s;
+  }
 };
 
 // Fills in the channels of the group that begins at channel `first`.
@@ -65,55 +73,85 @@ void merge_channels(const GroupNorm& a, const Job& job, const Columns& s) {
 }
 
 template <typename T>
+void normalise_block(const GroupNorm& a, const Run<T>& run, const Columns& s, int64_t column, int64_t first, T* y,
+                     int64_t rows) {
+  const int64_t n = run.end - run.begin - column, i = run.begin + column;
+  const vec centre = load(s.centre), scale = load(s.rstd) * load(s.weight), bias = load(s.bias);
+  const T* x = run.x + first * run.channels + column;
+  for (int64_t p = 0; p < rows; ++p) {
+    vec z = (load(x + p * run.channels, n) - centre) * scale + bias;
+    if (a.silu) z *= sigmoid_for(T(), z);
+    store(y + (first + p) * a.channels() + i, z, n);
+  }
+}
+
+template <typename T>
 void forward_slab(const GroupNorm& a, const Job& job, float* scratch) {
   const Columns s(scratch, job.end - job.begin + lanes);
   const Run<T> runs[2] = {run_of<T>(a, job, 0), run_of<T>(a, job, 1)};
   for (int64_t i = 0; i < job.end - job.begin; ++i) s.sum0[i] = s.sum1[i] = 0;
   for (const Run<T>& run : runs)
     for (int64_t p = 0, i = run.begin - job.begin; p < a.pixels; p += block) {
-      const int64_t rows = a.pixels - p < block ? a.pixels - p : block;
+      const int64_t rows = least(block, a.pixels - p);
       merge_block(run, run.x + p * run.channels, p, rows, s.sum0 + i, s.sum1 + i);
     }
   merge_channels(a, job, s);
+  T* y = static_cast<T*>(a.y) + job.image * a.pixels * a.channels();
   for (const Run<T>& run : runs)
-    for (int64_t p = 0; p < a.pixels; ++p) {
-      const T* x = run.x + p * run.channels;
-      T* y = static_cast<T*>(a.y) + (job.image * a.pixels + p) * a.channels() + run.begin;
-      for (int64_t c = 0, i = run.begin - job.begin, n = run.end - run.begin; c < n; c += lanes, i += lanes) {
-        vec z = (load(x + c, n - c) - load(s.centre + i)) * load(s.rstd + i) * load(s.weight + i) + load(s.bias + i);
-        if (a.silu) z *= sigmoid(z);
-        store(y + c, z, n - c);
-      }
-    }
+    for (int64_t p = 0; p < a.pixels; p += block)
+      for (int64_t c = 0; c < run.end - run.begin; c += lanes)
+        normalise_block(a, run, s.from(run.begin - job.begin + c), c, p, y, least(block, a.pixels - p));
 }
 
-// One pass of the backward over the pixels of a run: the sums of dz and dz n, or dx and the sum of it.
-template <bool Gradient, typename T>
-void backward_pass(const GroupNorm& a, const Job& job, const Run<T>& run, const Columns& s, float* stash) {
-  const int64_t n = run.end - run.begin, offset = run.begin - job.begin, width = job.end - job.begin;
-  for (int64_t p = 0; p < a.pixels; ++p) {
-    const T* x = run.x + p * run.channels;
-    const T* grad = static_cast<const T*>(a.grad) + (job.image * a.pixels + p) * a.channels() + run.begin;
-    for (int64_t c = 0, i = offset; c < n; c += lanes, i += lanes) {
-      const vec normal = (load(x + c, n - c) - load(s.centre + i)) * load(s.rstd + i), weight = load(s.weight + i);
-      const bool kept = Gradient && stash;
-      vec dz = kept ? load(stash + p * width + i, n - c) : load(grad + c, n - c);
-      if (a.silu && !kept) dz = silu_gradient(normal * weight + load(s.bias + i), dz);
-      if (Gradient) {
-        dz = (dz * weight - load(s.c0 + i) - normal * load(s.c1 + i)) * load(s.rstd + i);
-        store(run.dx + p * run.channels + c, dz, n - c);
-      } else {
-        if (stash) store(stash + p * width + i, dz, n - c);
-        store(s.sum1 + i, load(s.sum1 + i) + dz * normal, n - c);
-      }
-      store(s.sum0 + i, load(s.sum0 + i) + dz, n - c);
-    }
-    if (p % block == block - 1 || p == a.pixels - 1)
-      for (int64_t i = offset; i < offset + n; ++i) {
-        s.total0[i] += s.sum0[i], s.total1[i] += s.sum1[i];
-        s.sum0[i] = s.sum1[i] = 0;
-      }
+// A block of pixels, from the first on, of a vector of channels in the backward.
+template <typename T>
+struct Block {
+  const T *x, *grad, *added;
+  T* dx;
+  float* stash;
+  int64_t x_row, grad_row, stash_row, rows, n;
+
+  Block(const GroupNorm& a, const Job& job, const Run<T>& run, float* kept, int64_t first, int64_t c)
+      : x_row(run.channels), grad_row(a.channels()), stash_row(job.end - job.begin), rows(least(block, a.pixels - first)),
+        n(run.end - run.begin - c) {
+    const int64_t at = first * x_row + c;
+    x = run.x + at, added = run.added ? run.added + at : nullptr, dx = run.dx + at;
+    grad = static_cast<const T*>(a.grad) + (job.image * a.pixels + first) * grad_row + run.begin + c;
+    stash = kept ? kept + first * stash_row + run.begin - job.begin + c : nullptr;
   }
+};
+
+// Adds up dz and dz n; keeps dz in the stash if there is one.
+template <typename T>
+void add_block(const Block<T>& b, const Columns& s, bool silu) {
+  const vec centre = load(s.centre), rstd = load(s.rstd), scale = rstd * load(s.weight), bias = load(s.bias);
+  vec sum0 = {}, sum1 = {};
+  for (int64_t p = 0; p < b.rows; ++p) {
+    const vec d = load(b.x + p * b.x_row, b.n) - centre;
+    vec dz = load(b.grad + p * b.grad_row, b.n);
+    if (silu) dz = silu_gradient(T(), d * scale + bias, dz);
+    if (b.stash) store(b.stash + p * b.stash_row, dz, b.n);
+    sum0 += dz, sum1 += dz * d;
+  }
+  sum1 *= rstd;
+  for (int64_t i = 0; i < least(lanes, b.n); ++i) s.total0[i] += sum0[i], s.total1[i] += sum1[i];
+}
+
+// Writes dx = rstd (w dz - c0 - n c1), plus what is added, and sums it up without that.
+template <typename T>
+void differentiate_block(const Block<T>& b, const Columns& s, bool silu) {
+  const vec centre = load(s.centre), rstd = load(s.rstd), scale = rstd * load(s.weight), bias = load(s.bias);
+  const vec c0 = load(s.c0) * rstd, c1 = load(s.c1) * rstd * rstd;
+  vec sum0 = {};
+  for (int64_t p = 0; p < b.rows; ++p) {
+    const vec d = load(b.x + p * b.x_row, b.n) - centre;
+    vec dz = b.stash ? load(b.stash + p * b.stash_row, b.n) : load(b.grad + p * b.grad_row, b.n);
+    if (silu && !b.stash) dz = silu_gradient(T(), d * scale + bias, dz);
+    const vec dx = dz * scale - (d * c1 + c0);
+    store(b.dx + p * b.x_row, b.added ? dx + load(b.added + p * b.x_row, b.n) : dx, b.n);
+    sum0 += dx;
+  }
+  for (int64_t i = 0; i < least(lanes, b.n); ++i) s.total0[i] += sum0[i];
 }
 
 template <typename T>
@@ -123,9 +161,15 @@ void backward_slab(const GroupNorm& a, const Job& job, float* scratch, float* st
   const Columns s(scratch, width + lanes);
   for (int64_t first = 0, g = job.image * a.groups + job.begin / size; first < width; first += size, ++g)
     fill_group(a, job, s, job.begin + first, a.mean[g], a.rstd[g]);
-  for (int64_t i = 0; i < width; ++i) s.total0[i] = s.total1[i] = s.sum0[i] = s.sum1[i] = 0;
+  for (int64_t i = 0; i < width; ++i) s.total0[i] = s.total1[i] = 0;
   const Run<T> runs[2] = {run_of<T>(a, job, 0), run_of<T>(a, job, 1)};
-  for (const Run<T>& run : runs) backward_pass<false>(a, job, run, s, stash);
+  const auto each = [&](void (*function)(const Block<T>&, const Columns&, bool)) {
+    for (const Run<T>& run : runs)
+      for (int64_t p = 0; p < a.pixels; p += block)
+        for (int64_t c = 0; c < run.end - run.begin; c += lanes)
+          function(Block<T>(a, job, run, stash, p, c), s.from(run.begin - job.begin + c), a.silu);
+  };
+  each(&add_block<T>);
   for (int64_t first = 0; first < width; first += size) {
     double c0 = 0, c1 = 0;
     for (int64_t i = first; i < first + size; ++i) c0 += s.weight[i] * s.total0[i], c1 += s.weight[i] * s.total1[i];
@@ -136,7 +180,7 @@ void backward_slab(const GroupNorm& a, const Job& job, float* scratch, float* st
       s.total0[i] = 0;
     }
   }
-  for (const Run<T>& run : runs) backward_pass<true>(a, job, run, s, stash);
+  each(&differentiate_block<T>);
   for (int64_t i = 0; a.dchannel_bias && i < width; ++i) a.dchannel_bias[row + i] = static_cast<float>(s.total0[i]);
 }
 

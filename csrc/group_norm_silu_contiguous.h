@@ -33,7 +33,7 @@ void normalise_plane(const T* x, T* y, int64_t pixels, Channel k, bool silu) {
   const float scale = k.rstd * k.weight;
   for (int64_t p = 0; p < pixels; p += lanes) {
     vec z = (load(x + p, pixels - p) - k.centre) * scale + k.bias;
-    if (silu) z *= sigmoid(z);
+    if (silu) z *= sigmoid_for(T(), z);
     store(y + p, z, pixels - p);
   }
 }
@@ -75,7 +75,7 @@ void plane_sums(const T* x, const T* grad, float* stash, int64_t pixels, Channel
     for (int64_t p = first; p < last; p += lanes) {
       const vec n = (load(x + p, last - p) - k.centre) * k.rstd;
       vec dz = load(grad + p, last - p);  // zero behind the end, and so is all that follows from it
-      if (silu) dz = silu_gradient(n * k.weight + k.bias, dz);
+      if (silu) dz = silu_gradient(T(), n * k.weight + k.bias, dz);
       if (stash) store(stash + p, dz, last - p);
       s0 += dz;
       s1 += dz * n;
@@ -85,10 +85,10 @@ void plane_sums(const T* x, const T* grad, float* stash, int64_t pixels, Channel
   }
 }
 
-// Writes dx = rstd (w dz - c0 - n c1) over a plane and returns its sum.
+// Writes dx = rstd (w dz - c0 - n c1) over a plane, plus what is added, and returns its sum without that.
 template <typename T>
-double plane_gradient(const T* x, const T* grad, const float* stash, T* dx, int64_t pixels, Channel k, float c0,
-                      float c1, bool silu) {
+double plane_gradient(const T* x, const T* grad, const float* stash, const T* added, T* dx, int64_t pixels, Channel k,
+                      float c0, float c1, bool silu) {
   double total = 0;
   for (int64_t first = 0; first < pixels; first += chunk) {
     const int64_t last = first + chunk < pixels ? first + chunk : pixels;
@@ -96,9 +96,9 @@ double plane_gradient(const T* x, const T* grad, const float* stash, T* dx, int6
     for (int64_t p = first; p < last; p += lanes) {
       const vec n = (load(x + p, last - p) - k.centre) * k.rstd;
       vec dz = stash ? load(stash + p, last - p) : load(grad + p, last - p);
-      if (silu && !stash) dz = silu_gradient(n * k.weight + k.bias, dz);
+      if (silu && !stash) dz = silu_gradient(T(), n * k.weight + k.bias, dz);
       const vec d = (dz * k.weight - c0 - n * c1) * k.rstd;
-      store(dx + p, d, last - p);
+      store(dx + p, added ? d + load(added + p, last - p) : d, last - p);
       s += keep(d, last - p);
     }
     total += sum(s);
@@ -128,7 +128,8 @@ void backward_group(const GroupNorm& a, const Job& job, float* stash) {
       const int64_t plane = (c - run.begin) * a.pixels;
       const float* kept = stash ? stash + (c - job.begin) * a.pixels : nullptr;
       const Channel k = channel_of(a, b, c, a.mean[g], a.rstd[g]);
-      const double total = plane_gradient(run.x + plane, grad + c * a.pixels, kept, run.dx + plane, a.pixels, k,
+      const T* added = run.added ? run.added + plane : nullptr;
+      const double total = plane_gradient(run.x + plane, grad + c * a.pixels, kept, added, run.dx + plane, a.pixels, k,
                                           static_cast<float>(c0), static_cast<float>(c1), a.silu);
       if (a.dchannel_bias) a.dchannel_bias[b * channels + c] = static_cast<float>(total);
     }

@@ -150,6 +150,22 @@ EMFAST_INLINE vec reciprocal(vec x) {
 
 EMFAST_INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exp(-x)); }
 
+// The same as exact as the element type of the result needs: to 2^-13 for bfloat16, whose unit is 2^-8.
+template <typename T>
+EMFAST_INLINE vec sigmoid_for(T, vec x) {
+  return sigmoid(x);
+}
+#if EMFAST_LANES == 16
+EMFAST_INLINE vec exp2_roughly(vec x) {  // to 2^-13; 0 or infinity where that is the nearest
+  const vec r = bits<vec>(_mm512_reduce_ps(bits<__m512>(x), 9));  // x - floor(x)
+  const vec p = ((r * 7.8024032e-2f + 2.2606707e-1f) * r + 6.9583399e-1f) * r + 9.9992513e-1f;
+  return bits<vec>(_mm512_scalef_ps(bits<__m512>(p), bits<__m512>(x)));  // times 2^floor(x)
+}
+EMFAST_INLINE vec sigmoid_for(bf16, vec x) {
+  return bits<vec>(_mm512_rcp14_ps(bits<__m512>(1.0f + exp2_roughly(x * -1.44269504f))));
+}
+#endif
+
 EMFAST_INLINE vec shuffle(vec a, vec b, ivec index) {
 #if defined(__clang__)
   vec c = {};

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from emfast.nn.gpu import on_gpu
+from emfast.nn.packed import on_cpu
 from emfast.ops import group_norm_fork, group_norm_silu, modulated
+from emfast.ops.group_norm_silu import is_slow
 
 Features = Tensor | tuple[Tensor, Tensor]
 
@@ -47,6 +50,9 @@ def forked(norm: Any, x: Features, *, silu: bool = True) -> tuple[Tensor, Any]:
         x: As in `normalised`.
         silu: Whether SiLU follows.
     """
-    if on_gpu(x if isinstance(x, Tensor) else x[0]):
+    xs = (x,) if isinstance(x, Tensor) else x
+    learned = torch.is_grad_enabled() and on_cpu(*xs) and all(part.requires_grad for part in xs)
+    slow = len(xs) == 1 and is_slow(xs[0], norm.weight, norm.bias)
+    if on_gpu(xs[0]) or (learned and not slow):
         return group_norm_fork(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=silu)
     return normalised(norm, x, silu=silu), x

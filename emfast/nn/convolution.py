@@ -74,7 +74,7 @@ def convolution(
 
 def _one(plan: Plan, residual: Tensor | None, xs: Tensors, weights: Tensors, biases: Tensors, training: bool) -> Tensor:
     """The convolution with its residual, by the fastest of the ways on a CPU that can take it."""
-    if training and is_learned(plan, xs, weights, biases):
+    if (training or len(xs) > 1) and is_learned(plan, xs, weights, biases):  # pairs in one pass
         weights, biases = (tuple(sorted_rows(t, plan.interleaved) for t in ts) for ts in (weights, biases))
         return learned_convolution(plan, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from emfast._library import wanted
-from emfast.nn.packed import Plan, as_kernel, cast
+from emfast.nn.packed import Plan, as_kernel, cast, on_cpu
 from emfast.ops.convolution import convolution, convolution_input_gradient, unsupported
 from emfast.ops.convolution_weight_gradient import convolution_weight_gradient
 
 
 def is_learned(plan: Plan, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
-    """Returns whether the weights are to get gradients, and `learned_convolution` can take these tensors."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not any(w.requires_grad for w in weights):
+    """Returns whether the weights are to get gradients, or there is a pair, and the op can take these tensors."""
+    learns = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
+    if torch.compiler.is_compiling() or not (learns or len(xs) > 1):
         return False
-    kinds = (Tensor, torch.nn.Parameter)
-    plain = all(type(x) in kinds and x.is_cpu and x.numel() > 0 for x in (*xs, *weights, *biases))
     return (
-        plain
+        on_cpu(*xs, *weights, *biases)
+        and all(x.numel() > 0 for x in (*xs, *weights))
         and len(xs) <= 2
         and unsupported(plan.dtype, [as_kernel(w) for w in weights], biases, window(plan)) is None
     )

@@ -32,6 +32,12 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype=dtype, memory_format=CHANNELS_LAST)
 
 
+def on_cpu(*tensors: Tensor) -> bool:
+    """Returns whether tensors are on a CPU, and real: fake ones, by which a model is traced, take the way of a GPU."""
+    kinds = (Tensor, torch.nn.Parameter)
+    return all(type(tensor) in kinds and tensor.is_cpu for tensor in tensors)
+
+
 def as_kernel(weight: Tensor) -> Tensor:
     """Returns the weight of a linear layer, or of Conv1d, as that of a 1 x 1 convolution, and any other as it is."""
     return weight if weight.dim() == 4 else weight.reshape(*weight.shape[:2], 1, 1)
@@ -74,9 +80,8 @@ def is_packed(plan: Plan, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bo
     """Returns whether `packed_convolution` can take these tensors."""
     if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled or not _packs(plan.dtype):
         return False
-    kinds = (Tensor, torch.nn.Parameter)
     dense = all(w.is_contiguous() or w.is_contiguous(memory_format=CHANNELS_LAST) for w in weights)
-    return dense and all(type(x) in kinds and x.is_cpu and x.numel() > 0 for x in (*xs, *weights))
+    return dense and on_cpu(*xs, *weights) and all(x.numel() > 0 for x in (*xs, *weights))
 
 
 def packed_convolution(plan: Plan, residual: Tensor | None, *tensors: Tensor) -> Tensor:
