@@ -16,15 +16,13 @@ namespace emfast {
 struct Winograd {
   int64_t height, width;   // of the result before pooling
   int64_t columns, tiles;  // of an image
-  bool upsample, pool;
+  bool upsample, pool, nine;  // nine: either of them, so that only nine terms do not vanish
   const float* inputs[2];
   int64_t channels[2], depth;  // depth: their sum, rounded up to 16
   const float* kernel;         // (panel, 16, depth, 32)
   const float *bias, *residual;
   float* out;
   int64_t outputs;
-
-  bool drops(int64_t i) const { return (upsample || pool) && (i / 4 == 2 || i % 4 == 2); }
 };
 
 // Some inputs and outputs of a weight.
@@ -43,7 +41,7 @@ struct WinogradKernel {
 namespace emfast {
 namespace {
 
-constexpr int64_t cache = 1 << 18;  // floats of transformed tiles that a job holds
+constexpr int64_t cache = 1 << 17;  // floats of transformed tiles that a job holds
 
 // addresses of x, skip or 0, kernel, bias or 0, residual or 0 and the result; channels of x, skip and the result;
 // batch, height and width of the result before pooling
@@ -51,7 +49,7 @@ void winograd_convolution(const std::array<int64_t, 6>& p, const std::array<int6
                           const std::array<int64_t, 3>& size, bool upsample, bool pool) {
   const auto at = [&](int i) { return reinterpret_cast<const float*>(p[i]); };
   Winograd a{};
-  a.height = size[1], a.width = size[2], a.upsample = upsample, a.pool = pool;
+  a.height = size[1], a.width = size[2], a.upsample = upsample, a.pool = pool, a.nine = upsample || pool;
   a.columns = (a.width + 1) / 2, a.tiles = (a.height + 1) / 2 * a.columns;
   a.inputs[0] = at(0), a.inputs[1] = at(1), a.channels[0] = channels[0], a.channels[1] = channels[1];
   a.depth = (channels[0] + channels[1] + 15) / 16 * 16;
@@ -59,16 +57,15 @@ void winograd_convolution(const std::array<int64_t, 6>& p, const std::array<int6
   a.outputs = channels[2];
   const int64_t tiles = size[0] * a.tiles, panels = (a.outputs + 31) / 32;
   const int64_t threads = tiles * a.depth * panels < 4096 ? 1 : omp_get_max_threads();
-  const int64_t most = std::clamp<int64_t>(cache / (16 * a.depth), 14, 256);
-  const int64_t least = (tiles + most - 1) / most;
-  // Every job reads the kernels of its panels: jobs differ in panels where there are few tiles.
-  const int64_t groups = std::min(panels, std::max<int64_t>(1, threads / least));
-  const int64_t blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
+  const int64_t most = std::clamp<int64_t>(cache / (16 * a.depth) / 14 * 14, 28, 112);
+  // Every job reads the kernels of all its panels: where tiles are few, each thread has panels of its own.
+  const int64_t groups = tiles > 4 * most ? 1 : std::clamp<int64_t>(panels / 2, 1, threads);
+  const int64_t least = (tiles + most - 1) / most, blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
   const auto job = EMFAST_DISPATCH(winograd_job);
   const int64_t memory = a.depth + 16 * (((tiles + blocks - 1) / blocks) * (a.depth + 32) + 32);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < blocks * groups; ++i) {
-    const int64_t b = i / groups, g = i % groups;
+    const int64_t b = i % blocks, g = i / blocks;
     job(a, tiles * b / blocks, tiles * (b + 1) / blocks, panels * g / groups, panels * (g + 1) / groups,
         reinterpret_cast<float*>(thread_memory(4 * memory)));
   }
