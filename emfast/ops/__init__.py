@@ -11,3 +11,5 @@ from emfast.ops.mask_misfit import mask_misfit as mask_misfit
 from emfast.ops.sampler_update import sampler_update as sampler_update
 from emfast.ops.separable_blur import separable_blur as separable_blur
 from emfast.ops.separable_blur import separable_blur_misfit as separable_blur_misfit
+from emfast.ops.winograd_convolution import winograd_convolution as winograd_convolution
+from emfast.ops.winograd_convolution import winograd_kernel as winograd_kernel
