@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emfast.nn.learned import is_learned, learned_convolution
 from emfast.nn.packed import Plan, as_kernel, cast, fold, is_packed, packed_convolution, sorted_rows
+from emfast.nn.winograd import is_winograd, winograd
 
 
 def convolution(
@@ -52,6 +53,8 @@ def convolution(
     if training and is_learned(plan, xs, weights, biases):
         weights, biases = (tuple(sorted_rows(t, interleaved) for t in ts) for ts in (weights, biases))
         return learned_convolution(plan, residual, *xs, *weights, *biases)
+    if is_winograd(plan, xs, (*weights, *biases), training):
+        return winograd(plan, training, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):
         return packed_convolution(plan, residual, *xs, *weights, *biases)
     return _plain(plan, residual, xs, weights, biases)
