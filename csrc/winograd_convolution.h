@@ -88,6 +88,7 @@ void multiply_rows(const float* v, const float* u, int64_t depth, bool add, floa
     for (int64_t k = 0; k < depth; k += 16, left += 256 * Rows - 16) {
 #pragma GCC unroll 2
       for (int64_t i = 0; i < 16; ++i, ++left, right += 32) {
+        __builtin_prefetch(right + 32 * piece, 0, 2), __builtin_prefetch(right + 32 * piece + 16, 0, 2);
         const vec low = load(right), high = load(right + lanes);
 #pragma GCC unroll 14
         for (int r = 0; r < Rows; ++r) {
