@@ -10,16 +10,13 @@
 #include <array>
 
 #include "module.h"
+#include "winograd_images.h"
 
 namespace emfast {
 
-struct Winograd {
-  int64_t height, width;   // of the result before pooling
-  int64_t columns, tiles;  // of an image
-  bool upsample, pool, nine;  // nine: either of them, so that only nine terms do not vanish
-  const float* inputs[2];
-  int64_t channels[2], depth;  // depth: their sum, rounded up to 16
-  const float* kernel;         // (panel, 16, depth, 32)
+struct Winograd : WinogradImages {
+  bool pool, nine;      // nine: only nine terms of 16 do not vanish
+  const float* kernel;  // (panel, 16, depth, 32)
   const float *bias, *residual;
   float* out;
   int64_t outputs;
@@ -48,13 +45,8 @@ constexpr int64_t cache = 1 << 17;  // floats of transformed tiles that a job ho
 void winograd_convolution(const std::array<int64_t, 6>& p, const std::array<int64_t, 3>& channels,
                           const std::array<int64_t, 3>& size, bool upsample, bool pool) {
   const auto at = [&](int i) { return reinterpret_cast<const float*>(p[i]); };
-  Winograd a{};
-  a.height = size[1], a.width = size[2], a.upsample = upsample, a.pool = pool, a.nine = upsample || pool;
-  a.columns = (a.width + 1) / 2, a.tiles = (a.height + 1) / 2 * a.columns;
-  a.inputs[0] = at(0), a.inputs[1] = at(1), a.channels[0] = channels[0], a.channels[1] = channels[1];
-  a.depth = (channels[0] + channels[1] + 15) / 16 * 16;
-  a.kernel = at(2), a.bias = at(3), a.residual = at(4), a.out = reinterpret_cast<float*>(p[5]);
-  a.outputs = channels[2];
+  const WinogradImages images(at(0), at(1), channels[0], channels[1], size[1], size[2], upsample);
+  const Winograd a{images, pool, upsample || pool, at(2), at(3), at(4), reinterpret_cast<float*>(p[5]), channels[2]};
   const int64_t tiles = size[0] * a.tiles, panels = (a.outputs + 31) / 32;
   const int64_t threads = tiles * a.depth * panels < 4096 ? 1 : omp_get_max_threads();
   const int64_t most = std::clamp<int64_t>(cache / (16 * a.depth) / 14 * 14, 14, 112);

@@ -1,114 +1,20 @@
 // The kernels of winograd_convolution; no include guards, nothing of std.
 #ifdef EMFAST_LANES
 
+#include "winograd.h"
+
 namespace emfast {
 namespace EMFAST_NAMESPACE {
 namespace {
 
-// Sums of `most_rows` tiles and two vectors of outputs fill the registers; a vector of 16 leaves 32 of them.
-constexpr int64_t piece = 128;  // of the sums over channels: its part of the kernels stays in the first cache
+// The sums of so many tiles and two vectors of outputs fill the registers: a vector of 16 floats has 32 of them.
 constexpr int most_rows = EMFAST_LANES == 16 ? 14 : 6;
 
-EMFAST_INLINE bool drops(int64_t i) { return i / 4 == 2 || i % 4 == 2; }
 EMFAST_INLINE int64_t blocks_of(int64_t tiles) { return (tiles + most_rows - 1) / most_rows; }
-
-EMFAST_INLINE vec load_channels(const Winograd& a, const float* x, const float* skip, int64_t c) {
-  const int64_t n = a.channels[0] - c;  // how many of x are left
-  if (n >= lanes) return load(x + c);
-  if (n <= 0 && a.channels[1] + n >= lanes) return load(skip - n);
-  float buffer[EMFAST_LANES] = {};
-  for (int64_t i = 0; i < lanes; ++i)
-    if (i < n)
-      buffer[i] = x[c + i];
-    else if (i - n < a.channels[1])
-      buffer[i] = skip[i - n];
-  return load(buffer);
-}
-
-// A tile's image, and its place there. Divisions are slow: the next one follows from the last.
-struct Tile {
-  int64_t image, row, column;
-
-  Tile(const Winograd& a, int64_t i) : image(i / a.tiles), row(i % a.tiles / a.columns), column(i % a.columns) {}
-  EMFAST_INLINE void advance(const Winograd& a, Tile& t) {
-    if (++t.column < a.columns) return;
-    t.column = 0;
-    if (++t.row < a.tiles / a.columns) return;
-    t.row = 0, ++t.image;
-  }
-};
-
-// Where the 4 x 4 pixels of a tile are in an input; what is outside is a pixel of zeros.
-EMFAST_INLINE void locate(const Winograd& a, const Tile& tile, int input, const float* zeros, const float* pixels[16]) {
-  const int64_t shift = a.upsample, channels = a.channels[input];
-  for (int64_t i = 0; i < 4; ++i) {
-    const int64_t y = 2 * tile.row - 1 + i, line = tile.image * (a.height >> shift) + (y >> shift);
-    const float* row = a.inputs[input] + line * (a.width >> shift) * channels;
-    for (int64_t j = 0; j < 4; ++j) {
-      const int64_t x = 2 * tile.column - 1 + j;
-      const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
-      pixels[4 * i + j] = inside ? row + (x >> shift) * channels : zeros;
-    }
-  }
-}
-
-// B^T d B of one tile. Its groups of 16 channels lie `step` floats apart, its 16 terms `plane` floats.
-EMFAST_INLINE void transform_tile(const Winograd& a, const Tile& tile, const float* zeros, int64_t step, int64_t plane,
-                                  float* out) {
-  const float *x[16], *skip[16] = {};
-  locate(a, tile, 0, zeros, x);
-  if (a.inputs[1]) locate(a, tile, 1, zeros, skip);
-  for (int64_t c = 0; c < a.depth; c += lanes) {
-    vec d[16], t[16];
-    if (c + lanes <= a.channels[0])
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) d[i] = load(x[i] + c);
-    else
-      for (int i = 0; i < 16; ++i) d[i] = load_channels(a, x[i], skip[i], c);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      t[i] = d[i] - d[8 + i], t[4 + i] = d[4 + i] + d[8 + i];
-      t[8 + i] = d[8 + i] - d[4 + i], t[12 + i] = d[4 + i] - d[12 + i];
-    }
-    float* to = out + c / 16 * step + c % 16;
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      store(to + i * plane, t[i] - t[i + 2]), store(to + (i + 1) * plane, t[i + 1] + t[i + 2]);
-      store(to + (i + 2) * plane, t[i + 2] - t[i + 1]), store(to + (i + 3) * plane, t[i + 1] - t[i + 3]);
-    }
-  }
-}
-
-// out (Rows, 32) = v (Rows, depth) u (depth, 32), added to out or not; v lies in groups of 16: (depth / 16, Rows, 16).
-template <int Rows>
-void multiply_rows(const float* v, const float* u, int64_t depth, bool add, float* out) {
-  for (int64_t column = 0; column < 32; column += 2 * lanes) {
-    vec sums[Rows][2] = {};
-    const float *left = v, *right = u + column;
-    for (int64_t k = 0; k < depth; k += 16, left += 256 * Rows - 16) {
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < 16; ++i, ++left, right += 32) {
-        __builtin_prefetch(right + 32 * piece, 0, 2), __builtin_prefetch(right + 32 * piece + 16, 0, 2);
-        const vec low = load(right), high = load(right + lanes);
-#pragma GCC unroll 14
-        for (int r = 0; r < Rows; ++r) {
-          const vec l = left[16 * r] - vec{};
-          sums[r][0] += l * low, sums[r][1] += l * high;
-        }
-      }
-    }
-#pragma GCC unroll 14
-    for (int r = 0; r < Rows; ++r) {
-      float* to = out + 32 * r + column;
-      store(to, add ? load(to) + sums[r][0] : sums[r][0]);
-      store(to + lanes, add ? load(to + lanes) + sums[r][1] : sums[r][1]);
-    }
-  }
-}
 
 template <int Rows>
 EMFAST_INLINE void multiply(int64_t rows, const float* v, const float* u, int64_t depth, bool add, float* out) {
-  if (rows == Rows) return multiply_rows<Rows>(v, u, depth, add, out);
+  if (rows == Rows) return multiply_rows<Rows, 16, 1, 256 * Rows>(v, u, depth, add, out);
   if constexpr (Rows > 1) multiply<Rows - 1>(rows, v, u, depth, add, out);
 }
 
@@ -162,7 +68,7 @@ void winograd_job(const Winograd& a, const int64_t begin, int64_t end, int64_t f
   Tile tile(a, begin);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t from = tiles * b / blocks, rows = tiles * (b + 1) / blocks - from;
-    for (int64_t t = 0; t < rows; ++t, Tile::advance(a, tile))
+    for (int64_t t = 0; t < rows; ++t, tile.advance(a))
       transform_tile(a, tile, zeros, 256 * rows, 16 * rows, v + 16 * (from * a.depth + t));
   }
   for (int64_t p = first; p < last; ++p) {
@@ -177,7 +83,7 @@ void winograd_job(const Winograd& a, const int64_t begin, int64_t end, int64_t f
         }
     }
     Tile tile(a, begin);
-    for (int64_t t = 0; t < tiles; ++t, Tile::advance(a, tile)) write_tile(a, tile, 32 * p, sums_plane, sums + 32 * t);
+    for (int64_t t = 0; t < tiles; ++t, tile.advance(a)) write_tile(a, tile, 32 * p, sums_plane, sums + 32 * t);
   }
 }
 

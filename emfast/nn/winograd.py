@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._library import extension_error, wanted
 from emfast.nn.packed import Plan, cast
 from emfast.nn.prepared import prepared
 from emfast.ops.winograd_convolution import is_slow, winograd_convolution, winograd_kernel
+from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
+from emfast.ops.winograd_weight_gradient import winograd_weight_gradient
 
 FEWEST_TILES = 128  # in training: transforming new kernels costs what 64 tiles of 2 x 2 pixels save
 
@@ -92,7 +95,10 @@ def _kernel(weight: Tensor, training: bool, begin: int, end: int, adjoint: bool)
 
 
 def _to_weight(plan: Plan, g: Tensor, xs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    if not is_slow_gradient(*weight.shape[:2]):
+        return winograd_weight_gradient(g, *xs, upsample=plan.upsample)
     h = xs[0] if len(xs) == 1 else torch.cat(tuple(xs), 1)
-    h = torch.nn.functional.interpolate(h, scale_factor=2.0) if plan.upsample else h
+    h = F.interpolate(h, scale_factor=2.0) if plan.upsample else h
     one, mask = [1, 1], [False, True, False]
-    return torch.ops.aten.convolution_backward(g, h, weight, None, one, one, one, False, [0, 0], 1, mask)[1]
+    dweight: Tensor = torch.ops.aten.convolution_backward(g, h, weight, None, one, one, one, False, [0, 0], 1, mask)[1]
+    return dweight
