@@ -53,7 +53,7 @@ def convolution(
     if training and is_learned(plan, xs, weights, biases):
         weights, biases = (tuple(sorted_rows(t, interleaved) for t in ts) for ts in (weights, biases))
         return learned_convolution(plan, residual, *xs, *weights, *biases)
-    if is_winograd(plan, xs, (*weights, *biases), training):
+    if is_winograd(plan, xs, (*weights, *biases)):
         return winograd(plan, training, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):
         return packed_convolution(plan, residual, *xs, *weights, *biases)

@@ -14,10 +14,8 @@ from emfast.ops.winograd_convolution import is_slow, winograd_convolution, winog
 from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
 from emfast.ops.winograd_weight_gradient import winograd_weight_gradient
 
-FEWEST_TILES = 128  # in training: transforming new kernels costs what 64 tiles of 2 x 2 pixels save
 
-
-def is_winograd(plan: Plan, xs: Sequence[Tensor], tensors: Sequence[Tensor], training: bool) -> bool:
+def is_winograd(plan: Plan, xs: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
     """Returns whether `winograd` can take these inputs, and the weight and bias, and is faster than oneDNN."""
     weight, inputs = tensors[0], sum(x.shape[1] for x in xs)
     fits = plan.dtype == torch.float32 and (plan.stride, plan.padding, plan.outputs, plan.interleaved) == (1, 1, 1, 1)
@@ -25,10 +23,9 @@ def is_winograd(plan: Plan, xs: Sequence[Tensor], tensors: Sequence[Tensor], tra
         return False
     if torch.compiler.is_compiling() or extension_error():
         return False
-    tiles = xs[0].shape[0] * xs[0].shape[2:].numel() // (1 if plan.upsample else 4)
     kinds = (Tensor, torch.nn.Parameter)
     plain = all(type(t) in kinds and t.is_cpu and t.numel() > 0 for t in (*xs, *tensors))
-    return plain and weight.dtype == torch.float32 and not (training and tiles < FEWEST_TILES)
+    return plain and weight.dtype == torch.float32
 
 
 def winograd(plan: Plan, training: bool, residual: Tensor | None, *tensors: Tensor) -> Tensor:
