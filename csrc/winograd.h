@@ -35,7 +35,8 @@ struct Tile {
 };
 
 // Where the 4 x 4 pixels of a tile are in an input; what is outside is a pixel of zeros.
-EMFAST_INLINE void locate(const WinogradImages& a, const Tile& tile, int input, const float* zeros, const float* pixels[16]) {
+EMFAST_INLINE void locate(const WinogradImages& a, const Tile& tile, int input, const float* zeros,
+                          const float* pixels[16]) {
   const int64_t shift = a.upsample, channels = a.channels[input];
   for (int64_t i = 0; i < 4; ++i) {
     const int64_t y = 2 * tile.row - 1 + i, line = tile.image * (a.height >> shift) + (y >> shift);
@@ -49,8 +50,8 @@ EMFAST_INLINE void locate(const WinogradImages& a, const Tile& tile, int input, 
 }
 
 // B^T d B of one tile. Its groups of 16 channels lie `step` floats apart, its 16 terms `plane` floats.
-EMFAST_INLINE void transform_tile(const WinogradImages& a, const Tile& tile, const float* zeros, int64_t step, int64_t plane,
-                                  float* out) {
+EMFAST_INLINE void transform_tile(const WinogradImages& a, const Tile& tile, const float* zeros, int64_t step,
+                                  int64_t plane, float* out) {
   const float *x[16], *skip[16] = {};
   locate(a, tile, 0, zeros, x);
   if (a.inputs[1]) locate(a, tile, 1, zeros, skip);
@@ -75,8 +76,9 @@ EMFAST_INLINE void transform_tile(const WinogradImages& a, const Tile& tile, con
   }
 }
 
-// out (Rows, 32) = the sum over `depth` of left and right (depth, 32), added to out or not. Left is read `Row` floats from
-// row to row, `Step` from one of 16 terms to the next, and `Group` from 16 terms to the next 16.
+// out (Rows, 32) = the sum over `depth` of left and right (depth, 32), added to out or not. Left is read `Row` floats
+// from row to row, `Step` from one of 16 terms to the next, and `Group` from 16 terms to the next 16. What is multiplied
+// next is asked for early: weights come from far away.
 template <int Rows, int Row, int Step, int Group>
 void multiply_rows(const float* left, const float* right, int64_t depth, bool add, float* out) {
   for (int64_t column = 0; column < 32; column += 2 * lanes) {

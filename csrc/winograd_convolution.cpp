@@ -52,7 +52,8 @@ void winograd_convolution(const std::array<int64_t, 6>& p, const std::array<int6
   const int64_t most = std::clamp<int64_t>(cache / (16 * a.depth) / 14 * 14, 14, 112);
   // Every job reads the kernels of all its panels: where tiles are few, each thread has panels of its own.
   const int64_t groups = tiles > 112 ? 1 : std::clamp<int64_t>(panels / 2, 1, threads);
-  const int64_t least = (tiles + most - 1) / most, blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
+  const int64_t least = (tiles + most - 1) / most;
+  const int64_t blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
   const auto job = EMFAST_DISPATCH(winograd_job);
   const int64_t memory = a.depth + 16 * (((tiles + blocks - 1) / blocks) * (a.depth + 32) + 32);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)

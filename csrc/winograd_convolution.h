@@ -51,7 +51,13 @@ EMFAST_INLINE void write_tile(const Winograd& a, const Tile& tile, int64_t place
   }
 }
 
+// The first n of a vector of floats that lie `step` apart, the rest zero.
 EMFAST_INLINE vec gather(const float* p, int64_t step, int64_t n) {
+#if EMFAST_LANES == 16
+  ivec index;
+  for (int i = 0; i < 16; ++i) index[i] = static_cast<int32_t>(i * step);
+  if (n >= 16) return bits<vec>(_mm512_i32gather_ps(bits<__m512i>(index), p, 4));
+#endif
   float buffer[EMFAST_LANES] = {};
   for (int64_t i = 0; i < least(n, lanes); ++i) buffer[i] = p[i * step];
   return load(buffer);
@@ -60,10 +66,10 @@ EMFAST_INLINE vec gather(const float* p, int64_t step, int64_t n) {
 }  // namespace
 
 // Computes the outputs of panels [first, last) at tiles [begin, end). Memory: transformed tiles, then sums.
-void winograd_job(const Winograd& a, const int64_t begin, int64_t end, int64_t first, int64_t last, float* memory) {
+void winograd_job(const Winograd& a, int64_t begin, int64_t end, int64_t first, int64_t last, float* memory) {
   const int64_t tiles = end - begin, blocks = blocks_of(tiles);
-  const int64_t plane = tiles * a.depth + 16, sums_plane = tiles * 32 + 16;  // 16: not a multiple of a page
-  float *zeros = memory, *v = zeros + a.depth, *sums = v + 16 * plane;
+  const int64_t sums_plane = tiles * 32 + 16;  // not a multiple of a page, which would meet in the cache
+  float *zeros = memory, *v = zeros + a.depth, *sums = v + 16 * tiles * a.depth;
   std::memset(zeros, 0, a.depth * sizeof(float));
   Tile tile(a, begin);
   for (int64_t b = 0; b < blocks; ++b) {
@@ -79,7 +85,8 @@ void winograd_job(const Winograd& a, const int64_t begin, int64_t end, int64_t f
         for (int64_t b = 0; b < blocks; ++b) {
           const int64_t from = tiles * b / blocks, rows = tiles * (b + 1) / blocks - from;
           const float* left = v + 16 * (from * a.depth + rows * (i + k));
-          multiply<most_rows>(rows, left, u + 32 * k, least(piece, a.depth - k), k > 0, sums + i * sums_plane + from * 32);
+          float* out = sums + i * sums_plane + from * 32;
+          multiply<most_rows>(rows, left, u + 32 * k, least(piece, a.depth - k), k > 0, out);
         }
     }
     Tile tile(a, begin);
@@ -89,8 +96,8 @@ void winograd_job(const Winograd& a, const int64_t begin, int64_t end, int64_t f
 
 // G g G^T of the inputs [begin, end), 32 outputs each: (16, depth, 32).
 void winograd_kernel_job(const WinogradKernel& a, int64_t panel, int64_t begin, int64_t end) {
-  for (int64_t k = begin; k < end; ++k)
-    for (int64_t c = 0; c < 32; c += lanes) {
+  for (int64_t c = 0; c < 32; c += lanes)  // vectors of one row each: so few rows stay in the first cache
+    for (int64_t k = begin; k < end; ++k) {
       const int64_t d = 32 * panel + c, n = k < a.inner ? least(a.outputs - d, lanes) : 0;
       const float* from = n > 0 ? a.weight + d * a.output_step + k * a.input_step : a.weight;
       vec g[9], t[12];

@@ -14,7 +14,8 @@ struct WinogradImages {
   int64_t columns, tiles;      // of an image
   bool upsample;
 
-  WinogradImages(const float* x, const float* skip, int64_t c, int64_t more, int64_t height, int64_t width, bool upsample)
+  WinogradImages(const float* x, const float* skip, int64_t c, int64_t more, int64_t height, int64_t width,
+                 bool upsample)
       : inputs{x, skip}, channels{c, more}, depth((c + more + 15) / 16 * 16), height(height), width(width),
         columns((width + 1) / 2), tiles((height + 1) / 2 * columns), upsample(upsample) {}
 };

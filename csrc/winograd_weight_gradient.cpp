@@ -56,7 +56,7 @@ void winograd_weight_gradient(const std::array<int64_t, 4>& p, const std::array<
     for (int64_t first = 0; first < tiles; first += length) {
 #pragma omp for schedule(static)
       for (int64_t t = 0; t < length; t += 16) transform(a, first, t, t + 16, zeros.data());
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < 16 * panels; ++i) multiply(a, i / panels, i % panels, first > 0);
     }
 #pragma omp for schedule(static)

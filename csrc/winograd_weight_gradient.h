@@ -11,7 +11,8 @@ namespace {
 constexpr int rows_at_once = EMFAST_LANES == 16 ? 8 : 4;
 
 // A y A^T of the 2 x 2 pixels of one tile. Panels of 32 outputs lie `step` floats apart, the 16 terms `plane` floats.
-EMFAST_INLINE void transform_pixels(const WinogradGradient& a, const Tile& tile, int64_t step, int64_t plane, float* out) {
+EMFAST_INLINE void transform_pixels(const WinogradGradient& a, const Tile& tile, int64_t step, int64_t plane,
+                                    float* out) {
   for (int64_t d = 0; d < 32 * a.panels; d += lanes) {
     vec y[4], t[8];
     for (int64_t i = 0; i < 4; ++i) {
@@ -60,15 +61,16 @@ void winograd_product_job(const WinogradGradient& a, int64_t term, int64_t panel
   for (int64_t k = 0; k < a.length; k += piece)
     for (int64_t c = 0; c < a.depth; c += rows_at_once) {
       const float* rows = left + c / 16 * 16 * a.length + 16 * k + c % 16;
-      multiply_rows<rows_at_once, 1, 16, 256>(rows, right + 32 * k, least(piece, a.length - k), add || k > 0, out + 32 * c);
+      const int64_t depth = least(piece, a.length - k);
+      multiply_rows<rows_at_once, 1, 16, 256>(rows, right + 32 * k, depth, add || k > 0, out + 32 * c);
     }
 }
 
 // G^T u G of the inputs [begin, end) and a panel of outputs, in the order of the weight.
 void winograd_weight_job(const WinogradGradient& a, int64_t panel, int64_t begin, int64_t end) {
   const int64_t inputs = a.channels[0] + a.channels[1], plane = a.depth * 32;
-  for (int64_t c = begin; c < least(end, inputs); ++c)
-    for (int64_t d = 32 * panel; d < least(32 * panel + 32, a.outputs); d += lanes) {
+  for (int64_t d = 32 * panel; d < least(32 * panel + 32, a.outputs); d += lanes)
+    for (int64_t c = begin; c < least(end, inputs); ++c) {
       const float* from = a.sums + (panel * 16 * a.depth + c) * 32 + d % 32;
       vec u[16], t[12], g[9];
 #pragma GCC unroll 16
@@ -81,7 +83,8 @@ void winograd_weight_job(const WinogradGradient& a, int64_t panel, int64_t begin
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
         const vec sum = 0.5f * (t[4 * i + 1] + t[4 * i + 2]);
-        g[3 * i] = t[4 * i] + sum, g[3 * i + 1] = 0.5f * (t[4 * i + 1] - t[4 * i + 2]), g[3 * i + 2] = sum + t[4 * i + 3];
+        g[3 * i] = t[4 * i] + sum, g[3 * i + 2] = sum + t[4 * i + 3];
+        g[3 * i + 1] = 0.5f * (t[4 * i + 1] - t[4 * i + 2]);
       }
       float buffer[9 * EMFAST_LANES];
 #pragma GCC unroll 9

@@ -44,7 +44,9 @@ def winograd_kernel(
         ValueError: If the weight is no 3 x 3 kernel or the channels are not among its own.
         TypeError: If it is neither float32 nor float64.
     """
-    check(weight.dim() == 4 and weight.shape[2:] == (3, 3), "winograd_kernel", "weight", "of shape (D, C, 3, 3)", weight)
+    check(
+        weight.dim() == 4 and weight.shape[2:] == (3, 3), "winograd_kernel", "weight", "of shape (D, C, 3, 3)", weight
+    )
     _check_dtype("winograd_kernel", "weight", weight)
     end = weight.shape[1] if end is None else end
     fits = 0 <= begin < end <= weight.shape[1]
@@ -77,8 +79,8 @@ def winograd_convolution(
         skip: A second input, read as if concatenated to x over channels.
         bias: Is added to the result.
         residual: Is added to the result.
-        resample: "upsample" convolves x upsampled by two (nearest neighbours), "pool" returns the sums of 2 x 2 pixels of
-            an even-sized result. Each is the other's adjoint.
+        resample: "upsample" convolves x upsampled by two (nearest neighbours), "pool" returns the sums of 2 x 2 pixels
+            of an even-sized result. Each is the other's adjoint.
 
     Returns:
         A channels_last tensor. A sample's values depend neither on the others nor on the number of threads.
@@ -117,7 +119,8 @@ def is_slow(inputs: int, outputs: int) -> bool:
 
     Its time over theirs, two threads with AVX-512: batch 4, 128 to 128 channels at 32 x 32 1.9x, 256 to 256 at 16 x 16
     1.7x, at 8 x 8 1.6x and at 4 x 4 2.1x, 512 to 256 at 16 x 16 1.6x; batch 64, 32 to 32 at 32 x 32 1.4x, 64 to 64 at
-    8 x 8 1.7x; but 3 to 128 at 32 x 32 0.4x, 128 to 3 1.0x, and of batch 64 1 to 32 0.2x and 32 to 1 0.9x.
+    8 x 8 1.7x; but 3 to 128 at 32 x 32 0.4x, 128 to 3 1.0x, and of batch 64 1 to 32 0.2x and 32 to 1 0.9x. In training,
+    where kernels are transformed at every step, oneDNN reorders weights too: at 4 x 4 the whole step is still faster.
     """
     return inputs < 16 or outputs < 16
 
@@ -191,11 +194,12 @@ def _cpp(
     pool: bool,
 ) -> Tensor:
     y = _fake(x, skip, kernel, bias, residual, outputs, upsample, pool)
-    x, skip, residual = (None if t is None else t.contiguous(memory_format=LAST) for t in (x, skip, residual))
-    kernel, bias = kernel.contiguous(), None if bias is None else bias.contiguous()
+    images = [None if t is None else t.contiguous(memory_format=LAST) for t in (x, skip, residual)]
+    parameters = [None if t is None else t.contiguous() for t in (kernel, bias)]
     channels = (x.shape[1], 0 if skip is None else skip.shape[1], outputs)
     size = (x.shape[0], *(x.shape if pool else y.shape)[2:])
-    extension().winograd_convolution(addresses(x, skip, kernel, bias, residual, y), channels, size, upsample, pool)
+    pointers = addresses(*images[:2], *parameters, images[2], y)
+    extension().winograd_convolution(pointers, channels, size, upsample, pool)
     return y
 
 
