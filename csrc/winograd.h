@@ -77,8 +77,8 @@ EMFAST_INLINE void transform_tile(const WinogradImages& a, const Tile& tile, con
 }
 
 // out (Rows, 32) = the sum over `depth` of left and right (depth, 32), added to out or not. Left is read `Row` floats
-// from row to row, `Step` from one of 16 terms to the next, and `Group` from 16 terms to the next 16. What is multiplied
-// next is asked for early: weights come from far away.
+// from row to row, `Step` from one of 16 terms to the next, and `Group` from 16 terms to the next 16. The next piece of
+// the right operand is asked for early: weights come from far away.
 template <int Rows, int Row, int Step, int Group>
 void multiply_rows(const float* left, const float* right, int64_t depth, bool add, float* out) {
   for (int64_t column = 0; column < 32; column += 2 * lanes) {
