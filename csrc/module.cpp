@@ -85,4 +85,6 @@ PYBIND11_MODULE(_C, module) {
   emfast::define_random(module);
   emfast::define_sampler_update(module);
   emfast::define_separable_blur(module);
+  emfast::define_winograd_convolution(module);
+  emfast::define_winograd_weight_gradient(module);
 }

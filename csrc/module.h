@@ -19,5 +19,7 @@ void define_mask_misfit(py::module_& module);
 void define_random(py::module_& module);
 void define_sampler_update(py::module_& module);
 void define_separable_blur(py::module_& module);
+void define_winograd_convolution(py::module_& module);
+void define_winograd_weight_gradient(py::module_& module);
 
 }  // namespace emfast

@@ -14,6 +14,7 @@ from torch import Tensor
 from emfast.nn.gpu import added, on_gpu, terms
 from emfast.nn.learned import is_learned, learned_convolution
 from emfast.nn.packed import Plan, as_kernel, cast, fold, is_packed, packed_convolution, sorted_rows
+from emfast.nn.winograd import is_winograd, winograd
 
 Tensors = Sequence[Tensor]
 
@@ -77,6 +78,8 @@ def _one(plan: Plan, residual: Tensor | None, xs: Tensors, weights: Tensors, bia
     if (training or len(xs) > 1) and is_learned(plan, xs, weights, biases):  # pairs in one pass
         weights, biases = (tuple(sorted_rows(t, plan.interleaved) for t in ts) for ts in (weights, biases))
         return learned_convolution(plan, residual, *xs, *weights, *biases)
+    if is_winograd(plan, xs, (*weights, *biases)):
+        return winograd(plan, training, residual, *xs, *weights, *biases)
     if is_packed(plan, xs, weights):
         return packed_convolution(plan, residual, *xs, *weights, *biases)
     return _plain(plan, residual, xs, weights, biases)

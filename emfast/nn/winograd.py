@@ -1,0 +1,101 @@
+"""3 x 3 convolutions in float32 by Winograd's algorithm, where that was measured to be faster than oneDNN."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emfast._library import extension_error, wanted
+from emfast.nn.packed import Plan, cast
+from emfast.nn.prepared import prepared
+from emfast.ops.winograd_convolution import is_slow, winograd_convolution, winograd_kernel
+from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
+from emfast.ops.winograd_weight_gradient import winograd_weight_gradient
+
+
+def is_winograd(plan: Plan, xs: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+    """Returns whether `winograd` can take these inputs, and the weight and bias, and is faster than oneDNN."""
+    weight, inputs = tensors[0], sum(x.shape[1] for x in xs)
+    fits = plan.dtype == torch.float32 and (plan.stride, plan.padding, plan.outputs, plan.interleaved) == (1, 1, 1, 1)
+    if not fits or len(xs) > 2 or weight.shape[2:] != (3, 3) or is_slow(inputs, weight.shape[0]):
+        return False
+    if torch.compiler.is_compiling() or extension_error():
+        return False
+    kinds = (Tensor, torch.nn.Parameter)
+    plain = all(type(t) in kinds and t.is_cpu and t.numel() > 0 for t in (*xs, *tensors))
+    return plain and weight.dtype == torch.float32
+
+
+def winograd(plan: Plan, training: bool, residual: Tensor | None, *tensors: Tensor) -> Tensor:
+    """Returns what `convolution` does, for inputs, weight and bias in this order.
+
+    Arguments:
+        plan: The constants.
+        training: Whether transformed kernels are not to be kept.
+        residual: What is added.
+        tensors: The inputs, the weight and the bias.
+    """
+    y: Tensor = _Winograd.apply(plan, training, residual, *tensors)
+    return y
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, training: bool, residual: Tensor | None, *tensors: Tensor) -> Any:
+        n = plan.inputs
+        xs, weight = [cast(x, plan.dtype) for x in tensors[:n]], tensors[n]
+        bias = tensors[n + 1].to(plan.dtype) if plan.bias else None
+        ctx.plan, ctx.training, ctx.sizes = plan, training, [x.shape for x in xs]
+        ctx.dtypes = [t.dtype for t in tensors]
+        ctx.residual = None if residual is None else residual.dtype
+        ctx.slots = [i for i, t in enumerate((residual, *tensors), 2) if t is not None]
+        ctx.save_for_backward(weight, *(xs if ctx.needs_input_grad[3 + n] else ()))
+        return winograd_convolution(
+            xs[0],
+            _kernel(weight, training, 0, weight.shape[1], False),
+            weight.shape[0],
+            skip=xs[1] if n == 2 else None,
+            bias=bias,
+            residual=None if residual is None else cast(residual, plan.dtype),
+            resample="upsample" if plan.upsample else None,
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        plan, n = ctx.plan, ctx.plan.inputs
+        weight, *xs = ctx.saved_tensors
+        needs = wanted(ctx)[2:]
+        gradients: list[Any] = [grad.to(ctx.residual) if needs[0] else None, *[None] * len(ctx.dtypes)]
+        g, begin = cast(grad, plan.dtype), 0
+        for i, size in enumerate(ctx.sizes):
+            if needs[1 + i]:
+                kernel = _kernel(weight, ctx.training, begin, begin + size[1], True)
+                dx = winograd_convolution(g, kernel, size[1], resample="pool" if plan.upsample else None)
+                gradients[1 + i] = dx.to(ctx.dtypes[i])
+            begin += size[1]
+        if needs[1 + n]:
+            gradients[1 + n] = _to_weight(plan, g, xs, weight)
+        if plan.bias and needs[2 + n]:
+            sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0)
+            gradients[2 + n] = sums.to(ctx.dtypes[1 + n])
+        return None, None, *gradients
+
+
+def _kernel(weight: Tensor, training: bool, begin: int, end: int, adjoint: bool) -> Tensor:
+    def make() -> Tensor:
+        return winograd_kernel(weight, begin, end, adjoint=adjoint)
+
+    return make() if training else prepared([weight], ("winograd", begin, end, adjoint), make)
+
+
+def _to_weight(plan: Plan, g: Tensor, xs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    if not is_slow_gradient(*weight.shape[:2]):
+        return winograd_weight_gradient(g, *xs, upsample=plan.upsample)
+    h = xs[0] if len(xs) == 1 else torch.cat(tuple(xs), 1)
+    h = F.interpolate(h, scale_factor=2.0) if plan.upsample else h
+    one, mask = [1, 1], [False, True, False]
+    dweight: Tensor = torch.ops.aten.convolution_backward(g, h, weight, None, one, one, one, False, [0, 0], 1, mask)[1]
+    return dweight

@@ -1,0 +1,107 @@
+"""The weight gradient of a 3 x 3 convolution in float32 by Winograd's F(3 x 3, 2 x 2); cuDNN has it on GPUs."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emfast._check import check
+from emfast._library import addresses, extension, register
+from emfast.ops.winograd_convolution import A, B, G
+
+LAST = torch.channels_last
+
+
+def winograd_weight_gradient(
+    grad: Tensor,  # (B, D, H', W')
+    x: Tensor,  # (B, C, H, W)
+    skip: Tensor | None = None,  # (B, C', H, W)
+    *,
+    upsample: bool = False,
+) -> Tensor:
+    r"""Returns the gradient of the weight of `winograd_convolution`.
+
+    .. math:: G^\top \left( \sum_t A y_{dt} A^\top \odot B^\top x_{ct} B \right) G \quad \text{over tiles } t
+
+    Arguments:
+        grad: The gradient to the convolution's result; float32 or float64.
+        x: The convolution's input.
+        skip: A second input, read as if concatenated to x over channels.
+        upsample: Whether x was first upsampled by two (nearest neighbours).
+
+    Returns:
+        A contiguous tensor of shape (D, C + C', 3, 3), the same for any number of threads.
+
+    Raises:
+        ValueError: If shapes do not match.
+        TypeError: If dtypes differ, or are neither float32 nor float64.
+
+    References:
+        | Fast Algorithms for Convolutional Neural Networks (Lavin & Gray, 2016), arXiv 1509.09308
+    """
+    name, scale = "winograd_weight_gradient", 2 if upsample else 1
+    check(x.dim() == 4, name, "x", "of shape (B, C, H, W)", x)
+    fits = skip is None or (skip.dim() == 4 and skip.shape[0] == x.shape[0] and skip.shape[2:] == x.shape[2:])
+    check(fits, name, "skip", "of the shape of x but for its channels", skip)
+    size = (x.shape[0], scale * x.shape[2], scale * x.shape[3])
+    fits = grad.dim() == 4 and (grad.shape[0], *grad.shape[2:]) == size
+    check(fits, name, "grad", f"of shape ({size[0]}, D, {size[1]}, {size[2]})", grad)
+    fits = grad.dtype in (torch.float32, torch.float64)
+    check(fits, name, "grad", "of dtype float32 or float64", grad, error=TypeError)
+    for key, tensor in (("x", x), ("skip", skip)):
+        same = tensor is None or tensor.dtype == grad.dtype
+        check(same, name, key, f"of dtype {grad.dtype}", tensor, error=TypeError)
+    result: Tensor = _op(grad, x, skip, upsample)
+    return result
+
+
+def is_slow(inputs: int, outputs: int) -> bool:
+    """Returns whether oneDNN was measured to be as fast.
+
+    Its time over the kernels', two threads with AVX-512: batch 4, 128 to 128 channels at 32 x 32 1.3x, 256 to 256 at
+    16 x 16 1.6x, at 8 x 8 1.7x and at 4 x 4 1.8x, 512 to 256 at 16 x 16 1.7x; batch 64, 64 to 64 at 16 x 16 1.2x and at
+    8 x 8 1.3x; but 32 to 32 at 32 x 32 1.0x, 96 to 32 0.8x to 1.1x; of batch 4 3 to 128 0.3x and 128 to 3 0.5x.
+    """
+    return inputs < 64 or outputs < 64
+
+
+def reference(grad: Tensor, x: Tensor, skip: Tensor | None, upsample: bool) -> Tensor:
+    """The specification; in float64, because its sums are as long as the batch has tiles."""
+    h, b, a, g = (t.to(x.device, torch.float64) for t in (x if skip is None else torch.cat((x, skip), 1), B, A, G))
+    h = F.interpolate(h, scale_factor=2.0) if upsample else h
+    height, width = h.shape[2:]
+    d = F.pad(h, (1, 1 + width % 2, 1, 1 + height % 2)).unfold(2, 4, 2).unfold(3, 4, 2)
+    y = F.pad(grad.double(), (0, width % 2, 0, height % 2)).unfold(2, 2, 2).unfold(3, 2, 2)
+    v = torch.einsum("ij,ncyxjk,lk->ilcnyx", b, d, b).flatten(3)
+    w = torch.einsum("ji,ndyxjk,kl->ildnyx", a, y, a).flatten(3)
+    return torch.einsum("ij,ildt,ilct,lk->dcjk", g, w, v, g).to(grad.dtype).contiguous()
+
+
+def _fake(grad: Tensor, x: Tensor, skip: Tensor | None, upsample: bool) -> Tensor:
+    return grad.new_empty((grad.shape[1], x.shape[1] + (0 if skip is None else skip.shape[1]), 3, 3))
+
+
+def _cpp(grad: Tensor, x: Tensor, skip: Tensor | None, upsample: bool) -> Tensor:
+    result = _fake(grad, x, skip, upsample)
+    tensors = [None if t is None else t.contiguous(memory_format=LAST) for t in (grad, x, skip)]
+    channels = (grad.shape[1], x.shape[1], 0 if skip is None else skip.shape[1])
+    size = (grad.shape[0], *grad.shape[2:])
+    extension().winograd_weight_gradient(addresses(*tensors, result), channels, size, upsample)
+    return result
+
+
+def _unsupported(grad: Tensor, x: Tensor, *_: Any) -> str | None:
+    if grad.dtype != torch.float32:
+        return f"{grad.dtype}; the kernel takes float32"
+    return "an empty tensor" if grad.numel() == 0 or x.numel() == 0 else None
+
+
+_op = register(
+    "winograd_weight_gradient",
+    "(Tensor grad, Tensor x, Tensor? skip, bool upsample) -> Tensor",
+    reference=reference,
+    fake=_fake,
+    cpp=_cpp,
+    unsupported=_unsupported,
+)

@@ -1,0 +1,166 @@
+"""Winograd's convolution, checked as values against native torch's: nothing differentiates the op."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts import draw, max_norm, require, rms_norm
+from torch.nn.grad import conv2d_input
+
+from emfast._library import backend as forced
+from emfast.ops import winograd_convolution, winograd_kernel
+
+# batch, channels of x and skip, of the result, height and width
+CASES = [
+    (2, (5, 3), 4, (4, 3)),
+    (2, (33,), 47, (5, 7)),
+    (1, (3,), 5, (1, 1)),
+    (2, (40, 9), 70, (8, 6)),
+    (2, (64, 32), 64, (9, 7)),
+    (1, (128,), 3, (32, 32)),
+    (4, (256, 256), 256, (4, 4)),
+    (17, (32,), 32, (16, 16)),
+    (1, (300,), 40, (2, 64)),
+]
+RESAMPLES = [None, "upsample", "pool"]
+
+
+def tensors(case, dtype, layout, device):
+    """The features, the weight and the bias."""
+    batch, channels, outputs, size = case
+    x, *skip = draw({i: (batch, c, *size) for i, c in enumerate(channels)}, dtype, layout, device).values()
+    generator = torch.Generator().manual_seed(1)
+    inputs = sum(channels)
+    weight = torch.randn(outputs, inputs, 3, 3, generator=generator) / (9 * inputs) ** 0.5
+    bias = torch.randn(outputs, generator=generator)
+    return x, skip[0] if skip else None, weight.to(device, dtype), bias.to(device, dtype)
+
+
+def native(x, skip, weight, bias, residual, resample):
+    """The same in native torch."""
+    h = x if skip is None else torch.cat((x, skip), 1)
+    h = F.interpolate(h, scale_factor=2.0) if resample == "upsample" else h
+    y = F.conv2d(h, weight, bias, 1, 1)
+    y = 4 * F.avg_pool2d(y, 2) if resample == "pool" else y
+    return y if residual is None else y + residual
+
+
+def ours(x, skip, weight, bias, residual, resample):
+    """The op."""
+    options = {"skip": skip, "bias": bias, "residual": residual, "resample": resample}
+    return winograd_convolution(x, winograd_kernel(weight), weight.shape[0], **options)
+
+
+def follows_the_rule(k, r, n, times):
+    """The accuracy rule, and the layout."""
+    assert k.is_contiguous(memory_format=torch.channels_last)
+    assert k.shape == n.shape
+    for norm in (max_norm, rms_norm):
+        allowed = times * norm(n - r) + torch.finfo(k.dtype).eps * norm(r)
+        assert norm(k - r) <= allowed, f"{norm.__name__} {norm(k - r):.2e} > {allowed:.2e}"
+
+
+def pools(case, resample):
+    """Skips images of an odd size, which have no 2 x 2 pixels throughout."""
+    if resample == "pool" and any(n % 2 for n in case[3]):
+        pytest.skip("odd")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("resample", RESAMPLES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_accuracy_rule(case, resample, layout, backend, device):
+    require("winograd_convolution", backend, device)
+    pools(case, resample)
+    given = tensors(case, torch.float32, layout, device)
+    wide = [None if t is None else t.double() for t in given]
+    like = native(*given, None, resample)
+    residual = None if resample == "pool" else torch.empty_like(like).copy_(torch.randn(like.shape))
+    with forced(backend):
+        k, again = (ours(*given, residual, resample) for _ in range(2))
+    assert torch.equal(k, again)
+    exact = native(*wide, None if residual is None else residual.double(), resample)
+    times = 3 if resample == "pool" else 2  # it is the gradient of "upsample"
+    follows_the_rule(k, exact, native(*given, residual, resample), times)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_adjoint_kernel_gives_the_gradient(case, backend, device):
+    require("winograd_convolution", backend, device)
+    batch, channels, outputs, size = case
+    weight = tensors(case, torch.float32, "contiguous", device)[2]
+    grad = draw({"grad": (batch, outputs, *size)}, torch.float32, "contiguous", device)["grad"]
+    shape = (batch, sum(channels), *size)
+    r, n = (conv2d_input(shape, weight.to(d), grad.to(d), padding=1) for d in (torch.float64, torch.float32))
+    end = 0
+    for count in channels:
+        begin, end = end, end + count
+        with forced(backend):
+            k = winograd_convolution(grad, winograd_kernel(weight, begin, end, adjoint=True), count)
+        follows_the_rule(k, r[:, begin:end], n[:, begin:end], 3)
+
+
+@pytest.mark.parametrize("resample", RESAMPLES)
+def test_a_sample_depends_neither_on_the_others_nor_on_threads(resample, backend, device):
+    require("winograd_convolution", backend, device)
+    x, _, weight, bias = tensors((9, (160,), 100, (8, 6)), torch.float32, "channels_last", device)
+    before = torch.get_num_threads()
+    with forced(backend):
+        whole = ours(x, None, weight, bias, None, resample)
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                parts = [ours(part, None, weight, bias, None, resample) for part in x.split([1, 2, 6])]
+                if backend == "cpp":
+                    assert torch.equal(torch.cat(parts), whole)
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_near(value, backend, device):
+    require("winograd_convolution", backend, device)
+    x, _, weight, bias = tensors((1, (16,), 16, (12, 12)), torch.float32, "channels_last", device)
+    x[0, 3, 4, 4] = value
+    with forced(backend):
+        finite = ours(x, None, weight, bias, None, None).isfinite()
+    assert not finite[:, :, 3:6, 3:6].any()
+    assert finite[:, :, :2].all()
+    assert finite[:, :, 8:].all()
+
+
+@pytest.mark.parametrize("resample", RESAMPLES)
+def test_registration(resample, backend, device):
+    require("winograd_convolution", backend, device)
+    x, skip, weight, bias = tensors((2, (5, 3), 4, (4, 6)), torch.float32, "channels_last", device)
+    tests, ops = ("test_schema", "test_faketensor"), torch.ops.emfast
+    with forced(backend):
+        torch.library.opcheck(ops.winograd_kernel, (weight, 2, 7, True), test_utils=tests)
+        arguments = (x, skip, winograd_kernel(weight), bias, None, 4, resample == "upsample", resample == "pool")
+        torch.library.opcheck(ops.winograd_convolution, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kernel": torch.ones(1, 16, 32, 32)}, r"expected kernel of shape \(1, 16, 16, 32\)"),
+        ({"skip": torch.ones(1, 3, 4, 3)}, "expected skip of the shape of x but for its channels"),
+        ({"bias": torch.ones(5)}, r"expected bias of shape \(4,\)"),
+        ({"residual": torch.ones(2, 4, 4, 4)}, r"expected residual of shape \(2, 4, 4, 3\)"),
+        ({"resample": "pool"}, "expected x of even height and width"),
+        ({"resample": "down"}, "expected resample to be one of"),
+    ],
+)
+def test_bad_arguments(change, sentence):
+    x, skip, weight, bias = tensors(CASES[0], torch.float32, "contiguous", "cpu")
+    given = {"x": x, "kernel": winograd_kernel(weight), "outputs": 4, "skip": skip, "bias": bias}
+    with pytest.raises(ValueError, match=sentence):
+        winograd_convolution(**(given | change))
+
+
+def test_bad_weight():
+    with pytest.raises(ValueError, match=r"expected weight of shape \(D, C, 3, 3\)"):
+        winograd_kernel(torch.ones(2, 3, 5, 5))
+    with pytest.raises(ValueError, match="expected begin and end to be channels of 3"):
+        winograd_kernel(torch.ones(2, 3, 3, 3), 2, 4)
+    with pytest.raises(TypeError, match="expected weight of dtype float32 or float64"):
+        winograd_kernel(torch.ones(2, 3, 3, 3, dtype=torch.bfloat16))

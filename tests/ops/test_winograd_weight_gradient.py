@@ -1,0 +1,88 @@
+"""The weight gradient by Winograd's algorithm, checked as values against native torch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts import draw, max_norm, require, rms_norm
+from torch.nn.grad import conv2d_weight
+
+from emfast._library import backend as forced
+from emfast.ops import winograd_weight_gradient
+
+# batch, channels of x and skip, of the result, height and width
+CASES = [
+    (2, (5, 3), 4, (4, 3)),
+    (2, (33,), 47, (5, 7)),
+    (1, (3,), 5, (1, 1)),
+    (2, (40, 9), 70, (8, 6)),
+    (4, (256, 256), 256, (4, 4)),
+    (8, (64,), 64, (32, 32)),  # in several chunks
+]
+
+
+def native(grad, x, skip, upsample, dtype):
+    """The same in native torch."""
+    h = (x if skip is None else torch.cat((x, skip), 1)).to(dtype)
+    h = F.interpolate(h, scale_factor=2.0) if upsample else h
+    return conv2d_weight(h, (grad.shape[1], h.shape[1], 3, 3), grad.to(dtype), padding=1)
+
+
+def arguments(case, upsample, layout, device):
+    """The gradient and the inputs."""
+    batch, channels, outputs, size = case
+    sizes = {"grad": (batch, outputs, *(n * (2 if upsample else 1) for n in size))}
+    sizes |= {f"x{i}": (batch, c, *size) for i, c in enumerate(channels)}
+    grad, *inputs = draw(sizes, torch.float32, layout, device).values()
+    return grad, *[*inputs, None][:2]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_accuracy_rule(case, upsample, layout, backend, device):
+    require("winograd_weight_gradient", backend, device)
+    given = arguments(case, upsample, layout, device)
+    with forced(backend):
+        k, again = (winograd_weight_gradient(*given, upsample=upsample) for _ in range(2))
+    assert torch.equal(k, again)
+    assert k.is_contiguous()
+    r, n = (native(*given, upsample, dtype) for dtype in (torch.float64, torch.float32))
+    for norm in (max_norm, rms_norm):
+        allowed = 3 * norm(n - r) + torch.finfo(k.dtype).eps * norm(r)
+        assert norm(k - r) <= allowed, f"{norm.__name__} {norm(k - r):.2e} > {allowed:.2e}"
+
+
+def test_the_same_for_any_number_of_threads(backend, device):
+    require("winograd_weight_gradient", backend, device)
+    given, before, results = arguments(CASES[-1], False, "channels_last", device), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with forced(backend):
+                results.append(winograd_weight_gradient(*given))
+    finally:
+        torch.set_num_threads(before)
+    if backend == "cpp":
+        assert all(torch.equal(results[0], result) for result in results)
+
+
+def test_registration(backend, device):
+    require("winograd_weight_gradient", backend, device)
+    given = arguments(CASES[0], True, "channels_last", device)
+    with forced(backend):
+        op, tests = torch.ops.emfast.winograd_weight_gradient, ("test_schema", "test_faketensor")
+        torch.library.opcheck(op, (*given, True), test_utils=tests)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"grad": torch.ones(2, 4, 4, 4)}, ValueError, r"expected grad of shape \(2, D, 4, 3\)"),
+        ({"skip": torch.ones(1, 3, 4, 3)}, ValueError, "expected skip of the shape of x but for its channels"),
+        ({"x": torch.ones(2, 5, 4, 3).double()}, TypeError, "expected x of dtype torch.float32"),
+    ],
+)
+def test_bad_arguments(change, error, sentence):
+    given = dict(zip(("grad", "x", "skip"), arguments(CASES[0], False, "contiguous", "cpu"), strict=True))
+    with pytest.raises(error, match=sentence):
+        winograd_weight_gradient(**(given | change))
