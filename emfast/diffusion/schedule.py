@@ -33,7 +33,7 @@ class Schedule:
         raise NotImplementedError
 
     def times_by_noise(self, steps: int) -> Tensor:
-        r"""Returns (steps,) decreasing times whose noise levels are evenly spaced in their 7th root.
+        r"""Returns (steps,) decreasing times, evenly spaced in the logarithm of their noise level sigma_t / alpha_t.
 
         Between the ends of `times`. Few steps are better spent this way: evenly spaced times leave the low noise
         levels, where the details are made, to one or two of them.
@@ -42,12 +42,12 @@ class Schedule:
             steps: The number of times.
 
         References:
-            | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
+            | DPM-Solver: A Fast ODE Solver for Diffusion Model Sampling (Lu et al., 2022), arXiv 2206.00927
         """
         check(steps >= 1, "times_by_noise", "steps", "to be >= 1", steps)
         ends = self.times(2)
         high, low = (self.sigma(ends) / self.alpha(ends)).tolist()
-        ratios = _spaced(high, low, steps, rho=7.0)
+        ratios = high * (low / high) ** torch.linspace(0, 1, steps, dtype=torch.float64)
         return torch.tensor([self.time_of(min(max(r, low), high)) for r in ratios.tolist()], dtype=torch.float64)
 
     def time_of(self, ratio: float) -> float:
@@ -177,7 +177,8 @@ class EDMSchedule(Schedule):
     def times(self, steps: int) -> Tensor:
         """Returns the noise levels of the paper's equation 5."""
         check(steps >= 1, "times", "steps", "to be >= 1", steps)
-        return _spaced(self.sigma_max, self.sigma_min, steps, self.rho)
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return torch.linspace(high, low, steps, dtype=torch.float64) ** self.rho
 
     def time_of(self, ratio: float) -> float:
         """Returns the ratio."""
@@ -188,9 +189,3 @@ class EDMSchedule(Schedule):
         """Returns log-normal noise levels."""
         normal = torch.special.ndtri(u.to(torch.float64).clamp(1e-9, 1 - 1e-9))
         return torch.exp(self.mean + self.std * normal)
-
-
-def _spaced(high: float, low: float, steps: int, rho: float) -> Tensor:
-    """Returns (steps,) decreasing noise levels, evenly spaced in their rho-th root."""
-    u = torch.linspace(0, 1, steps, dtype=torch.float64)
-    return (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
