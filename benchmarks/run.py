@@ -4,11 +4,13 @@ python benchmarks/run.py [OP ...] [--save] [--table] [--device cpu] [--threads N
 
 An op's tests run first, and nothing is timed when they fail. --save appends one JSON line per measurement to
 benchmarks/results/ops.jsonl and refuses a tree that differs from its commit; --table writes the table of all saved
-measurements into README.md. An op is added by a file in benchmarks/ops whose cases(device) yields its rows.
+measurements to benchmarks/results/ops.md and its summary into README.md. An op is added by a file in benchmarks/ops
+whose cases(device) yields its rows.
 """
 
 import argparse
 import importlib.util
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,7 +35,7 @@ from measure import (
 from emfast._library import backend
 
 BACKENDS = ("reference", "native", "compile", "emfast")
-README = ROOT / "README.md"
+README, TABLE = ROOT / "README.md", ROOT / "benchmarks" / "results" / "ops.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
@@ -43,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(names)}; all without any")
     parser.add_argument("--save", action="store_true", help="append the measurements to benchmarks/results/ops.jsonl")
-    where = "only write the table of saved measurements into README.md, or to another file"
+    where = f"only write the saved measurements to {TABLE.name} and README.md, or to another file"
     parser.add_argument("--table", nargs="?", type=Path, const=README, metavar="FILE", help=where)
     parser.add_argument("--untested", action="store_true", help="the tests have run already")
     parser.add_argument("--device", default="cpu", type=torch.device)
@@ -126,39 +128,63 @@ def call(function: Callable[..., Any], case: Case, phase: str) -> Callable[[], A
 
 
 def write_table(path: Path) -> int:
-    """Renders all saved measurements into README.md, or as a file, losing cases included."""
-    rows: dict[tuple[str, ...], dict[str, Measurement]] = {}
+    """Renders all saved measurements, losing cases included: to a file, or in whole and as a summary in README.md."""
+    devices: dict[str, dict[tuple[str, ...], dict[str, Measurement]]] = {}
     for m in load("ops"):
-        key = (m.environment["device"], m.op, m.shape, f"{m.dtype} {m.layout}", m.phase)
-        rows.setdefault(key, {})[m.backend] = m
-    blocks = [
-        table(device, {k: v for k, v in rows.items() if k[0] == device}) for device in sorted({k[0] for k in rows})
-    ]
+        key = (m.op, m.shape, f"{m.dtype} {m.layout}", m.phase)
+        devices.setdefault(m.environment["device"], {}).setdefault(key, {})[m.backend] = m
+    whole, short = ("".join(render(*item) for item in sorted(devices.items())) for render in (table, summary))
     if path != README:
-        path.write_text("".join(blocks))
+        path.write_text(whole)
         return 0
     head, _, rest = path.read_text().partition(BEGIN)
     if END not in rest:
         print(f"benchmarks/run.py: README.md has no line {BEGIN} with {END} after it.", file=sys.stderr)
         return 1
-    path.write_text(f"{head}{BEGIN}\n{''.join(blocks)}{END}{rest.partition(END)[2]}")
+    TABLE.write_text(whole)
+    path.write_text(f"{head}{BEGIN}\n{short}{END}{rest.partition(END)[2]}")
     return 0
+
+
+def caption(device: str, rows: dict[tuple[str, ...], dict[str, Measurement]]) -> str:
+    """Returns where and how one device's rows were measured."""
+    first = next(iter(next(iter(rows.values())).values())).environment
+    versions = f"torch {first['torch']}" + (f", triton {first['triton']}" if first["triton"] else "")
+    return f"{device}, {versions}, commit {first['commit']}: `python benchmarks/run.py --save`."
+
+
+def gain_of(row: dict[str, Measurement]) -> float | None:
+    """Returns how many times faster emfast is than the best of the others, the reference aside."""
+    others = [row[name].ms for name in ("native", "compile") if name in row]
+    return min(others) / row["emfast"].ms if others and "emfast" in row else None
+
+
+def summary(device: str, rows: dict[tuple[str, ...], dict[str, Measurement]]) -> str:
+    """Returns a line for each op, dtype and pass: the least, the median and the largest speedup of its cases."""
+    gains: dict[tuple[str, ...], list[float]] = {}
+    for (op, _, kind, phase), row in rows.items():
+        gain = gain_of(row)
+        if gain is not None:
+            gains.setdefault((op, kind.split()[0], phase), []).append(gain)
+    lines = [caption(device, rows), "", "| op | dtype | pass | cases | least | median | largest speedup |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for key, values in gains.items():
+        least, middle, largest = min(values), statistics.median(values), max(values)
+        lines.append(f"| {' | '.join(key)} | {len(values)} | {least:.2f}x | {middle:.2f}x | {largest:.2f}x |")
+    return "\n".join(lines) + "\n\n"
 
 
 def table(device: str, rows: dict[tuple[str, ...], dict[str, Measurement]]) -> str:
     """Returns one device's table: ms, and how many times faster emfast is than the best of the others."""
-    first = next(iter(next(iter(rows.values())).values())).environment
-    versions = f"torch {first['torch']}" + (f", triton {first['triton']}" if first["triton"] else "")
     names = [name for name in BACKENDS if any(name in row for row in rows.values())]
-    lines = [f"{device}, {versions}, commit {first['commit']}: `python benchmarks/run.py --save`. Median ms.", ""]
+    lines = [f"{caption(device, rows)} Median ms.", ""]
     lines += [f"| op | shape | dtype, layout | pass | {' | '.join(names)} | speedup | of copy bandwidth |"]
     lines += ["|---" * (len(names) + 6) + "|"]
     for key, row in rows.items():
-        others = [row[name].ms for name in ("native", "compile") if name in row]
         times = [f"{row[name].ms:.3f}" if name in row else "-" for name in names]
-        ours = row.get("emfast")
-        gain = [f"{min(others) / ours.ms:.2f}x", f"{ours.fraction:.0%}"] if ours and others else ["-", "-"]
-        lines.append(f"| {' | '.join((*key[1:], *times, *gain))} |")
+        gain = gain_of(row)
+        ends = ["-", "-"] if gain is None else [f"{gain:.2f}x", f"{row['emfast'].fraction:.0%}"]
+        lines.append(f"| {' | '.join((*key, *times, *ends))} |")
     return "\n".join(lines) + "\n\n"
 
 
