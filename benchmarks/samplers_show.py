@@ -31,7 +31,7 @@ def draw(task, rows, path):
             axis.plot([r["evaluations"] for r in line], [r[key] for r in line], "o-", label=name, markersize=4)
     for axis, text in zip(axes, ("PSNR [dB]", "Frechet distance"), strict=True):
         axis.set(xscale="log", xlabel="network evaluations per image", ylabel=text)
-        axis.set_xticks([20, 50, 100, 200], ["20", "50", "100", "200"])
+        axis.set_xticks([20, 50, 200, 2000], ["20", "50", "200", "2000"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
