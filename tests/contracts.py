@@ -135,6 +135,19 @@ def arrange(x, layout):
     return x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
 
 
+def in_layouts(function, *tensors):
+    """Returns a function's results in two layouts: native torch's order of summation depends on it and on the machine."""
+    layouts = ("contiguous", "channels_last")
+    return [function(*(t if t is None else arrange(t.contiguous(), layout) for t in tensors)) for layout in layouts]
+
+
+def follows_the_rule(k, r, usual, times):
+    """The accuracy rule for values, where `usual` holds native torch's in several orders of summation."""
+    for norm in (max_norm, rms_norm):
+        allowed = times * max(norm(n - r) for n in usual) + torch.finfo(k.dtype).eps * norm(r)
+        assert norm(k - r) <= allowed, f"{norm.__name__} {norm(k - r):.2e} > {allowed:.2e}"
+
+
 def max_norm(x):
     """Returns the largest magnitude, in float64."""
     return x.double().abs().max().item()

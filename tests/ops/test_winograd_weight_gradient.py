@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import draw, max_norm, require, rms_norm
+from contracts import draw, follows_the_rule, in_layouts, require
 from torch.nn.grad import conv2d_weight
 
 from emfast._library import backend as forced
@@ -46,10 +46,8 @@ def test_accuracy_rule(case, upsample, layout, backend, device):
         k, again = (winograd_weight_gradient(*given, upsample=upsample) for _ in range(2))
     assert torch.equal(k, again)
     assert k.is_contiguous()
-    r, n = (native(*given, upsample, dtype) for dtype in (torch.float64, torch.float32))
-    for norm in (max_norm, rms_norm):
-        allowed = 3 * norm(n - r) + torch.finfo(k.dtype).eps * norm(r)
-        assert norm(k - r) <= allowed, f"{norm.__name__} {norm(k - r):.2e} > {allowed:.2e}"
+    usual = in_layouts(lambda *tensors: native(*tensors, upsample, torch.float32), *given)
+    follows_the_rule(k, native(*given, upsample, torch.float64), usual, 3)
 
 
 def test_the_same_for_any_number_of_threads(backend, device):
