@@ -133,7 +133,6 @@ class MStepConfig:
         batch_size: Images per step, over all processes.
         learning_rate: AdamW's learning rate.
         warmup: Steps of linear warm-up of the learning rate.
-        decay: Share of a round's steps, its last ones, over which the learning rate falls linearly to 0.
         weight_decay: AdamW's weight decay.
         ema: Decay of the moving average of the weights, which is the model; it warms up over the first steps.
         clip_norm: Largest norm of the gradient.
@@ -147,7 +146,6 @@ class MStepConfig:
     batch_size: int = 128
     learning_rate: float = 2e-4
     warmup: int = 100
-    decay: float = 0.0
     weight_decay: float = 0.01
     ema: float = 0.999
     clip_norm: float = 1.0
@@ -158,7 +156,6 @@ class MStepConfig:
         _positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
         _positive("m_step", self, "learning_rate", "clip_norm")
         check(self.warmup >= 0, "config", "m_step.warmup", "to be >= 0", self.warmup)
-        check(0 <= self.decay <= 1, "config", "m_step.decay", "to be in [0, 1]", self.decay)
         check(self.weight_decay >= 0, "config", "m_step.weight_decay", "to be >= 0", self.weight_decay)
         check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
 

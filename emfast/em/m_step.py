@@ -27,12 +27,11 @@ class Trainer:
     Arguments:
         network: The network, on the device to use; its weights are the starting point.
         config: The M-step's settings.
-        steps: How many there will be.
         identity: What this training is; a checkpoint of another is refused.
     """
 
-    def __init__(self, network: nn.Module, config: MStepConfig, steps: int, identity: str) -> None:
-        self.network, self.config, self.steps, self.identity = network, config, steps, identity
+    def __init__(self, network: nn.Module, config: MStepConfig, identity: str) -> None:
+        self.network, self.config, self.identity = network, config, identity
         self.parameters = list(network.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -43,21 +42,15 @@ class Trainer:
 
     def update(self) -> None:
         """Makes one optimizer step from the gradients at hand and moves the average towards the new weights."""
+        rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = rate
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         self.step += 1
-
-    def learning_rate(self) -> float:
-        """Returns the learning rate of the step to come."""
-        config, left = self.config, self.steps - self.step
-        rise = min(1.0, (self.step + 1) / max(1, config.warmup))
-        fall = min(1.0, left / max(1.0, config.decay * self.steps))
-        return config.learning_rate * min(rise, fall)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint."""
@@ -131,7 +124,7 @@ def m_step(
     processes = processes or Processes()
     requirement = f"to be a multiple of {processes.world}, the number of processes"
     check(config.batch_size % processes.world == 0, "m_step", "batch_size", requirement, config.batch_size)
-    trainer = Trainer(denoiser.network, config, steps, f"seed {seed} steps {steps} images {len(images)}")
+    trainer = Trainer(denoiser.network, config, f"seed {seed} steps {steps} images {len(images)}")
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
     device = trainer.parameters[0].device

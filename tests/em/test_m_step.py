@@ -6,7 +6,7 @@ from torch import nn
 
 from emfast.config import MStepConfig
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.em.m_step import Batches, Trainer, m_step
+from emfast.em.m_step import Batches, m_step
 
 CONFIG = MStepConfig(batch_size=8, learning_rate=1e-2, warmup=5, ema=0.9, checkpoint=3)
 IMAGES = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -87,12 +87,3 @@ def test_every_image_once_an_epoch(count, size):
     assert all(torch.equal(epoch.sort().values, torch.arange(count)) for epoch in rows.split(count))
     batches = Batches(count, size, seed=0)
     assert torch.equal(rows, torch.cat([batches.ids(k) for k in range(count)]))
-
-
-def test_the_learning_rate_rises_stays_and_falls():
-    config = MStepConfig(learning_rate=1.0, warmup=2, decay=0.4)
-    trainer = Trainer(Network(), config, 10, "")
-    rates = []
-    for trainer.step in range(10):
-        rates.append(trainer.learning_rate())
-    assert rates == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
