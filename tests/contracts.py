@@ -136,7 +136,7 @@ def arrange(x, layout):
 
 
 def in_layouts(function, *tensors):
-    """Returns a function's results in two layouts: native torch's order of summation depends on it and on the machine."""
+    """Returns a function's results in two layouts: native torch sums in an order of each."""
     layouts = ("contiguous", "channels_last")
     return [function(*(t if t is None else arrange(t.contiguous(), layout) for t in tensors)) for layout in layouts]
 

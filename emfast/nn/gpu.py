@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emfast._library import wanted
 from emfast.nn import prepared as memory
-from emfast.nn.packed import Plan, as_kernel, cast, fold, interleaved_rows, sorted_rows, unfold
+from emfast.nn.packed import Plan, as_kernel, cast, fold, interleaved_rows, is_real, sorted_rows, unfold
 from emfast.nn.prepared import prepared
 from emfast.ops.residual_sum import MOST, residual_sum
 
@@ -65,8 +65,7 @@ def terms(
         training: Whether weights are new at every call.
     """
     found, start = [], 0
-    kinds = (Tensor, torch.nn.Parameter)
-    plain = training or torch.compiler.is_compiling() or any(type(t) not in kinds for t in (*weights, *biases))
+    plain = training or torch.compiler.is_compiling() or not is_real(*weights, *biases)
     with torch.autocast(xs[0].device.type, enabled=False):
         for x in xs:
             columns = (start, start + x.shape[1])

@@ -32,10 +32,14 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype=dtype, memory_format=CHANNELS_LAST)
 
 
+def is_real(*tensors: Tensor) -> bool:
+    """Returns whether tensors are no fake ones, by which a model is traced, nor of another class of their own."""
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
 def on_cpu(*tensors: Tensor) -> bool:
-    """Returns whether tensors are on a CPU, and real: fake ones, by which a model is traced, take the way of a GPU."""
-    kinds = (Tensor, torch.nn.Parameter)
-    return all(type(tensor) in kinds and tensor.is_cpu for tensor in tensors)
+    """Returns whether tensors are on a CPU, and real: a model is traced the way of a GPU."""
+    return is_real(*tensors) and all(tensor.is_cpu for tensor in tensors)
 
 
 def as_kernel(weight: Tensor) -> Tensor:

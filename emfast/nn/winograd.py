@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._library import extension_error, wanted
-from emfast.nn.packed import Plan, cast
+from emfast.nn.packed import Plan, cast, on_cpu
 from emfast.nn.prepared import prepared
 from emfast.ops.winograd_convolution import is_slow, winograd_convolution, winograd_kernel
 from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
@@ -23,9 +23,8 @@ def is_winograd(plan: Plan, xs: Sequence[Tensor], tensors: Sequence[Tensor]) -> 
         return False
     if torch.compiler.is_compiling() or extension_error():
         return False
-    kinds = (Tensor, torch.nn.Parameter)
-    plain = all(type(t) in kinds and t.is_cpu and t.numel() > 0 for t in (*xs, *tensors))
-    return plain and weight.dtype == torch.float32
+    given = (*xs, *tensors)
+    return on_cpu(*given) and all(t.numel() > 0 for t in given) and weight.dtype == torch.float32
 
 
 def winograd(plan: Plan, training: bool, residual: Tensor | None, *tensors: Tensor) -> Tensor:

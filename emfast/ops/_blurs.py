@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from emfast._library import addresses, extension, register
-from emfast.ops._images import DTYPES, Misfit, fake_misfit, misfit_gradients, misfit_of, unsupported
+from emfast.ops._images import Misfit, fake_misfit, misfit_gradients, misfit_of
+from emfast.ops._tensors import DTYPES, unsupported
 
 
 class Blur:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
+from emfast.ops._tensors import accumulate
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
 Misfit = tuple[Tensor, Tensor, Tensor]  # residual, squared norm of each image, adjoint of the residual
 
 
@@ -31,11 +31,6 @@ def check_taps(name: str, x: Tensor, padding: str, sizes: Sequence[int], *taps: 
         check(not tensor.requires_grad, name, "the taps", "to require no gradient", "some that do", "Detach them")
     check(padding in ("reflect", "circular"), name, "padding", "to be reflect or circular", padding)
     return padding == "circular"
-
-
-def accumulate(x: Tensor) -> torch.dtype:
-    """Returns the dtype of sums over values of x."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def pad(x: Tensor, halves: tuple[int, int], circular: bool) -> Tensor:
@@ -75,13 +70,6 @@ def fake_misfit(x: Tensor, *rest: Any) -> Misfit:
     """Returns uninitialised results of a misfit op."""
     residual = torch.empty_like(x, memory_format=torch.contiguous_format)
     return residual, x.new_empty(len(x), dtype=accumulate(x)), torch.empty_like(residual)
-
-
-def unsupported(x: Tensor, *rest: Any) -> str | None:
-    """Returns why the kernels cannot take images, or None if they can."""
-    if x.numel() == 0:
-        return "an empty tensor"
-    return None if x.dtype in DTYPES else f"{x.dtype}, which only the reference takes"
 
 
 def misfit_gradients(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._library import addresses, extension, register
+from emfast.ops._tensors import DTYPES, accumulate, unsupported
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
 LARGEST = 256  # dimensions of a head that the Triton kernels take
 
 
@@ -129,7 +129,7 @@ def _empty(x: Tensor) -> Tensor:
 
 
 def _fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = accumulate(query)
     return _empty(query), query.new_empty(query.shape[:3], dtype=dtype)
 
 
@@ -177,11 +177,9 @@ def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
 
 
 def _unsupported(query: Tensor, *rest: Any) -> str | None:
-    if query.numel() == 0:
-        return "an empty tensor"
     if query.is_cuda and query.shape[-1] > LARGEST:
         return f"{query.shape[-1]} dimensions of a head, which only the reference takes"
-    return None if query.dtype in DTYPES else f"{query.dtype}, which only the reference takes"
+    return unsupported(query)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

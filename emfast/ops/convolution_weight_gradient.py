@@ -8,6 +8,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._library import addresses, extension, register
+from emfast.ops._tensors import accumulate
 from emfast.ops.convolution import Window, unsupported_machine, unsupported_window
 
 LAST = torch.channels_last
@@ -70,7 +71,7 @@ def reference(
 
 def _fake(grad: Tensor, x: Tensor, skip: Tensor | None, size: int, *rest: Any) -> tuple[Tensor, Tensor]:
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    dtype = accumulate(grad)
     dweight = grad.new_empty((grad.shape[1], channels, size, size), dtype=dtype)
     return dweight, grad.new_empty(grad.shape[1], dtype=dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._library import wanted
-from emfast.ops.group_norm_silu import _forward, _gradients, group_norm_silu, validate
+from emfast.ops.group_norm_silu import forward_op, gradients_op, group_norm_silu, validate
 
 Features = Tensor | tuple[Tensor, Tensor]
 
@@ -47,7 +47,7 @@ class _Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, options: Any, x: Tensor, skip: Tensor | None, weight: Any, bias: Any) -> Any:
         num_groups, eps, silu = options
-        y, statistics = _forward(x, skip, None, weight, bias, num_groups, eps, silu)
+        y, statistics = forward_op(x, skip, None, weight, bias, num_groups, eps, silu)
         tensors = (x, skip, weight, bias)
         ctx.slots = [i for i, tensor in enumerate(tensors, 1) if tensor is not None]
         ctx.save_for_backward(*tensors, statistics)
@@ -65,7 +65,7 @@ class _Fork(torch.autograd.Function):
         needs = wanted(ctx)
         full = any(needs[3:])
         arguments = (grad, x, skip, None, *parameters, statistics, *ctx.options, full, *added)
-        dx, dskip, sums = _gradients(*arguments)
+        dx, dskip, sums = gradients_op(*arguments)
         gradients = [dx if needs[1] else None, dskip if needs[2] else None]
         for part, tensor, need in zip(sums[1:], parameters, needs[3:], strict=False):
             gradients.append((part.sum(0) if tensor.dim() == 1 else part).to(tensor.dtype) if need else None)

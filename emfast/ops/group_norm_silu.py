@@ -10,8 +10,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._library import addresses, extension, is_forced, register, wanted
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
+from emfast.ops._tensors import DTYPES, accumulate, empty, memory_format, unsupported
 
 
 def group_norm_silu(
@@ -55,7 +54,7 @@ def group_norm_silu(
     if skip is None and channel_bias is None and is_slow(x, weight, bias):
         n = torch.group_norm(x, num_groups, weight, bias, eps)
         return F.silu(n) if silu else n
-    y: Tensor = _forward(x, skip, channel_bias, weight, bias, num_groups, eps, silu)[0]
+    y: Tensor = forward_op(x, skip, channel_bias, weight, bias, num_groups, eps, silu)[0]
     return y
 
 
@@ -78,7 +77,7 @@ def modulated(
     Returns:
         Weight and bias, shape (B, C), in float32 (float64 for float64), so that folding rounds nothing away.
     """
-    dtype = _accumulate(scale)
+    dtype = accumulate(scale)
     factor = scale.to(dtype) + 1
     folded = factor if weight is None else factor * weight
     return folded, shift.to(dtype) if bias is None else torch.addcmul(shift.to(dtype), factor, bias.to(dtype))
@@ -140,7 +139,7 @@ def reference(
     z = ((groups - mean[:, :, None]) * rstd[:, :, None]).reshape(h.shape)
     z = z if weight is None else z * weight.to(z.dtype).reshape(-1, z.shape[1], 1)
     z = z if bias is None else z + bias.to(z.dtype).reshape(-1, z.shape[1], 1)
-    y = _empty(x, h.shape[1])
+    y = empty(x, h.shape[1])
     return y.copy_((F.silu(z) if silu else z).reshape(y.shape)), torch.stack((mean, rstd))
 
 
@@ -180,35 +179,21 @@ def reference_backward(
     return dx, dskip, sums
 
 
-def _accumulate(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _joined(x: Tensor, skip: Tensor | None, channel_bias: Tensor | None) -> Tensor:
-    h = (x if skip is None else torch.cat((x, skip), 1)).to(_accumulate(x))
+    h = (x if skip is None else torch.cat((x, skip), 1)).to(accumulate(x))
     h = h.reshape(*h.shape[:2], math.prod(h.shape[2:]))
     return h if channel_bias is None else h + channel_bias.to(h.dtype)[:, :, None]
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
-    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
-
-
-def _empty(x: Tensor, channels: int) -> Tensor:
-    shape = (x.shape[0], channels, *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
-
-
 def _fake(x: Tensor, skip: Tensor | None, c: Any, w: Any, b: Any, num_groups: int, *rest: Any) -> tuple[Tensor, Tensor]:
-    y = _empty(x, x.shape[1] + (0 if skip is None else skip.shape[1]))
-    return y, x.new_empty((2, x.shape[0], num_groups), dtype=_accumulate(x))
+    y = empty(x, x.shape[1] + (0 if skip is None else skip.shape[1]))
+    return y, x.new_empty((2, x.shape[0], num_groups), dtype=accumulate(x))
 
 
 def _fake_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dskip = x.new_empty(0) if skip is None else _empty(x, skip.shape[1])
+    dskip = x.new_empty(0) if skip is None else empty(x, skip.shape[1])
     shape = (3, *grad.shape[:2]) if rest[-3] else (0,)
-    return _empty(x, x.shape[1]), dskip, x.new_empty(shape, dtype=_accumulate(x))
+    return empty(x, x.shape[1]), dskip, x.new_empty(shape, dtype=accumulate(x))
 
 
 def _cpp(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -231,19 +216,13 @@ def _dense(
     x: Tensor, features: Sequence[Tensor | None], parameters: Sequence[Tensor | None]
 ) -> tuple[list[Tensor | None], tuple[int, ...]]:
     """Returns features in the memory format of x, then parameters in float32, and the sizes that the kernels read."""
-    layout = _memory_format(x)
+    layout = memory_format(x)
     dense = [None if t is None else t.contiguous(memory_format=layout) for t in features]
     floats = [None if t is None else t.float().contiguous() for t in parameters]
     channels = [0 if t is None else t.shape[1] for t in features[:2]]
     strides = [t.shape[1] if t is not None and t.dim() == 2 else 0 for t in parameters[1:]]
     is_last = int(layout != torch.contiguous_format)
     return dense + floats, (DTYPES[x.dtype], is_last, x.shape[0], *channels, math.prod(x.shape[2:]), *strides)
-
-
-def _unsupported(x: Tensor, *rest: Any) -> str | None:
-    if x.numel() == 0:
-        return "an empty tensor"
-    return None if x.dtype in DTYPES else f"{x.dtype}, which only the reference takes"
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -260,7 +239,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
         return (None,) * len(needs)
     x, skip, *parameters, statistics = ctx.saved_tensors
     full = any(needs[2:5])
-    dx, dskip, sums = _gradients(grad, x, skip, *parameters, statistics, ctx.num_groups, ctx.silu, full, None, None)
+    dx, dskip, sums = gradients_op(grad, x, skip, *parameters, statistics, ctx.num_groups, ctx.silu, full, None, None)
     gradients = [dx if needs[0] else None, dskip if needs[1] else None]
     for i, (tensor, need) in enumerate(zip(parameters, needs[2:5], strict=True)):
         gradients.append((sums[i].sum(0) if tensor.dim() == 1 else sums[i]).to(tensor.dtype) if need else None)
@@ -268,7 +247,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
 
 
 _OPTIONS = "Tensor? channel_bias, Tensor? weight, Tensor? bias"
-_gradients = register(
+gradients_op = register(
     "group_norm_silu_backward",
     f"(Tensor grad, Tensor x, Tensor? skip, {_OPTIONS}, Tensor statistics, int num_groups, bool silu,"
     " bool parameters, Tensor? added, Tensor? added_skip) -> (Tensor, Tensor, Tensor)",
@@ -276,9 +255,9 @@ _gradients = register(
     fake=_fake_backward,
     triton="group_norm_silu_backward",
     cpp=_cpp_backward,
-    unsupported=lambda grad, x, *rest: _unsupported(x),
+    unsupported=lambda grad, x, *rest: unsupported(x),
 )
-_forward = register(
+forward_op = register(
     "group_norm_silu",
     f"(Tensor x, Tensor? skip, {_OPTIONS}, int num_groups, float eps, bool silu) -> (Tensor, Tensor)",
     reference=reference,
@@ -287,5 +266,5 @@ _forward = register(
     setup_context=_setup_context,
     triton="group_norm_silu",
     cpp=_cpp,
-    unsupported=_unsupported,
+    unsupported=unsupported,
 )

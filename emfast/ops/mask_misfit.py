@@ -7,16 +7,8 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._library import addresses, extension, register
-from emfast.ops._images import (
-    DTYPES,
-    Misfit,
-    accumulate,
-    check_images,
-    fake_misfit,
-    misfit_gradients,
-    misfit_of,
-    unsupported,
-)
+from emfast.ops._images import Misfit, check_images, fake_misfit, misfit_gradients, misfit_of
+from emfast.ops._tensors import DTYPES, accumulate, unsupported
 
 
 def mask_misfit(

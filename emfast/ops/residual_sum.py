@@ -7,7 +7,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._library import register, wanted
-from emfast.ops.group_norm_silu import DTYPES, _accumulate, _empty
+from emfast.ops._tensors import accumulate, empty, unsupported
 
 MOST = 3  # terms
 
@@ -49,22 +49,16 @@ def residual_sum(
 
 def reference(x: Tensor, second: Tensor | None, third: Tensor | None, bias: Tensor | None, scale: float) -> Tensor:
     """The specification."""
-    h = x.to(_accumulate(x))
+    h = x.to(accumulate(x))
     for term in (second, third):
         h = h if term is None else h + term.to(h.dtype)
     if bias is not None:
         h = h + bias.to(h.dtype).reshape(-1, *[1] * (x.dim() - 2))
-    return _empty(x, x.shape[1]).copy_(h * scale)
+    return empty(x, x.shape[1]).copy_(h * scale)
 
 
 def _fake(x: Tensor, *rest: Any) -> Tensor:
-    return _empty(x, x.shape[1])
-
-
-def _unsupported(x: Tensor, *rest: Any) -> str | None:
-    if x.numel() == 0:
-        return "an empty tensor"
-    return None if x.dtype in DTYPES else f"{x.dtype}, which only the reference takes"
+    return empty(x, x.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -90,5 +84,5 @@ _op = register(
     backward=_backward,
     setup_context=_setup_context,
     triton="residual_sum",
-    unsupported=_unsupported,
+    unsupported=unsupported,
 )

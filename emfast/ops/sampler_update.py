@@ -7,10 +7,9 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._library import addresses, extension, register
+from emfast.ops._tensors import DTYPES, accumulate
 from emfast.random import reference as normal
 from emfast.random import signed
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/emfast.h
 
 
 def sampler_update(
@@ -65,7 +64,7 @@ def reference(
     x_t: Tensor, x_0: Tensor, guidance: Tensor | None, table: Tensor, k: Tensor, ids: Tensor, seed: int
 ) -> Tensor:
     """The specification; its seed is signed."""
-    dtype = torch.float64 if x_t.dtype == torch.float64 else torch.float32
+    dtype = accumulate(x_t)
     c_x, c_0, std = table.index_select(0, k[None])[0, 3:6].to(dtype).unbind()
     z = normal(x_t.shape[1:], ids, k, seed).to(dtype)
     x_s = c_x * x_t.to(dtype) + c_0 * x_0.to(dtype) + std * z

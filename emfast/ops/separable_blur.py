@@ -7,7 +7,8 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.ops._blurs import Blur
-from emfast.ops._images import Misfit, accumulate, check_images, check_taps, fold, pad, spread
+from emfast.ops._images import Misfit, check_images, check_taps, fold, pad, spread
+from emfast.ops._tensors import accumulate
 
 
 def separable_blur(

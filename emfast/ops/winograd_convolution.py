@@ -183,17 +183,9 @@ def _cpp_kernel(weight: Tensor, begin: int, end: int, adjoint: bool) -> Tensor:
     return kernel
 
 
-def _cpp(
-    x: Tensor,
-    skip: Tensor | None,
-    kernel: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    outputs: int,
-    upsample: bool,
-    pool: bool,
-) -> Tensor:
-    y = _fake(x, skip, kernel, bias, residual, outputs, upsample, pool)
+def _cpp(x: Tensor, skip: Tensor | None, kernel: Tensor, bias: Any, residual: Any, *rest: Any) -> Tensor:
+    outputs, upsample, pool = rest
+    y = _fake(x, skip, kernel, bias, residual, *rest)
     images = [None if t is None else t.contiguous(memory_format=LAST) for t in (x, skip, residual)]
     parameters = [None if t is None else t.contiguous() for t in (kernel, bias)]
     channels = (x.shape[1], 0 if skip is None else skip.shape[1], outputs)

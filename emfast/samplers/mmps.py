@@ -22,8 +22,7 @@ class MMPS(Sampler):
 
     The system is solved by a few conjugate-gradient iterations, each image with inner products of its own. Where the
     operator knows its singular vectors they are preconditioned by the system with sigma_t^2 / (alpha_t^2 + sigma_t^2) I
-    in the place of V, which for a blur is worth many iterations. Exact for a
-    Gaussian prior when the solver converges.
+    in the place of V, which for a blur is worth many iterations. Exact for a Gaussian prior when the solver converges.
 
     Arguments:
         steps: The number of steps; each costs a forward and iterations + 1 backward passes.
