@@ -34,18 +34,16 @@ struct Tile {
   }
 };
 
-// Where the 4 x 4 pixels of a tile are in an input; what is outside is a pixel of zeros.
-EMFAST_INLINE void locate(const WinogradImages& a, const Tile& tile, int input, const float* zeros,
-                          const float* pixels[16]) {
-  const int64_t shift = a.upsample, channels = a.channels[input];
-  for (int64_t i = 0; i < 4; ++i) {
-    const int64_t y = 2 * tile.row - 1 + i, line = tile.image * (a.height >> shift) + (y >> shift);
-    const float* row = a.inputs[input] + line * (a.width >> shift) * channels;
-    for (int64_t j = 0; j < 4; ++j) {
-      const int64_t x = 2 * tile.column - 1 + j;
-      const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
-      pixels[4 * i + j] = inside ? row + (x >> shift) * channels : zeros;
-    }
+// Where the four pixels of a row of a tile are in an input; what is outside is a pixel of zeros.
+EMFAST_INLINE void locate_row(const WinogradImages& a, const Tile& tile, int input, int64_t row, const float* zeros,
+                              const float* pixels[4]) {
+  const int64_t shift = a.upsample, channels = a.channels[input], y = 2 * tile.row - 1 + row;
+  const int64_t line = tile.image * (a.height >> shift) + (y >> shift);
+  const float* start = a.inputs[input] + line * (a.width >> shift) * channels;
+  for (int64_t j = 0; j < 4; ++j) {
+    const int64_t x = 2 * tile.column - 1 + j;
+    const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
+    pixels[j] = inside ? start + (x >> shift) * channels : zeros;
   }
 }
 
@@ -53,8 +51,10 @@ EMFAST_INLINE void locate(const WinogradImages& a, const Tile& tile, int input, 
 EMFAST_INLINE void transform_tile(const WinogradImages& a, const Tile& tile, const float* zeros, int64_t step,
                                   int64_t plane, float* out) {
   const float *x[16], *skip[16] = {};
-  locate(a, tile, 0, zeros, x);
-  if (a.inputs[1]) locate(a, tile, 1, zeros, skip);
+  for (int64_t i = 0; i < 4; ++i) {
+    locate_row(a, tile, 0, i, zeros, x + 4 * i);
+    if (a.inputs[1]) locate_row(a, tile, 1, i, zeros, skip + 4 * i);
+  }
   for (int64_t c = 0; c < a.depth; c += lanes) {
     vec d[16], t[16];
     if (c + lanes <= a.channels[0])

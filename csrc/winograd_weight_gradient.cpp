@@ -1,6 +1,7 @@
 // The weight gradient of a 3 x 3 convolution with a border of one zero, in float32, by Winograd's F(3 x 3, 2 x 2). With
 // the transformed tiles of the input and of the gradient, the transformed weight's gradient is 16 matrix products that
-// sum over tiles. All tiles of a chunk are transformed before any product, so that no transform is done twice.
+// sum over tiles. A job computes four of them, one row of terms, for all tiles: it transforms that row of some tiles, as
+// many as stay in its core's cache, and adds their products. No core reads what another wrote.
 
 #include <omp.h>
 
@@ -13,12 +14,12 @@
 
 namespace emfast {
 
+// A job's transformed tiles: 4 planes (depth / 16, length, 16) and 4 (panel, length, 32). They are not a multiple of a
+// page, which would meet in the cache.
 struct WinogradGradient : WinogradImages {
-  const float* grad;
+  const float *grad, *zeros;
   int64_t outputs, panels;
-  int64_t all_tiles, length;  // of the batch; of a chunk, a multiple of 16
-  float *left, *right;        // transformed tiles: (16, depth / 16, length, 16) and (16, panel, length, 32)
-  int64_t left_plane, right_plane;  // of the 16 terms: not a multiple of a page, which would meet in the cache
+  int64_t all_tiles, length;  // of the batch; those that a job holds, a multiple of 16
   float* sums;                // (panel, 16, depth, 32)
   float* out;                 // (outputs, inputs, 3, 3)
 };
@@ -31,33 +32,33 @@ struct WinogradGradient : WinogradImages {
 namespace emfast {
 namespace {
 
-constexpr int64_t cache = 1 << 19;  // floats of transformed tiles that a chunk holds
+constexpr int64_t cache = 1 << 17;  // floats of transformed tiles that a job holds
 
 // addresses of grad, x, skip or 0 and the result; channels of grad, x and skip; batch, height and width of grad
 void winograd_weight_gradient(const std::array<int64_t, 4>& p, const std::array<int64_t, 3>& channels,
                               const std::array<int64_t, 3>& size, bool upsample) {
-  const auto at = [&](int i) { return reinterpret_cast<const float*>(p[i]); };
+  const auto at = [&](int i) { return reinterpret_cast<float*>(p[i]); };
   const WinogradImages images(at(1), at(2), channels[1], channels[2], size[1], size[2], upsample);
   const int64_t panels = (channels[0] + 31) / 32, width = images.depth + 32 * panels, tiles = size[0] * images.tiles;
-  const int64_t most = std::max<int64_t>(128, cache / (16 * width)), chunks = (tiles + most - 1) / most;
-  const int64_t length = ((tiles + chunks - 1) / chunks + 15) / 16 * 16;
-  WinogradGradient a{images, at(0), channels[0], panels, tiles, length, nullptr, nullptr, 0, 0, nullptr, nullptr};
-  a.left_plane = length * a.depth + 16, a.right_plane = length * 32 * panels + 16;
-  const int64_t planes = 16 * (a.left_plane + a.right_plane);
-  a.left = reinterpret_cast<float*>(thread_memory(4 * (planes + 16 * 32 * panels * a.depth)));
-  a.right = a.left + 16 * a.left_plane, a.sums = a.left + planes;
-  a.out = reinterpret_cast<float*>(p[3]);
-  const std::vector<float> zeros(a.depth);
-  const auto transform = EMFAST_DISPATCH(winograd_transform_job);
-  const auto multiply = EMFAST_DISPATCH(winograd_product_job);
+  const int64_t threads = tiles * images.depth * panels > 4096 ? omp_get_max_threads() : 1;
+  // Of an upsampled image a row of terms vanishes. Panels are shared out where rows are too few, or shared unequally.
+  const int64_t rows = upsample ? 3 : 4;
+  int64_t shares = 1;
+  while (shares < panels && rows * shares % threads && rows * shares < 4 * threads) ++shares;
+  const int64_t most = std::clamp<int64_t>(cache / (4 * width) / 16 * 16, 16, (tiles + 15) / 16 * 16);
+  const int64_t memory = 4 * most * width + 128, sums = 16 * 32 * panels * images.depth;
+  const std::vector<float> zeros(width);
+  float* start = reinterpret_cast<float*>(thread_memory(4 * (threads * memory + sums)));
+  const WinogradGradient a{images, at(0), zeros.data(), channels[0], panels, tiles, most, start, at(3)};
+  const auto sum = EMFAST_DISPATCH(winograd_sum_job);
   const auto finish = EMFAST_DISPATCH(winograd_weight_job);
-#pragma omp parallel if (tiles * a.depth * panels > 4096)
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    for (int64_t first = 0; first < tiles; first += length) {
-#pragma omp for schedule(static)
-      for (int64_t t = 0; t < length; t += 16) transform(a, first, t, t + 16, zeros.data());
+    float* own = start + sums + omp_get_thread_num() * memory;
 #pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < 16 * panels; ++i) multiply(a, i / panels, i % panels, first > 0);
+    for (int64_t i = 0; i < rows * shares; ++i) {
+      const int64_t share = i / rows, row = i % rows;
+      sum(a, upsample && row == 2 ? 3 : row, panels * share / shares, panels * (share + 1) / shares, own);
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < panels * (a.depth / 16); ++i)

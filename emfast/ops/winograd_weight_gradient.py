@@ -59,11 +59,12 @@ def winograd_weight_gradient(
 def is_slow(inputs: int, outputs: int) -> bool:
     """Returns whether oneDNN was measured to be as fast.
 
-    Its time over the kernels', two threads with AVX-512: batch 4, 128 to 128 channels at 32 x 32 1.3x, 256 to 256 at
-    16 x 16 1.6x, at 8 x 8 1.7x and at 4 x 4 1.8x, 512 to 256 at 16 x 16 1.7x; batch 64, 64 to 64 at 16 x 16 1.2x and at
-    8 x 8 1.3x; but 32 to 32 at 32 x 32 1.0x, 96 to 32 0.8x to 1.1x; of batch 4 3 to 128 0.3x and 128 to 3 0.5x.
+    Its time over the kernels', channels_last, two threads with AVX-512: batch 4, 128 to 128 channels at 32 x 32 1.7x,
+    256 to 256 at 16 x 16 1.8x, at 8 x 8 1.8x and at 4 x 4 2.0x, 512 to 256 at 16 x 16 1.7x; batch 64, 64 to 64 at
+    16 x 16 1.3x, 32 to 32 at 32 x 32 1.1x, 96 to 32 1.2x; but 16 to 64 at 16 x 16 1.0x, 64 to 16 0.6x, 1 to 32 at
+    32 x 32 0.5x, and of batch 4 3 to 128 0.3x and 128 to 3 0.7x.
     """
-    return inputs < 64 or outputs < 64
+    return inputs < 32 or outputs < 32
 
 
 def reference(grad: Tensor, x: Tensor, skip: Tensor | None, upsample: bool) -> Tensor:
