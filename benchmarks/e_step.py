@@ -70,7 +70,7 @@ QUICK = [name for name in VARIANTS if not name.startswith("compile")]
 KINDS = {
     "attention": ("attention", "softmax", "baddbmm", "bmm", "flash", "fmha"),
     "norm": ("group_norm", "groupnorm", "moments"),
-    "convolution": ("conv", "fprop", "dgrad", "wgrad"),
+    "convolution": ("conv", "winograd", "fprop", "dgrad", "wgrad"),
     "activation": ("silu",),
     "linear": ("addmm", "aten::mm", "linear", "gemm", "nvjet", "cutlass"),
     "optimizer": ("adam", "lerp"),

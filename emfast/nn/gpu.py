@@ -17,7 +17,19 @@ from torch import Tensor
 
 from emfast._library import wanted
 from emfast.nn import prepared as memory
-from emfast.nn.packed import Plan, as_kernel, cast, fold, interleaved_rows, is_real, sorted_rows, unfold
+from emfast.nn.packed import (
+    Plan,
+    as_image,
+    as_kernel,
+    as_rows,
+    cast,
+    fold,
+    interleaved_rows,
+    is_product,
+    is_real,
+    sorted_rows,
+    unfold,
+)
 from emfast.nn.prepared import prepared
 from emfast.ops.residual_sum import MOST, residual_sum
 
@@ -98,8 +110,7 @@ def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> 
     Those of a matrix product are a matrix. In float32 the weights of a convolution stay its own: torch lets cuDNN round
     to tf32 where it does not let cuBLAS.
     """
-    product = weights[0].shape[2:].numel() == 1 and (plan.stride, plan.padding, plan.upsample) == (1, 0, False)
-    product = product and (plan.dtype != torch.float32 or weights[0].dim() == 2)
+    product = is_product(plan, weights) and (plan.dtype != torch.float32 or weights[0].dim() == 2)
     w = as_kernel(weights[0] if len(weights) == 1 else torch.cat(tuple(weights)))
     w = sorted_rows(w, plan.interleaved)
     w = w if columns == (0, w.shape[1]) else w[:, columns[0] : columns[1]]
@@ -112,22 +123,11 @@ def _bias(plan: Plan, biases: Sequence[Tensor]) -> Tensor:
     return sorted_rows(biases[0] if len(biases) == 1 else torch.cat(tuple(biases)), plan.interleaved).to(plan.dtype)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Returns the pixels of a channels_last tensor as the rows of a matrix."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _image(rows: Tensor, like: Tensor) -> Tensor:
-    """Undoes `_rows`."""
-    batch, _, height, width = like.shape
-    return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
-
-
 def _convolve(plan: Plan, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     if plan.upsample:
         return F.conv_transpose2d(x, w, bias, 2, 1)
     if w.dim() == 2:
-        return _image(F.linear(_rows(x), w, bias), x)
+        return as_image(F.linear(as_rows(x), w, bias), x)
     return F.conv2d(x, w, bias, plan.stride, plan.padding)
 
 
@@ -136,7 +136,7 @@ def _to_input(plan: Plan, g: Tensor, w: Tensor, size: torch.Size) -> Tensor:
     if plan.upsample:
         return F.conv2d(g, w, None, 2, 1)
     if w.dim() == 2:
-        return _image(_rows(g) @ w, g)
+        return as_image(as_rows(g) @ w, g)
     before = (n - (m - 1) * plan.stride for n, m in zip(size[2:], g.shape[2:], strict=True))
     rest = [n + 2 * plan.padding - w.shape[2] for n in before]  # pixels that no kernel reached
     return F.conv_transpose2d(g, w, None, plan.stride, plan.padding, rest)
@@ -144,7 +144,7 @@ def _to_input(plan: Plan, g: Tensor, w: Tensor, size: torch.Size) -> Tensor:
 
 def _to_weight(plan: Plan, g: Tensor, x: Tensor, w: Tensor) -> Tensor:
     if w.dim() == 2:
-        return as_kernel(_rows(g).mT @ _rows(x))
+        return as_kernel(as_rows(g).mT @ as_rows(x))
     s, p = (2, 1) if plan.upsample else (plan.stride, plan.padding)
     arguments = (g, x, w, None, [s, s], [p, p], [1, 1], plan.upsample, [0, 0], 1, [False, True, False])
     slope: Tensor = torch.ops.aten.convolution_backward(*arguments)[1]

@@ -57,6 +57,17 @@ def interleaved_rows(x: Tensor, groups: int) -> Tensor:
     return x if groups == 1 else x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """Returns the pixels of a channels_last tensor as the rows of a matrix."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_image(rows: Tensor, like: Tensor) -> Tensor:
+    """Undoes `as_rows`."""
+    batch, _, height, width = like.shape
+    return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
 def fold(weight: Tensor) -> Tensor:
     """Returns the (C, D, 4, 4) kernel that makes upsampling and a (D, C, 3, 3) convolution a transposed convolution."""
     return _box(F.pad(weight.flip(2, 3), (1, 1, 1, 1))).transpose(0, 1)
@@ -145,7 +156,7 @@ class _Convolution(torch.autograd.Function):
                 part = part.to(ctx.dtypes[n + j], memory_format=torch.contiguous_format)
                 gradients[1 + n + j] = part.reshape(weights[j].shape)
         if plan.bias and any(needs[1 + n + plan.outputs :]):
-            sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0, dtype=torch.float32)
+            sums = as_rows(g).sum(0, dtype=torch.float32)
             for j, part in enumerate(interleaved_rows(sums, plan.interleaved).split(rows)):
                 gradients[1 + n + plan.outputs + j] = part.to(ctx.dtypes[n + plan.outputs + j])
         return None, *gradients
@@ -163,6 +174,12 @@ def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> 
     w = as_kernel(weights[0] if len(weights) == 1 else torch.cat(list(weights)))
     w = sorted_rows(w, plan.interleaved).float()[:, columns[0] : columns[1]]
     return (fold(w) if plan.upsample else w).to(plan.dtype, memory_format=CHANNELS_LAST)
+
+
+def is_product(plan: Plan, weights: Sequence[Tensor]) -> bool:
+    """Returns whether a convolution is a matrix product."""
+    usual = (plan.stride, plan.padding, plan.upsample) == (1, 0, False)
+    return usual and weights[0].shape[2:].numel() == 1
 
 
 @cache
@@ -230,7 +247,11 @@ def _mirrored(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -
 
 def _to_both(plan: Plan, g: Tensor, x: Tensor, kernel: Tensor, needs_x: bool) -> tuple[Tensor | None, Tensor]:
     """The gradients to one input and its kernels. Kernels that are learned change before they could be used again."""
+    product = is_product(plan, [kernel])
     s, p = ([2, 2], [1, 1]) if plan.upsample else ([plan.stride] * 2, [plan.padding] * 2)
-    mask = [needs_x, True, False]
+    mask = [needs_x, not product, False]
     both = torch.ops.aten.convolution_backward(g, x, kernel, None, s, p, [1, 1], plan.upsample, [0, 0], 1, mask)
+    if product:  # of long rows: MKL is faster than oneDNN
+        with torch.autocast(g.device.type, enabled=False):
+            return both[0], as_kernel((as_rows(x).mT @ as_rows(g)).mT)
     return both[0], unfold(both[1].float()) if plan.upsample else both[1]

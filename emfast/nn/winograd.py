@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._library import extension_error, wanted
-from emfast.nn.packed import Plan, cast, on_cpu
+from emfast.nn.packed import Plan, as_rows, cast, on_cpu
 from emfast.nn.prepared import prepared
 from emfast.ops.winograd_convolution import is_slow, winograd_convolution, winograd_kernel
 from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
@@ -78,7 +78,7 @@ class _Winograd(torch.autograd.Function):
         if needs[1 + n]:
             gradients[1 + n] = _to_weight(plan, g, xs, weight)
         if plan.bias and needs[2 + n]:
-            sums = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).sum(0)
+            sums = as_rows(g).sum(0)
             gradients[2 + n] = sums.to(ctx.dtypes[1 + n])
         return None, None, *gradients
 
