@@ -114,6 +114,8 @@ class Run:
         ids = self.subset(number, phase)
         scaled, scale = self.scaled(number, denoiser)
         sampler = self.warm(number, scaled)
+        if isinstance(sampler, WarmStart):  # one batch at most is mixed
+            ids = torch.cat((ids[sampler.known(ids)], ids[~sampler.known(ids)]))
         store = self.store(number, phase, len(ids))
         seed = self.seed("round", number, "e_step")
         e_step(
@@ -144,9 +146,9 @@ class Run:
         self.finish(number, row, self.preview(images, ids))
 
     def warm(self, number: int, sampler: Sampler) -> Sampler:
-        """Returns the sampler, made to begin at the reconstructions of the round before if there are any."""
+        """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any."""
         noise, folder = self.config.e_step.warm_start, self.folder.round(number - 1) / "reconstructions"
-        if noise is None or not folder.exists():
+        if noise is None or not sampler.begins_at_noise or not folder.exists():
             return sampler
         before = Store.open(folder)
         return WarmStart(sampler, before.load("images").clamp(-1, 1), before.load("ids"), noise)

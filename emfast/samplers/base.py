@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,6 +138,7 @@ class Sampler:
     Philox(seed, id, k), and never waits for the device.
     """
 
+    begins_at_noise: ClassVar[bool] = True  # or at the observation
     steps: int
     order: int = 1  # 2: the estimate is extrapolated from the step before, at no cost
     eta: float = 0.0

@@ -1,6 +1,7 @@
 """Denoising without a likelihood gradient: the reverse process started from y."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class ReverseFromObservation(Sampler):
         | Stochastic Forward-Backward Deconvolution (Lu et al., 2025), arXiv 2502.05446
     """
 
+    begins_at_noise: ClassVar[bool] = False
     steps: int = 20
     order: int = 2
     clip: bool = True

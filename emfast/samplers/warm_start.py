@@ -26,7 +26,8 @@ class WarmStart(Sampler):
     Observations without an earlier reconstruction begin at pure noise.
 
     Arguments:
-        sampler: The sampler whose steps are made; its spacing of the times stays.
+        sampler: The sampler whose steps are made; its spacing of the times stays. One that begins at pure noise: one
+            that begins at the observation has no earlier steps to save, and reads the observation nowhere else.
         images: (N, C, H, W) the earlier reconstructions, on any device.
         ids: (N,) their observations' ids.
         noise: The noise level, in data units, > 0.
@@ -39,6 +40,8 @@ class WarmStart(Sampler):
 
     def __post_init__(self) -> None:
         check(self.noise > 0, "WarmStart", "noise", "to be > 0", self.noise)
+        name = type(self.sampler).__name__
+        check(self.sampler.begins_at_noise, "WarmStart", "sampler", "to begin at pure noise", name)
         shape = tuple(self.ids.shape)
         check(shape == (len(self.images),), "WarmStart", "ids", f"to have shape ({len(self.images)},)", shape)
 
@@ -52,8 +55,13 @@ class WarmStart(Sampler):
         cold = self.sampler.times(schedule, sigma)
         return self.sampler.evaluations * len(_below(cold, schedule, self.noise)) / len(cold)
 
+    def earlier(self, ids: Tensor) -> Tensor:
+        """Returns the earlier reconstructions of observations that have one, (B,) ids on the CPU."""
+        order = torch.argsort(self.ids)
+        return self.images[order[torch.searchsorted(self.ids[order], ids)]]
+
     def known(self, ids: Tensor) -> Tensor:
-        """Returns which of the observations have an earlier reconstruction, (B,) bool."""
+        """Returns which of the observations have an earlier reconstruction, (B,) bool on the CPU."""
         return torch.isin(ids.cpu(), self.ids)
 
     @torch.no_grad()
@@ -71,22 +79,24 @@ class WarmStart(Sampler):
         """Returns one sample of p(x | y) for every observation, as the sampler's own call does."""
         ids = default_ids(y, ids)
         known = self.known(ids)
-        order = torch.argsort(self.ids)
-        rows = order[torch.searchsorted(self.ids[order], ids[known.to(ids.device)].cpu())]
-        warm = _Begun(self.sampler, self.images[rows].to(y), self.noise)
-        parts = [(known, warm), (~known, self.sampler)]
-        parts = [(chosen.to(y.device), sampler) for chosen, sampler in parts if chosen.any()]
-        steps = [len(sampler.times(denoiser.schedule, sigma)) for _, sampler in parts]
+        parts: list[tuple[Tensor, Tensor, Sampler]] = []
+        for rows in (known.nonzero()[:, 0], (~known).nonzero()[:, 0]):
+            # One shape, one graph: on a GPU a part of the batch is filled with its last observation again.
+            full = torch.cat((rows, rows[-1:].expand(len(y) - len(rows)))) if y.is_cuda and len(rows) else rows
+            warm = _Begun(self.sampler, self.earlier(ids.cpu()[full]).to(y), self.noise) if known[full].any() else None
+            if len(rows):
+                parts.append((rows.to(y.device), full.to(y.device), warm or self.sampler))
+        steps = [len(sampler.times(denoiser.schedule, sigma)) for *_, sampler in parts]
         x: Tensor | None = None
-        for index, (chosen, sampler) in enumerate(parts):
+        for index, (rows, full, sampler) in enumerate(parts):
 
             def progress(done: int, of: int, before: int = sum(steps[:index])) -> None:
                 if callback is not None:
                     callback(before + done, sum(steps))
 
-            part = sampler(denoiser, y[chosen], operator, sigma=sigma, ids=ids[chosen], seed=seed, callback=progress)
+            part = sampler(denoiser, y[full], operator, sigma=sigma, ids=ids[full], seed=seed, callback=progress)
             x = part.new_empty(len(y), *part.shape[1:]) if x is None else x
-            x[chosen] = part
+            x[rows] = part[: len(rows)]
         return y if x is None else x
 
 

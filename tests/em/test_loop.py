@@ -62,7 +62,7 @@ def test_what_a_run_leaves(run):
     for line in lines[1:]:
         assert line["psnr"] > 0
         assert line["scale"] in (0.1, 1.0)
-        assert line["network_evaluations"] == 6
+        assert 0 < line["network_evaluations"] <= 6
         assert line["features"] == "fashion-mnist"
     assert not list(run.rglob("training.safetensors"))
     assert not list(run.rglob(".tmp-*"))
