@@ -37,10 +37,10 @@ class ReverseFromObservation(Sampler):
     eta: float = 1.0
 
     def times(self, schedule: Schedule, sigma: float) -> Tensor:
-        """Returns the times from t* (a fraction, the noise levels match exactly) down to the lowest, evenly spaced."""
+        """Returns evenly spaced times from t* (a fraction, the noise levels match exactly) down to `CLEANEST`."""
         check(sigma > 0, "ReverseFromObservation", "sigma", "to be > 0: it starts at the noise level of y", sigma)
         start = schedule.time_of(sigma)
-        last = float(schedule.times(2)[-1])
+        last = float(schedule.times_by_noise(2)[-1])
         return torch.linspace(start, min(last, start), self.steps, dtype=torch.float64)
 
     def initial(self, problem: Problem) -> Tensor:
