@@ -134,17 +134,15 @@ def compare(network: str, work: str, batch: int, options: argparse.Namespace) ->
         print(f"  {name:27} {flops / speed * 1e3:9.1f} ms, {speed / 1e9:.0f} GFLOP/s")
     for name, (p20, ms, p80) in times.items():
         fraction = flops / ceilings["floor bf16" if "bf16" in name else "floor fp32"] * 1e3 / ms
-        mb = memory[name]
+        mb, kinds = memory[name], shares(steps[name], device) if options.profile else None
         row = (f"{network} {work}", name, "step", f"batch {batch}", name, "", ms, p20, p80, mb, fraction, where)
-        results.append(Measurement(*row))
+        results.append(Measurement(*row, shares=kinds))
         note = "" if mb is None else f", {mb / batch:.2f} MB an image"
         print(
             f"  {name:27} {ms:9.2f} ms ({p20:.2f} to {p80:.2f}), {base / ms:5.2f}x, {fraction:.0%} of its floor{note}"
         )
-    if options.profile:
-        for name, step in steps.items():
-            found = shares(step, device).items()
-            print(f"  {name:27} {', '.join(f'{kind} {share:.0%}' for kind, share in found)}")
+        if kinds:
+            print(f"  {'':27} {', '.join(f'{kind} {share:.0%}' for kind, share in kinds.items())}")
     return results
 
 

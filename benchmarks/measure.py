@@ -50,6 +50,7 @@ class Measurement:
     fraction: float  # of the copy bandwidth measured in the same run
     environment: dict[str, Any] = field(default_factory=dict)
     compute: float | None = None  # fraction of the matrix product measured in the same run
+    shares: dict[str, float] | None = None  # of the time, by kind of op
 
 
 def images(count: int, device: torch.device) -> int:

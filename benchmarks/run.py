@@ -1,11 +1,10 @@
 """Times ops: reference, native torch, torch.compile and emfast, forward and forward+backward.
 
-python benchmarks/run.py [OP ...] [--save] [--table] [--device cpu] [--threads N] [--seconds S] [--only BACKEND ...]
+python benchmarks/run.py [OP ...] [--save] [--table FILE] [--device cpu] [--threads N] [--only BACKEND ...]
 
 An op's tests run first, and nothing is timed when they fail. --save appends one JSON line per measurement to
-benchmarks/results/ops.jsonl and refuses a tree that differs from its commit; --table writes the table of all saved
-measurements to benchmarks/results/ops.md and its summary into README.md. An op is added by a file in benchmarks/ops
-whose cases(device) yields its rows.
+benchmarks/results/ops.jsonl and refuses a tree that differs from its commit; readme.py writes the tables of what is
+saved. An op is added by a file in benchmarks/ops whose cases(device) yields its rows.
 """
 
 import argparse
@@ -35,8 +34,6 @@ from measure import (
 from emfast._library import backend
 
 BACKENDS = ("reference", "native", "compile", "emfast")
-README, TABLE = ROOT / "README.md", ROOT / "benchmarks" / "results" / "ops.md"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def main() -> int:
@@ -45,8 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(names)}; all without any")
     parser.add_argument("--save", action="store_true", help="append the measurements to benchmarks/results/ops.jsonl")
-    where = f"only write the saved measurements to {TABLE.name} and README.md, or to another file"
-    parser.add_argument("--table", nargs="?", type=Path, const=README, metavar="FILE", help=where)
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only write the saved measurements to a file")
     parser.add_argument("--untested", action="store_true", help="the tests have run already")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -54,7 +50,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=BACKENDS, choices=BACKENDS, metavar="BACKEND")
     options = parser.parse_args()
     if options.table:
-        return write_table(options.table)
+        options.table.write_text(tables()[1])
+        return 0
     unknown = sorted(set(options.ops) - set(names))
     if unknown:
         parser.error(f"no such op: {', '.join(unknown)}; there are {', '.join(names)}")
@@ -127,30 +124,21 @@ def call(function: Callable[..., Any], case: Case, phase: str) -> Callable[[], A
     return lambda: torch.autograd.grad(function(x, *case.inputs[1:]), x, cotangent)
 
 
-def write_table(path: Path) -> int:
-    """Renders all saved measurements, losing cases included: to a file, or in whole and as a summary in README.md."""
+def tables() -> tuple[str, str]:
+    """Returns the summary of all saved measurements, and the whole of them, losing cases included."""
     devices: dict[str, dict[tuple[str, ...], dict[str, Measurement]]] = {}
     for m in load("ops"):
         key = (m.op, m.shape, f"{m.dtype} {m.layout}", m.phase)
         devices.setdefault(m.environment["device"], {}).setdefault(key, {})[m.backend] = m
-    whole, short = ("".join(render(*item) for item in sorted(devices.items())) for render in (table, summary))
-    if path != README:
-        path.write_text(whole)
-        return 0
-    head, _, rest = path.read_text().partition(BEGIN)
-    if END not in rest:
-        print(f"benchmarks/run.py: README.md has no line {BEGIN} with {END} after it.", file=sys.stderr)
-        return 1
-    TABLE.write_text(whole)
-    path.write_text(f"{head}{BEGIN}\n{short}{END}{rest.partition(END)[2]}")
-    return 0
+    short, whole = ("".join(render(*item) for item in sorted(devices.items())) for render in (summary, table))
+    return short, whole
 
 
 def caption(device: str, rows: dict[tuple[str, ...], dict[str, Measurement]]) -> str:
     """Returns where and how one device's rows were measured."""
     first = next(iter(next(iter(rows.values())).values())).environment
     versions = f"torch {first['torch']}" + (f", triton {first['triton']}" if first["triton"] else "")
-    return f"{device}, {versions}, commit {first['commit']}: `python benchmarks/run.py --save`."
+    return f"{device}, {versions}, commit {first['commit']}: `python benchmarks/run.py --save --only native emfast`."
 
 
 def gain_of(row: dict[str, Measurement]) -> float | None:

@@ -1,8 +1,9 @@
 """Quality per network evaluation: every sampler at several budgets, on three tasks with known truth.
 
     python benchmarks/samplers.py --prior runs/prior [--data TRAIN --test TEST --size 32] [--images 250] [--save]
-    python benchmarks/samplers.py --table          prints the saved results as Markdown
     python benchmarks/samplers.py --plot           draws one figure per task beside the results
+
+readme.py writes the tables of what is saved.
 
 The prior is trained on the images of --data first, unless the folder holds one; by default on the embedded sample.
 A backward pass to the input counts as one evaluation.
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 from measure import environment, is_dirty
 from samplers_gaussian import variance_ratio
-from samplers_show import draw, show
+from samplers_show import draw, lines_of
 
 from emfast.config import MStepConfig, NetworkConfig
 from emfast.data import load
@@ -145,7 +146,7 @@ def run(options):
                 with RESULTS.open("a") as file:
                     file.write(json.dumps({**row, **about}) + "\n")
             print(json.dumps(row), flush=True)
-        show(task, rows)
+        print("\n".join(lines_of({task: rows})), flush=True)
 
 
 def name(sampler):
@@ -178,15 +179,11 @@ def main():
     precisions = ["auto", "float32", "bfloat16"]
     parser.add_argument("--precision", choices=precisions, default="auto", help="auto: as emfast train computes")
     parser.add_argument("--save", action="store_true", help=f"append to {RESULTS.name}; refuses a dirty tree")
-    parser.add_argument("--table", action="store_true", help="print the saved results and stop")
     parser.add_argument("--plot", action="store_true", help="draw the saved results and stop")
     options = parser.parse_args()
-    if options.table or options.plot:
+    if options.plot:
         for task, rows in saved().items():
-            if options.table:
-                show(task, rows)
-            if options.plot:
-                draw(task, rows, RESULTS.parent / f"samplers_{task}.png")
+            draw(task, rows, RESULTS.parent / f"samplers_{task}.png")
         return
     if options.save and is_dirty():
         parser.error("the tree has uncommitted changes; commit them, so that the numbers name their code")

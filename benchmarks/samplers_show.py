@@ -1,16 +1,19 @@
 """The table and the figure of the samplers' benchmark."""
 
+HEAD = "| task | sampler | forward + backward | PSNR | SSIM | misfit | FD | coverage | variance |"
 
-def show(task, rows):
-    """Prints the table of a task in Markdown."""
-    print(f"\n{task}\n\n| sampler | forward + backward | PSNR | SSIM | misfit | FD | coverage | variance |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in sorted(rows, key=lambda row: row["evaluations"]):
-        coverage = "" if row["coverage"] is None else f"{100 * row['coverage']:.0f} %"
-        numbers = f"{row['psnr']:.2f} | {row['ssim']:.3f} | {row['misfit']:.1e} | {row['fd']:.2f} | {coverage}"
-        passes = f"{row['forward']} + {row['backward']}"
-        variance = f"{100 * row['variance']:.0f} %" if row["variance"] < 10 else "diverges"
-        print(f"| `{row['sampler']}` | {passes} | {numbers} | {variance} |", flush=True)
+
+def lines_of(tasks):
+    """Returns the lines of a table in Markdown from the rows of every task, cheap samplers first."""
+    lines = [HEAD, "|---" * 9 + "|"]
+    for task, rows in tasks.items():
+        for row in sorted(rows, key=lambda row: row["evaluations"]):
+            coverage = "" if row["coverage"] is None else f"{100 * row['coverage']:.0f} %"
+            numbers = f"{row['psnr']:.2f} | {row['ssim']:.3f} | {row['misfit']:.1e} | {row['fd']:.2f} | {coverage}"
+            variance = f"{100 * row['variance']:.0f} %" if row["variance"] < 10 else "diverges"
+            passes = f"{row['forward']} + {row['backward']}"
+            lines.append(f"| {task} | `{row['sampler']}` | {passes} | {numbers} | {variance} |")
+    return lines
 
 
 def draw(task, rows, path):

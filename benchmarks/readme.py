@@ -1,0 +1,118 @@
+"""The tables of README.md, written from what the benchmarks have saved, each between two comments of its own.
+
+python benchmarks/readme.py
+
+Every measurement, the lost ones too, goes to ops.md, steps.md and samplers.md in benchmarks/results.
+"""
+
+import json
+import sys
+from typing import Any
+
+import run
+import samplers
+from e_step import NETWORKS, VARIANTS
+from measure import RESULTS, ROOT, Measurement, load
+from samplers_show import lines_of
+
+WORKS = {"dps": "DPS step", "train": "training step"}
+UNETS = {"cifar-8": "CIFAR-10 U-Net, heads of 8", "cifar-256": "CIFAR-10 U-Net, one head of 256"}
+SHOWN = (  # of the rows of samplers.py: their beginnings
+    "DPS(steps=1000",
+    "DPS(steps=100,",
+    "MMPS(steps=10, iterations=2",
+    "MMPS(steps=20, iterations=2",
+    "ReverseFromObservation(steps=20",
+    "DiffPIR(steps=50",
+)
+
+
+def main() -> int:
+    """Writes all tables; returns the exit code."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    for name, (short, whole) in {
+        "samplers": (quality(SHOWN), quality(("",))),
+        "steps": steps(),
+        "e-steps": (e_steps(), None),
+        "ops": run.tables(),
+    }.items():
+        begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+        head, _, rest = text.partition(begin)
+        if end not in rest:
+            print(f"benchmarks/readme.py: README.md has no line {begin} with {end} after it.", file=sys.stderr)
+            return 1
+        text = f"{head}{begin}\n{short.strip()}\n\n{end}{rest.partition(end)[2]}"
+        if whole is not None:
+            (RESULTS / f"{name}.md").write_text(whole.strip() + "\n")
+    path.write_text(text)
+    return 0
+
+
+def quality(shown: tuple[str, ...]) -> str:
+    """Returns the rows of samplers.py whose names begin so."""
+    chosen = {
+        task: [row for row in rows if row["sampler"].startswith(shown) and row["sampler"].endswith(")")]
+        for task, rows in samplers.saved().items()
+    }
+    return "\n".join(lines_of(chosen))
+
+
+def steps() -> tuple[str, str]:
+    """Returns the ratios of e_step.py on this README's CPU, and all that is known of every variant."""
+    rows: dict[tuple[str, str], dict[str, Measurement]] = {}
+    for m in load("e_step"):
+        if "threads" in m.environment["device"]:
+            rows.setdefault((m.op, m.shape), {})[m.backend] = m
+    for key, row in rows.items():  # ratios are of one run
+        commit = row["emfast bf16"].environment["commit"]
+        rows[key] = {name: m for name, m in row.items() if m.environment["commit"] == commit}
+    names = [name for name in VARIANTS if any(name in row for row in rows.values())]
+    heads = [name.replace("compile", "torch.compile,").replace("fp32", "float32") for name in names[1:]]
+    short = [f"| work | eager float32 | {' | '.join(heads)} |", "|---" * (len(names) + 1) + "|"]
+    whole = ["| work | variant | ms (20 % to 80 %) | | of its floor | share of time |", "|---|---|---|---|---|---|"]
+    for op, shape in sorted(rows, key=order):
+        row, title = rows[op, shape], f"{title_of(op)}, {shape}"
+        base = row["fp32"]
+        gains = [f"{base.ms / row[name].ms:.2f}x" if name in row else "" for name in names[1:]]
+        short.append(f"| {title} | {base.ms:.0f} ms | {' | '.join(gains)} |")
+        for name, m in row.items():
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in (m.shares or {}).items())
+            times = f"{m.ms:.1f} ({m.p20:.1f} to {m.p80:.1f})"
+            whole.append(f"| {title} | {name} | {times} | {base.ms / m.ms:.2f}x | {m.fraction:.0%} | {shares} |")
+    return "\n".join(short), "\n".join(whole)
+
+
+def order(key: tuple[str, str]) -> tuple[int, int]:
+    """Returns the place of a row: DPS steps first."""
+    network, work = key[0].split()
+    return list(WORKS).index(work), list(NETWORKS).index(network)
+
+
+def title_of(op: str) -> str:
+    """Returns what a reader calls `network work`."""
+    network, work = op.split()
+    return f"{WORKS[work]}, {UNETS.get(network, 'small U-Net')}"
+
+
+def e_steps() -> str:
+    """Returns the throughput of whole E-steps, and how many times the official code's."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in (RESULTS / "e_step_samplers.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["sampler"], {})[row["network"]] = row
+    base, networks = next(iter(found.values())), ("small-64", "cifar-8")
+    lines = ["| sampler | small U-Net, batches of 64 | CIFAR-10 U-Net, heads of 8, batches of 4 |", "|---|---|---|"]
+    for name, rows in found.items():
+        cells = []
+        for network in networks:
+            row = rows.get(network)
+            speed = row["images_per_second"] if row else 0.0
+            memory = f", {row['peak_mb']:.0f} MB" if row and row["peak_mb"] is not None else ""
+            cells.append(f"{speed:.3g} ({speed / base[network]['images_per_second']:.3g}x{memory})" if row else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
