@@ -15,8 +15,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[test]"
 	touch $@
 
+# Two processes of one thread each: most tests are too small for two threads.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The op tests on a copy of the package whose extension finds bad addresses and undefined behaviour.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
