@@ -70,7 +70,9 @@ def steps() -> tuple[str, str]:
     names = [name for name in VARIANTS if any(name in row for row in rows.values())]
     heads = [name.replace("compile", "torch.compile,").replace("fp32", "float32") for name in names[1:]]
     short = [f"| work | eager float32 | {' | '.join(heads)} |", "|---" * (len(names) + 1) + "|"]
-    whole = ["| work | variant | ms (20 % to 80 %) | | of its floor | share of time |", "|---|---|---|---|---|---|"]
+    device = next(iter(rows.values()))["fp32"].environment["device"]
+    whole = [f"{device}: `python benchmarks/e_step.py --save --profile`, medians of steps in turn.", ""]
+    whole += ["| work | variant | ms (20 % to 80 %) | | of its floor | share of time | commit |", "|---" * 7 + "|"]
     for op, shape in sorted(rows, key=order):
         row, title = rows[op, shape], f"{title_of(op)}, {shape}"
         base = row["fp32"]
@@ -79,7 +81,8 @@ def steps() -> tuple[str, str]:
         for name, m in row.items():
             shares = ", ".join(f"{kind} {share:.0%}" for kind, share in (m.shares or {}).items())
             times = f"{m.ms:.1f} ({m.p20:.1f} to {m.p80:.1f})"
-            whole.append(f"| {title} | {name} | {times} | {base.ms / m.ms:.2f}x | {m.fraction:.0%} | {shares} |")
+            numbers = f"{times} | {base.ms / m.ms:.2f}x | {m.fraction:.0%} | {shares}"
+            whole.append(f"| {title} | {name} | {numbers} | {m.environment['commit']} |")
     return "\n".join(short), "\n".join(whole)
 
 
