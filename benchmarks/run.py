@@ -138,7 +138,7 @@ def caption(device: str, rows: dict[tuple[str, ...], dict[str, Measurement]]) ->
     """Returns where and how one device's rows were measured."""
     first = next(iter(next(iter(rows.values())).values())).environment
     versions = f"torch {first['torch']}" + (f", triton {first['triton']}" if first["triton"] else "")
-    return f"{device}, {versions}, commit {first['commit']}: `python benchmarks/run.py --save --only native emfast`."
+    return f"{device}, {versions}, commit {first['commit']}: `python benchmarks/run.py --save`."
 
 
 def gain_of(row: dict[str, Measurement]) -> float | None:

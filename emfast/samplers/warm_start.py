@@ -80,12 +80,14 @@ class WarmStart(Sampler):
         ids = default_ids(y, ids)
         known = self.known(ids)
         parts: list[tuple[Tensor, Tensor, Sampler]] = []
-        for rows in (known.nonzero()[:, 0], (~known).nonzero()[:, 0]):
-            # One shape, one graph: on a GPU a part of the batch is filled with its last observation again.
-            full = torch.cat((rows, rows[-1:].expand(len(y) - len(rows)))) if y.is_cuda and len(rows) else rows
-            warm = _Begun(self.sampler, self.earlier(ids.cpu()[full]).to(y), self.noise) if known[full].any() else None
-            if len(rows):
-                parts.append((rows.to(y.device), full.to(y.device), warm or self.sampler))
+        for begun, chosen in ((True, known), (False, ~known)):
+            rows = full = chosen.nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            if y.is_cuda:  # one shape, one graph: a part of the batch is filled with its last observation again
+                full = torch.cat((rows, rows[-1:].expand(len(y) - len(rows))))
+            warm = _Begun(self.sampler, self.earlier(ids.cpu()[full]).to(y), self.noise) if begun else self.sampler
+            parts.append((rows.to(y.device), full.to(y.device), warm))
         steps = [len(sampler.times(denoiser.schedule, sigma)) for *_, sampler in parts]
         x: Tensor | None = None
         for index, (rows, full, sampler) in enumerate(parts):
