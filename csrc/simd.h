@@ -87,6 +87,9 @@ EMFAST_INLINE void store(T* p, vec v) {
 template <typename T>
 EMFAST_INLINE vec load(const T* p, int64_t n) {
   if (n >= lanes) return load(p);
+#if EMFAST_LANES == 16
+  if constexpr (sizeof(T) == 4) return bits<vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#endif
   T buffer[EMFAST_LANES] = {};
   for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
   return load(buffer);

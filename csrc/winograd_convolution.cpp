@@ -1,6 +1,7 @@
-// The convolution with a 3 x 3 kernel and a border of one zero, in float32, by Winograd's F(2 x 2, 3 x 3): 16
-// multiplications instead of 36 for the four pixels of a tile. A job transforms some tiles, as many as stay in the
-// cache, multiplies them by the transformed kernels of its panels of 32 outputs, and transforms the sums back.
+// The convolution with a 3 x 3 kernel and a border of one zero, in float32, by Winograd's F(2 x 2, 3 x 3), with 16
+// multiplications instead of 36 for four pixels, or F(2 x 4, 3 x 3), with 24 instead of 72 for eight. A job transforms
+// some tiles, as many as stay in the cache, multiplies them by the transformed kernels of its panels of 32 outputs, and
+// transforms the sums back. Weights that are new at every call are transformed into memory that is used again.
 //
 // Of an image that is first upsampled by two, or of which the sums of 2 x 2 pixels are wanted, 7 of 16 terms vanish.
 
@@ -8,26 +9,30 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
+#include <vector>
 
 #include "module.h"
 #include "winograd_images.h"
 
 namespace emfast {
 
-struct Winograd : WinogradImages {
-  bool pool, nine;      // nine: only nine terms of 16 do not vanish
-  const float* kernel;  // (panel, 16, depth, 32)
-  const float *bias, *residual;
-  float* out;
-  int64_t outputs;
-};
-
 // Some inputs and outputs of a weight.
 struct WinogradKernel {
   const float* weight;
   int64_t input_step, output_step, inner, depth, outputs;
   bool flip;
-  float* out;  // (panel, 16, depth, 32)
+  int64_t wide;
+  float* out;  // (panel, terms, depth, 32)
+};
+
+struct Winograd : WinogradImages {
+  bool pool, nine;      // nine: only nine terms of 16 do not vanish
+  const float* kernel;  // (panel, terms, depth, 32)
+  const float *bias, *residual;
+  float* out;
+  int64_t outputs;
+  const WinogradKernel* weights;  // what a job transforms itself, panel by panel, or null
 };
 
 }  // namespace emfast
@@ -38,44 +43,71 @@ struct WinogradKernel {
 namespace emfast {
 namespace {
 
-constexpr int64_t cache = 1 << 17;  // floats of transformed tiles that a job holds
+constexpr int64_t cache = 3 << 17;  // floats of transformed tiles that a job holds
 
-// addresses of x, skip or 0, kernel, bias or 0, residual or 0 and the result; channels of x, skip and the result;
-// batch, height and width of the result before pooling
+using Weights = std::vector<int64_t>;  // D, C, begin, end, adjoint, wide: a weight (D, C, 3, 3), channels, see Winograd
+
+WinogradKernel kernel_of(const float* weight, const Weights& sizes) {
+  const int64_t channels = sizes[1], begin = sizes[2], inputs = sizes[3] - begin;
+  const bool adjoint = sizes[4] != 0;
+  WinogradKernel a{weight + 9 * begin, 9, 9 * channels, inputs, 0, sizes[0], adjoint, sizes[5], nullptr};
+  if (adjoint) std::swap(a.input_step, a.output_step), std::swap(a.inner, a.outputs);
+  a.depth = (a.inner + 15) / 16 * 16;
+  return a;
+}
+
+int64_t panels_of(int64_t outputs) { return (outputs + 31) / 32; }
+int64_t floats_of(const WinogradKernel& a) { return panels_of(a.outputs) * 4 * (a.wide + 2) * a.depth * 32; }
+
+// To be called by all threads of a parallel region, or by one alone.
+void transform(const WinogradKernel& a) {
+  const int64_t panels = panels_of(a.outputs), groups = a.depth / 16;
+  const auto job = EMFAST_DISPATCH(winograd_kernel_job);
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < panels * groups; ++i) job(a, i / groups, i % groups * 16);
+}
+
+// addresses of x, skip or 0, the kernel or the weight, bias or 0, residual or 0 and the result; channels of x, skip and
+// the result; batch, height and width of the result before pooling, width of a tile's result; none for a kernel
 void winograd_convolution(const std::array<int64_t, 6>& p, const std::array<int64_t, 3>& channels,
-                          const std::array<int64_t, 3>& size, bool upsample, bool pool) {
+                          const std::array<int64_t, 4>& size, bool upsample, bool pool, const Weights& weights) {
   const auto at = [&](int i) { return reinterpret_cast<const float*>(p[i]); };
-  const WinogradImages images(at(0), at(1), channels[0], channels[1], size[1], size[2], upsample);
-  const Winograd a{images, pool, upsample || pool, at(2), at(3), at(4), reinterpret_cast<float*>(p[5]), channels[2]};
-  const int64_t tiles = size[0] * a.tiles, panels = (a.outputs + 31) / 32;
+  const WinogradImages images(at(0), at(1), channels[0], channels[1], size[1], size[2], size[3], upsample);
+  Winograd a{images, pool, upsample || pool, at(2), at(3), at(4), reinterpret_cast<float*>(p[5]), channels[2], nullptr};
+  const int64_t tiles = size[0] * a.tiles, panels = panels_of(a.outputs);
   const int64_t threads = tiles * a.depth * panels < 4096 ? 1 : omp_get_max_threads();
-  const int64_t most = std::clamp<int64_t>(cache / (16 * a.depth) / 14 * 14, 14, 112);
+  const int64_t most = std::clamp<int64_t>(cache / (a.terms * a.depth) / 14 * 14, 14, 112);
   // Every job reads the kernels of all its panels: where tiles are few, each thread has panels of its own.
-  const int64_t groups = tiles > 112 ? 1 : std::clamp<int64_t>(panels / 2, 1, threads);
-  const int64_t least = (tiles + most - 1) / most;
+  const bool own = !weights.empty() && tiles * a.terms * a.depth <= cache;
+  const int64_t groups = own ? std::min(panels, threads) : tiles > 112 ? 1 : std::clamp<int64_t>(panels / 2, 1, threads);
+  const int64_t least = own ? 1 : (tiles + most - 1) / most;
   const int64_t blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
   const auto job = EMFAST_DISPATCH(winograd_job);
-  const int64_t memory = a.depth + 16 * (((tiles + blocks - 1) / blocks) * (a.depth + 32) + 32);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < blocks * groups; ++i) {
-    const int64_t b = i % blocks, g = i / blocks;
-    job(a, tiles * b / blocks, tiles * (b + 1) / blocks, panels * g / groups, panels * (g + 1) / groups,
-        reinterpret_cast<float*>(thread_memory(4 * memory)));
+  const int64_t memory = (a.depth + a.terms * (((tiles + blocks - 1) / blocks) * (a.depth + 40) + 64) + (own ? a.terms * a.depth * 32 : 0) + 15) / 16 * 16;
+  WinogradKernel kernel = weights.empty() ? WinogradKernel{} : kernel_of(a.kernel, weights);
+  float* start = reinterpret_cast<float*>(thread_memory(4 * (threads * memory + floats_of(kernel))));
+  if (own)
+    a.weights = &kernel;
+  else if (!weights.empty())
+    a.kernel = kernel.out = start + threads * memory;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    if (!weights.empty() && !own) transform(kernel);
+    float* own = start + omp_get_thread_num() * memory;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < blocks * groups; ++i) {
+      const int64_t b = i % blocks, g = i / blocks;
+      job(a, tiles * b / blocks, tiles * (b + 1) / blocks, panels * g / groups, panels * (g + 1) / groups, own);
+    }
   }
 }
 
-// addresses of the weight, (D, C, 3, 3), and the result; D; C; the channels [begin, end) that are used
-void winograd_kernel(const std::array<int64_t, 2>& p, const std::array<int64_t, 4>& sizes, bool adjoint) {
-  WinogradKernel a{};
-  const int64_t inputs = sizes[3] - sizes[2];
-  a.weight = reinterpret_cast<const float*>(p[0]) + 9 * sizes[2], a.out = reinterpret_cast<float*>(p[1]);
-  a.input_step = adjoint ? 9 * sizes[1] : 9, a.output_step = adjoint ? 9 : 9 * sizes[1], a.flip = adjoint;
-  a.inner = adjoint ? sizes[0] : inputs, a.outputs = adjoint ? inputs : sizes[0];
-  a.depth = (a.inner + 15) / 16 * 16;
-  const int64_t panels = (a.outputs + 31) / 32, groups = a.depth / 16;
-  const auto job = EMFAST_DISPATCH(winograd_kernel_job);
-#pragma omp parallel for schedule(static) if (panels * groups > 4)
-  for (int64_t i = 0; i < panels * groups; ++i) job(a, i / groups, i % groups * 16, i % groups * 16 + 16);
+// addresses of the weight and the result
+void winograd_kernel(const std::array<int64_t, 2>& p, const Weights& weights) {
+  WinogradKernel a = kernel_of(reinterpret_cast<float*>(p[0]), weights);
+  a.out = reinterpret_cast<float*>(p[1]);
+#pragma omp parallel if (floats_of(a) > 1 << 16)
+  transform(a);
 }
 
 }  // namespace

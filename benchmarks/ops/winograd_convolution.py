@@ -8,7 +8,8 @@ from measure import Case
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from emfast.ops import winograd_convolution, winograd_kernel, winograd_weight_gradient
+from emfast.ops import Weights, winograd_convolution, winograd_kernel, winograd_weight_gradient
+from emfast.ops._winograd import best_width
 
 SHAPES = {  # batch, channels, outputs, side
     "CIFAR U-Net": [(4, 128, 128, 32), (4, 256, 256, 16), (4, 512, 256, 16), (4, 256, 256, 8), (4, 256, 256, 4)],
@@ -17,7 +18,7 @@ SHAPES = {  # batch, channels, outputs, side
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Yields the rows of the table, with kernels transformed before. Each reads one image and the weight, once."""
+    """Yields the rows of the table, with kernels transformed before or new. Each reads one image and the weight."""
     if device.type != "cpu":
         return
     for network, shapes in SHAPES.items():
@@ -31,7 +32,9 @@ def cases(device: torch.device) -> Iterator[Case]:
 def _case(label: str, x: Tensor, weight: Tensor, grad: Tensor) -> Iterator[Case]:
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     last = weight.contiguous(memory_format=torch.channels_last)
-    kernel, adjoint = winograd_kernel(weight), winograd_kernel(weight, adjoint=True)
+    width = best_width(x.shape[3])
+    weights, flipped = Weights(weight, width=width), Weights(weight, adjoint=True, width=width)
+    kernel, adjoint = winograd_kernel(weights), winograd_kernel(flipped)
     traffic = {"forward": x.nbytes + weight.nbytes + grad.nbytes}
     flops = {"forward": 2 * grad.numel() * weight[0].numel()}
     outputs, channels = weight.shape[:2]
@@ -46,6 +49,12 @@ def _case(label: str, x: Tensor, weight: Tensor, grad: Tensor) -> Iterator[Case]
         lambda x: F.conv2d(x, last, padding=1),
     )
     yield row(
+        "winograd_convolution, new weights",
+        (x,),
+        lambda x: winograd_convolution(x, weights, outputs),
+        lambda x: F.conv2d(x, weight, padding=1),
+    )
+    yield row(
         "winograd_convolution, to the input",
         (grad,),
         lambda grad: winograd_convolution(grad, adjoint, channels),
@@ -54,6 +63,6 @@ def _case(label: str, x: Tensor, weight: Tensor, grad: Tensor) -> Iterator[Case]
     yield row(
         "winograd_weight_gradient",
         (grad, x),
-        winograd_weight_gradient,
+        lambda grad, x: winograd_weight_gradient(grad, x, width=width),
         lambda grad, x: conv2d_weight(x, weight.shape, grad, padding=1),
     )

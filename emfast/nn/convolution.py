@@ -80,7 +80,8 @@ def _one(plan: Plan, residual: Tensor | None, xs: Tensors, weights: Tensors, bia
         return learned_convolution(plan, residual, *xs, *weights, *biases)
     if is_winograd(plan, xs, (*weights, *biases)):
         return winograd(plan, training, residual, *xs, *weights, *biases)
-    if is_packed(plan, xs, weights):
+    new = training and plan.dtype == torch.float32  # preparing such weights costs more than it saves
+    if not new and is_packed(plan, xs, weights):
         return packed_convolution(plan, residual, *xs, *weights, *biases)
     return _plain(plan, residual, xs, weights, biases)
 

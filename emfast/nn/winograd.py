@@ -10,7 +10,8 @@ from torch import Tensor
 from emfast._library import extension_error, wanted
 from emfast.nn.packed import Plan, as_rows, cast, on_cpu
 from emfast.nn.prepared import prepared
-from emfast.ops.winograd_convolution import is_slow, winograd_convolution, winograd_kernel
+from emfast.ops._winograd import best_width
+from emfast.ops.winograd_convolution import Weights, is_slow, winograd_convolution, winograd_kernel
 from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
 from emfast.ops.winograd_weight_gradient import winograd_weight_gradient
 
@@ -32,7 +33,7 @@ def winograd(plan: Plan, training: bool, residual: Tensor | None, *tensors: Tens
 
     Arguments:
         plan: The constants.
-        training: Whether transformed kernels are not to be kept.
+        training: Whether weights are new at every call, so that their transforms are not kept.
         residual: What is added.
         tensors: The inputs, the weight and the bias.
     """
@@ -53,7 +54,7 @@ class _Winograd(torch.autograd.Function):
         ctx.save_for_backward(weight, *(xs if ctx.needs_input_grad[3 + n] else ()))
         return winograd_convolution(
             xs[0],
-            _kernel(weight, training, 0, weight.shape[1], False),
+            _kernel(Weights(weight, 0, weight.shape[1], False, _width(plan, xs[0])), training),
             weight.shape[0],
             skip=xs[1] if n == 2 else None,
             bias=bias,
@@ -71,7 +72,7 @@ class _Winograd(torch.autograd.Function):
         g, begin = cast(grad, plan.dtype), 0
         for i, size in enumerate(ctx.sizes):
             if needs[1 + i]:
-                kernel = _kernel(weight, ctx.training, begin, begin + size[1], True)
+                kernel = _kernel(Weights(weight, begin, begin + size[1], True, _width(plan, g)), ctx.training)
                 dx = winograd_convolution(g, kernel, size[1], resample="pool" if plan.upsample else None)
                 gradients[1 + i] = dx.to(ctx.dtypes[i])
             begin += size[1]
@@ -83,16 +84,19 @@ class _Winograd(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _kernel(weight: Tensor, training: bool, begin: int, end: int, adjoint: bool) -> Tensor:
-    def make() -> Tensor:
-        return winograd_kernel(weight, begin, end, adjoint=adjoint)
+def _kernel(weights: Weights, training: bool) -> Tensor | Weights:
+    if training:
+        return weights
+    return prepared([weights.weight], ("winograd", *weights[1:]), lambda: winograd_kernel(weights))
 
-    return make() if training else prepared([weight], ("winograd", begin, end, adjoint), make)
+
+def _width(plan: Plan, x: Tensor) -> int:
+    return 2 if plan.upsample else best_width(x.shape[3])
 
 
 def _to_weight(plan: Plan, g: Tensor, xs: Sequence[Tensor], weight: Tensor) -> Tensor:
     if not is_slow_gradient(*weight.shape[:2]):
-        return winograd_weight_gradient(g, *xs, upsample=plan.upsample)
+        return winograd_weight_gradient(g, *xs, upsample=plan.upsample, width=_width(plan, g))
     h = xs[0] if len(xs) == 1 else torch.cat(tuple(xs), 1)
     h = F.interpolate(h, scale_factor=2.0) if plan.upsample else h
     one, mask = [1, 1], [False, True, False]

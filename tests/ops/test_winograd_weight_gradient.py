@@ -8,6 +8,7 @@ from torch.nn.grad import conv2d_weight
 
 from emfast._library import backend as forced
 from emfast.ops import winograd_weight_gradient
+from emfast.ops._winograd import WIDTHS
 
 # batch, channels of x and skip, of the result, height and width
 CASES = [
@@ -37,27 +38,29 @@ def arguments(case, upsample, layout, device):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize(("upsample", "width"), [(True, 2), *((False, width) for width in WIDTHS)])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_accuracy_rule(case, upsample, layout, backend, device):
+def test_accuracy_rule(case, upsample, width, layout, backend, device):
     require("winograd_weight_gradient", backend, device)
     given = arguments(case, upsample, layout, device)
     with forced(backend):
-        k, again = (winograd_weight_gradient(*given, upsample=upsample) for _ in range(2))
+        k, again = (winograd_weight_gradient(*given, upsample=upsample, width=width) for _ in range(2))
     assert torch.equal(k, again)
     assert k.is_contiguous()
     usual = in_layouts(lambda *tensors: native(*tensors, upsample, torch.float32), *given)
     follows_the_rule(k, native(*given, upsample, torch.float64), usual, 3)
 
 
-def test_the_same_for_any_number_of_threads(backend, device):
+@pytest.mark.parametrize("case", CASES[-2:], ids=str)  # more outputs than tiles, and more tiles than outputs
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_same_for_any_number_of_threads(width, case, backend, device):
     require("winograd_weight_gradient", backend, device)
-    given, before, results = arguments(CASES[-1], False, "channels_last", device), torch.get_num_threads(), []
+    given, before, results = arguments(case, False, "channels_last", device), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             with forced(backend):
-                results.append(winograd_weight_gradient(*given))
+                results.append(winograd_weight_gradient(*given, width=width))
     finally:
         torch.set_num_threads(before)
     if backend == "cpp":
@@ -69,7 +72,7 @@ def test_registration(backend, device):
     given = arguments(CASES[0], True, "channels_last", device)
     with forced(backend):
         op, tests = torch.ops.emfast.winograd_weight_gradient, ("test_schema", "test_faketensor")
-        torch.library.opcheck(op, (*given, True), test_utils=tests)
+        torch.library.opcheck(op, (*given, True, 2), test_utils=tests)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,7 @@ def test_registration(backend, device):
         ({"grad": torch.ones(2, 4, 4, 4)}, ValueError, r"expected grad of shape \(2, D, 4, 3\)"),
         ({"skip": torch.ones(1, 3, 4, 3)}, ValueError, "expected skip of the shape of x but for its channels"),
         ({"x": torch.ones(2, 5, 4, 3).double()}, TypeError, "expected x of dtype torch.float32"),
+        ({"width": 3}, ValueError, r"expected width to be one of \(2, 4\), 2 if upsampled"),
     ],
 )
 def test_bad_arguments(change, error, sentence):
