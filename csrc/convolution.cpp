@@ -41,7 +41,7 @@ struct Convolution {
   const bf16* inputs[2];
   int64_t channels[2];
   const int32_t* pixels;  // of the input, at each position; -1 where there is none
-  bf16* padded;           // the input on the grid: (position, depth)
+  const bf16* grid;       // the input on the grid: (position, depth)
   uint32_t input_pixels, output_pixels;  // of the images in work, which may be fewer than the grid has
   int64_t first;                         // of these pixels among those of all images
 };
@@ -100,6 +100,7 @@ struct Work {
   std::vector<int32_t> pixels, targets;
   std::vector<Phase> phases;
   std::vector<OutputBlock> blocks;
+  bool direct;        // whether the input is a grid of whole tiles itself
   int64_t panel = 0;  // elements
   bf16* panels;       // (phase, block)
 
@@ -109,6 +110,7 @@ struct Work {
     const int64_t before = -y.first * x.period - x.first, after = y.last * x.period + x.last;
     length = round_up_to(grid.positions(), 32), count = before + length + after;
     a.front = a.to_input ? after : before, a.size = grid.size;
+    direct = grid.points() && a.depth == a.channels[0] && grid.rows.period * grid.columns.period % 32 == 0;
     pixels = grid.pixels(a.to_input, a.front, count);
     targets = grid.pixels(!a.to_input, 0, length);
     phases = phases_of(grid, a.to_input, count, a.depth);
@@ -117,7 +119,7 @@ struct Work {
   }
 
   int64_t runs() const { return static_cast<int64_t>(blocks.size() * phases.size()); }
-  int64_t padded() const { return static_cast<int64_t>(pixels.size()) * a.depth; }  // elements
+  int64_t padded() const { return direct ? 0 : static_cast<int64_t>(pixels.size()) * a.depth; }  // elements
 
   void pack(int64_t run) const {
     const Phase& phase = phases[run / blocks.size()];
@@ -128,16 +130,19 @@ struct Work {
   // The share of thread t of n that work on the images [first, last) together.
   void convolve(int64_t first, int64_t last, int64_t input, int64_t output, bf16* padded, int64_t t, int64_t n) const {
     Convolution some = a;
-    some.padded = padded, some.first = first * output;
+    some.first = first * output;
     some.input_pixels = static_cast<uint32_t>((last - first) * input);
     some.output_pixels = static_cast<uint32_t>((last - first) * output);
     for (int i = 0; i < 2; ++i) some.inputs[i] += first * input * some.channels[i];
-    const auto all = static_cast<int64_t>(pixels.size());
-    kernels::pad_positions(some, all * t / n, all * (t + 1) / n);
-    if (n > 1) {
+    some.grid = direct ? some.inputs[0] : padded;
+    if (!direct) {
+      const auto all = static_cast<int64_t>(pixels.size());
+      kernels::pad_positions(some, all * t / n, all * (t + 1) / n, padded);
+    }
+    if (n > 1 && !direct) {
 #pragma omp barrier
     }
-    const int64_t tiles = length / 32, jobs = tiles * runs();
+    const int64_t tiles = direct ? some.input_pixels / 32 : length / 32, jobs = tiles * runs();
     for (int64_t job = jobs * t / n, end = jobs * (t + 1) / n; job < end;) {
       const int64_t run = job / tiles, begin = job - run * tiles, stop = std::min(tiles, end - run * tiles);
       const int64_t i = run / static_cast<int64_t>(blocks.size());

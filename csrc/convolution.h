@@ -81,10 +81,10 @@ void pack_columns(const Convolution& a, const OutputBlock& b, const Places* taps
 }  // namespace
 
 // Copies positions [begin, end) of the grid with a border of zeros: (position, depth).
-void pad_positions(const Convolution& a, int64_t begin, int64_t end) {
+void pad_positions(const Convolution& a, int64_t begin, int64_t end, bf16* padded) {
   for (int64_t p = begin; p < end; ++p) {
     const int32_t pixel = static_cast<uint32_t>(a.pixels[p]) < a.input_pixels ? a.pixels[p] : -1;
-    bf16* out = a.padded + p * a.depth;
+    bf16* out = padded + p * a.depth;
     int64_t done = 0;
     for (int64_t i = 0; i < 2 && pixel >= 0; ++i) {
       const bf16* x = a.inputs[i] + pixel * a.channels[i];
@@ -113,7 +113,7 @@ void convolve(const Convolution& a, const OutputBlock& b, const int64_t* offsets
   const __mmask32 mask = first_of(b.count);
   begin_tiles();
   for (int64_t p = begin; p < end; p += 32) {
-    tile_convolution(sums, a.padded + (a.front + p) * a.depth, a.depth, offsets, taps, weights, a.depth);
+    tile_convolution(sums, a.grid + (a.front + p) * a.depth, a.depth, offsets, taps, weights, a.depth);
     for (int64_t i = 0; i < 32; ++i) {
       if (static_cast<uint32_t>(pixels[p + i]) >= a.output_pixels) continue;
       const int64_t place = (a.first + pixels[p + i]) * b.channels;

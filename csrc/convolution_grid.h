@@ -58,6 +58,8 @@ struct Grid {
         columns(s[2], s[4], s[5], s[6], s[7], upsample) {}
 
   int64_t taps() const { return size * size; }
+  // Whether positions are pixels: a 1 x 1 kernel, and no border.
+  bool points() const { return size == 1 && phases(true) * phases(false) == 1 && rows.used == rows.x_pixels; }
   int64_t positions() const { return batch * rows.period * columns.period; }
   int64_t shift(const Step& v, const Step& h) const { return v.shift * columns.period + h.shift; }
   int64_t phases(bool y) const { return y ? rows.y_stride * columns.y_stride : rows.x_stride * columns.x_stride; }

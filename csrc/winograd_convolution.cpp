@@ -45,7 +45,7 @@ namespace {
 
 constexpr int64_t cache = 3 << 17;  // floats of transformed tiles that a job holds
 
-using Weights = std::vector<int64_t>;  // D, C, begin, end, adjoint, wide: a weight (D, C, 3, 3), channels, see Winograd
+using Weights = std::vector<int64_t>;  // D and C of a weight, channels [begin, end), adjoint, width of a tile's result
 
 WinogradKernel kernel_of(const float* weight, const Weights& sizes) {
   const int64_t channels = sizes[1], begin = sizes[2], inputs = sizes[3] - begin;
@@ -67,6 +67,28 @@ void transform(const WinogradKernel& a) {
   for (int64_t i = 0; i < panels * groups; ++i) job(a, i / groups, i % groups * 16);
 }
 
+// How the work is shared out: some tiles and some panels per job.
+struct Split {
+  int64_t threads, blocks, groups;  // blocks of tiles, groups of panels
+  bool whole;                       // whether a job holds all tiles
+  int64_t memory;                   // of a job: floats
+
+  Split(const Winograd& a, int64_t tiles, bool is_new) {
+    const int64_t panels = panels_of(a.outputs), per_tile = a.terms * a.depth;
+    threads = tiles * a.depth * panels < 4096 ? 1 : omp_get_max_threads();
+    // A job reads the kernels of all its panels: where tiles are few, each thread has panels of its own, and if all
+    // tiles fit in its cache it transforms new weights just before it needs them.
+    whole = is_new && panels >= threads && tiles * per_tile <= cache;
+    groups = whole ? threads : tiles > 112 ? 1 : std::clamp<int64_t>(panels / 2, 1, threads);
+    const int64_t most = std::clamp<int64_t>(cache / per_tile / 14 * 14, 14, 112);
+    const int64_t least = whole ? 1 : (tiles + most - 1) / most;
+    blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
+    const int64_t count = (tiles + blocks - 1) / blocks;  // see convolve_tiles; each sixth tile may begin a block
+    memory = a.depth + a.terms * (count * (a.depth + 32 + 16 / 6 + 1) + 64) + (whole ? 32 * per_tile : 0);
+    memory = (memory + 15) / 16 * 16;
+  }
+};
+
 // addresses of x, skip or 0, the kernel or the weight, bias or 0, residual or 0 and the result; channels of x, skip and
 // the result; batch, height and width of the result before pooling, width of a tile's result; none for a kernel
 void winograd_convolution(const std::array<int64_t, 6>& p, const std::array<int64_t, 3>& channels,
@@ -75,29 +97,23 @@ void winograd_convolution(const std::array<int64_t, 6>& p, const std::array<int6
   const WinogradImages images(at(0), at(1), channels[0], channels[1], size[1], size[2], size[3], upsample);
   Winograd a{images, pool, upsample || pool, at(2), at(3), at(4), reinterpret_cast<float*>(p[5]), channels[2], nullptr};
   const int64_t tiles = size[0] * a.tiles, panels = panels_of(a.outputs);
-  const int64_t threads = tiles * a.depth * panels < 4096 ? 1 : omp_get_max_threads();
-  const int64_t most = std::clamp<int64_t>(cache / (a.terms * a.depth) / 14 * 14, 14, 112);
-  // Every job reads the kernels of all its panels: where tiles are few, each thread has panels of its own.
-  const bool own = !weights.empty() && tiles * a.terms * a.depth <= cache;
-  const int64_t groups = own ? std::min(panels, threads) : tiles > 112 ? 1 : std::clamp<int64_t>(panels / 2, 1, threads);
-  const int64_t least = own ? 1 : (tiles + most - 1) / most;
-  const int64_t blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
+  const bool is_new = !weights.empty();
+  const Split split(a, tiles, is_new);
+  WinogradKernel kernel = is_new ? kernel_of(a.kernel, weights) : WinogradKernel{};
+  const int64_t shared = is_new && !split.whole ? floats_of(kernel) : 0;
+  float* start = reinterpret_cast<float*>(thread_memory(4 * (shared + split.threads * split.memory)));
+  if (shared) a.kernel = kernel.out = start;
+  if (split.whole) a.weights = &kernel;
   const auto job = EMFAST_DISPATCH(winograd_job);
-  const int64_t memory = (a.depth + a.terms * (((tiles + blocks - 1) / blocks) * (a.depth + 40) + 64) + (own ? a.terms * a.depth * 32 : 0) + 15) / 16 * 16;
-  WinogradKernel kernel = weights.empty() ? WinogradKernel{} : kernel_of(a.kernel, weights);
-  float* start = reinterpret_cast<float*>(thread_memory(4 * (threads * memory + floats_of(kernel))));
-  if (own)
-    a.weights = &kernel;
-  else if (!weights.empty())
-    a.kernel = kernel.out = start + threads * memory;
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(split.threads) if (split.threads > 1)
   {
-    if (!weights.empty() && !own) transform(kernel);
-    float* own = start + omp_get_thread_num() * memory;
+    if (shared) transform(kernel);
+    float* own = start + shared + omp_get_thread_num() * split.memory;
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < blocks * groups; ++i) {
-      const int64_t b = i % blocks, g = i / blocks;
-      job(a, tiles * b / blocks, tiles * (b + 1) / blocks, panels * g / groups, panels * (g + 1) / groups, own);
+    for (int64_t i = 0; i < split.blocks * split.groups; ++i) {
+      const int64_t b = i % split.blocks, g = i / split.blocks;
+      job(a, tiles * b / split.blocks, tiles * (b + 1) / split.blocks, panels * g / split.groups,
+          panels * (g + 1) / split.groups, own);
     }
   }
 }

@@ -119,12 +119,13 @@ void convolve_tiles(const Winograd& a, int64_t begin, int64_t end, int64_t first
   const int64_t sums_plane = tiles * 32 + 16;  // not a multiple of a page, which would meet in the cache
   float *zeros = memory, *v = zeros + a.depth, *sums = v + terms * (tiles * a.depth + 16 * blocks);
   float* own = sums + terms * sums_plane;
+  const auto start_of = [&](int64_t from, int64_t b) { return v + terms * (from * a.depth + 16 * b); };
   std::memset(zeros, 0, a.depth * sizeof(float));
   Tile tile(a, begin);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t from = tiles * b / blocks, rows = tiles * (b + 1) / blocks - from;
     for (int64_t t = 0; t < rows; ++t, tile.advance(a))
-      transform_tile<Wide>(a, tile, zeros, 16 * rows, rows * a.depth + 16, v + terms * (from * a.depth + 16 * b) + 16 * t);
+      transform_tile<Wide>(a, tile, zeros, 16 * rows, rows * a.depth + 16, start_of(from, b) + 16 * t);
   }
   for (int64_t p = first; p < last; ++p) {
     const float* kernel = a.kernel + p * terms * a.depth * 32;
@@ -140,7 +141,7 @@ void convolve_tiles(const Winograd& a, int64_t begin, int64_t end, int64_t first
       for (int64_t k = 0; k < a.depth; k += piece)
         for (int64_t b = 0; b < blocks; ++b) {
           const int64_t from = tiles * b / blocks, rows = tiles * (b + 1) / blocks - from;
-          const float* left = v + terms * (from * a.depth + 16 * b) + i * (rows * a.depth + 16) + rows * k;
+          const float* left = start_of(from, b) + i * (rows * a.depth + 16) + rows * k;
           float* out = sums + i * sums_plane + from * 32;
           const float* next = u + 32 * (k + piece) + 16 * (piece / 16) * lines * b;
           multiply<most_rows>(rows, left, u + 32 * k, least(piece, a.depth - k), k > 0, next, lines, out);
@@ -153,7 +154,8 @@ void convolve_tiles(const Winograd& a, int64_t begin, int64_t end, int64_t first
 
 }  // namespace
 
-// Computes the outputs of panels [first, last) at tiles [begin, end). Memory: transformed tiles, then sums.
+// Computes the outputs of panels [first, last) at tiles [begin, end). Memory: a pixel of zeros, transformed tiles, block
+// by block and term by term, sums, and the transformed weights of a panel.
 void winograd_job(const Winograd& a, int64_t begin, int64_t end, int64_t first, int64_t last, float* memory) {
   a.wide == 2 ? convolve_tiles<2>(a, begin, end, first, last, memory)
               : convolve_tiles<4>(a, begin, end, first, last, memory);

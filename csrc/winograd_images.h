@@ -5,9 +5,9 @@
 
 namespace emfast {
 
-// channels_last images, up to two of them as if concatenated, cut into tiles of 4 rows and `wide` + 2 columns that overlap
-// by two: each gives 2 x `wide` pixels, by as many terms as it has pixels itself. An image that is upsampled by two has
-// two equal rows and columns amidst every tile of 4 x 4, so that 7 of 16 terms vanish.
+// channels_last images, up to two of them as if concatenated, cut into tiles of 4 rows and `wide` + 2 columns that
+// overlap by two: each gives 2 x `wide` pixels, by as many terms as it has pixels itself. An image that is upsampled by
+// two has two equal rows and columns amidst every tile of 4 x 4, so that 7 of 16 terms vanish.
 struct WinogradImages {
   const float* inputs[2];
   int64_t channels[2], depth;  // depth: their sum, rounded up to 16

@@ -1,7 +1,7 @@
-// The weight gradient of a 3 x 3 convolution with a border of one zero, in float32, by Winograd's F(3 x 3, 2 x 2). With
-// the transformed tiles of the input and of the gradient, the transformed weight's gradient is 16 matrix products that
-// sum over tiles. A job computes four of them, one row of terms, for all tiles: it transforms that row of some tiles, as
-// many as stay in its core's cache, and adds their products. No core reads what another wrote.
+// The weight gradient of a 3 x 3 convolution with a border of one zero, in float32, by Winograd's F(3 x 3, 2 x 2) or
+// F(3 x 3, 2 x 4). With the transformed tiles of the input and of the gradient, the transformed weight's gradient is one
+// matrix product per term, which sums over tiles. A job computes a quarter of them, one row of terms, for all tiles: it
+// transforms that row of some tiles, as many as stay in its core's cache, and adds their products.
 
 #include <omp.h>
 
@@ -14,8 +14,8 @@
 
 namespace emfast {
 
-// A job's transformed tiles: a plane (depth / 16, length, 16) and one (panel, length, 32) per term. They are not a multiple of a
-// page, which would meet in the cache.
+// A job's transformed tiles: a plane (depth / 16, length, 16) and one (panel, length, 32) per term. Planes are not a
+// multiple of a page, which would meet in the cache.
 struct WinogradGradient : WinogradImages {
   const float *grad, *zeros;
   int64_t outputs, panels;
@@ -44,8 +44,8 @@ void winograd_weight_gradient(const std::array<int64_t, 4>& p, const std::array<
   const int64_t panels = (channels[0] + 31) / 32, width = images.depth + 32 * panels, tiles = size[0] * images.tiles;
   const int64_t side = images.wide + 2;
   const int64_t threads = tiles * images.depth * panels > 4096 ? omp_get_max_threads() : 1;
-  // Of an upsampled image a row of terms vanishes. Panels are shared out where rows are too few, or shared unequally; and
-  // where sums are larger than transformed tiles, so that the core that wrote them finds them in its own cache.
+  // Of an upsampled image a row of terms vanishes. Panels are shared out where rows are too few, or shared unequally,
+  // and where sums are larger than transformed tiles, so that the core that wrote them finds them in its own cache.
   const int64_t rows = upsample ? 3 : 4;
   int64_t shares = tiles < channels[0] ? std::min(panels, threads) : 1;
   while (shares < panels && rows * shares % threads && rows * shares < 4 * threads) ++shares;

@@ -13,10 +13,10 @@ def best_width(columns: int) -> int:
     """Returns the width of tiles that was measured to be the faster one, for images with so many columns.
 
     Wide tiles have a quarter less to multiply, but half as many kernels again to read. Time with width 2 over that with
-    width 4, two threads with AVX-512: 128 channels at 32 x 32 1.2x, 256 at 16 x 16 1.1x to 1.2x, at 8 x 8 1.0x to 1.1x
-    (and more memory), at 4 x 4 0.8x; 32 channels at 32 x 32 1.1x, 64 at 16 x 16 1.2x.
+    width 4, batch 4, two threads with AVX-512: 128 channels at 32 x 32 1.2x, 256 at 16 x 16 1.1x to 1.2x, at 8 x 8 1.1x
+    and at 4 x 4 0.8x; of batch 64, 32 channels at 32 x 32 1.2x and 64 at 8 x 8 1.1x.
     """
-    return 4 if columns >= 16 else 2
+    return 4 if columns >= 8 else 2
 
 
 r = 0.5**0.5

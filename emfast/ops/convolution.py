@@ -153,14 +153,14 @@ def unsupported_window(size: int, stride: int, padding: int, upsample: bool) -> 
     return None if fits else f"kernel {size}, stride {stride}, padding {padding}, upsample {upsample}"
 
 
-def is_slow(x: Tensor, outputs: int, stride: int) -> bool:
+def is_slow(x: Tensor, weights: Sequence[Tensor], stride: int) -> bool:
     """Returns whether native torch was measured to be faster than the kernels.
 
     They compute blocks of 32 outputs, and pack all phases of a strided image, of which a 1 x 1 kernel reads one. Times
     of native torch over the kernel's, at 65,536 pixels: 32 to 1 or 3 channels 0.7x, 32 channels at a stride of 2 1.0x,
     128 or 256 channels 0.8x; at 4,096 pixels 128 to 3 channels 1.0x.
     """
-    few = outputs < 16 and x.numel() >= x.shape[1] << 14
+    few = x.numel() >= x.shape[1] << 14 and sum(w.shape[0] for w in weights) < 16
     return x.is_cpu and (few or (stride == 2 and x.numel() >= 1 << 22))
 
 
@@ -176,7 +176,7 @@ _op = register(
     fake=_fake,
     cpp=_cpp,
     unsupported=lambda x, skip, weights, biases, residual, *window: _unsupported(x, weights, biases, window),
-    slower=lambda x, skip, weights, biases, residual, stride, *_: is_slow(x, sum(map(len, weights)), stride),
+    slower=lambda x, skip, weights, biases, residual, stride, *_: is_slow(x, weights, stride),
 )
 _gradient_op = register(
     "convolution_input_gradient",

@@ -21,7 +21,9 @@ CASES = [
     (1, (8,), (8,), (5, 4), 1, (2, 0, False)),
     (2, (40,), (33, 5), (5, 8), 3, (1, 1, True)),
     (4, (256,), (256,), (4, 4), 3, (1, 1, False)),
-    (40, (32,), (32,), (16, 16), 3, (1, 1, False)),  # the last two are worked on in pieces
+    (2, (64,), (40, 33), (8, 12), 1, (1, 0, False)),  # pixels that are multiplied where they lie
+    (70, (64,), (64,), (8, 8), 1, (1, 0, False)),  # from here on in pieces
+    (40, (32,), (32,), (16, 16), 3, (1, 1, False)),
     (7, (40, 4), (33,), (30, 31), 3, (2, 1, False)),
 ]
 
