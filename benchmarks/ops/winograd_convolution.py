@@ -8,7 +8,7 @@ from measure import Case
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from emfast.ops import Weights, winograd_convolution, winograd_kernel, winograd_weight_gradient
+from emfast.ops import WinogradWeights, winograd_convolution, winograd_kernel, winograd_weight_gradient
 from emfast.ops._winograd import best_width
 
 SHAPES = {  # batch, channels, outputs, side
@@ -33,7 +33,7 @@ def _case(label: str, x: Tensor, weight: Tensor, grad: Tensor) -> Iterator[Case]
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     last = weight.contiguous(memory_format=torch.channels_last)
     width = best_width(x.shape[3])
-    weights, flipped = Weights(weight, width=width), Weights(weight, adjoint=True, width=width)
+    weights, flipped = WinogradWeights(weight, width=width), WinogradWeights(weight, adjoint=True, width=width)
     kernel, adjoint = winograd_kernel(weights), winograd_kernel(flipped)
     traffic = {"forward": x.nbytes + weight.nbytes + grad.nbytes}
     flops = {"forward": 2 * grad.numel() * weight[0].numel()}

@@ -11,7 +11,7 @@ from emfast._library import extension_error, wanted
 from emfast.nn.packed import Plan, as_rows, cast, on_cpu
 from emfast.nn.prepared import prepared
 from emfast.ops._winograd import best_width
-from emfast.ops.winograd_convolution import Weights, is_slow, winograd_convolution, winograd_kernel
+from emfast.ops.winograd_convolution import WinogradWeights, is_slow, winograd_convolution, winograd_kernel
 from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
 from emfast.ops.winograd_weight_gradient import winograd_weight_gradient
 
@@ -54,7 +54,7 @@ class _Winograd(torch.autograd.Function):
         ctx.save_for_backward(weight, *(xs if ctx.needs_input_grad[3 + n] else ()))
         return winograd_convolution(
             xs[0],
-            _kernel(Weights(weight, 0, weight.shape[1], False, _width(plan, xs[0])), training),
+            _kernel(WinogradWeights(weight, 0, weight.shape[1], False, _width(plan, xs[0])), training),
             weight.shape[0],
             skip=xs[1] if n == 2 else None,
             bias=bias,
@@ -72,7 +72,7 @@ class _Winograd(torch.autograd.Function):
         g, begin = cast(grad, plan.dtype), 0
         for i, size in enumerate(ctx.sizes):
             if needs[1 + i]:
-                kernel = _kernel(Weights(weight, begin, begin + size[1], True, _width(plan, g)), ctx.training)
+                kernel = _kernel(WinogradWeights(weight, begin, begin + size[1], True, _width(plan, g)), ctx.training)
                 dx = winograd_convolution(g, kernel, size[1], resample="pool" if plan.upsample else None)
                 gradients[1 + i] = dx.to(ctx.dtypes[i])
             begin += size[1]
@@ -84,7 +84,7 @@ class _Winograd(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _kernel(weights: Weights, training: bool) -> Tensor | Weights:
+def _kernel(weights: WinogradWeights, training: bool) -> Tensor | WinogradWeights:
     if training:
         return weights
     return prepared([weights.weight], ("winograd", *weights[1:]), lambda: winograd_kernel(weights))

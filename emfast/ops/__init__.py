@@ -14,7 +14,7 @@ from emfast.ops.residual_sum import residual_sum as residual_sum
 from emfast.ops.sampler_update import sampler_update as sampler_update
 from emfast.ops.separable_blur import separable_blur as separable_blur
 from emfast.ops.separable_blur import separable_blur_misfit as separable_blur_misfit
-from emfast.ops.winograd_convolution import Weights as Weights
+from emfast.ops.winograd_convolution import WinogradWeights as WinogradWeights
 from emfast.ops.winograd_convolution import winograd_convolution as winograd_convolution
 from emfast.ops.winograd_convolution import winograd_kernel as winograd_kernel
 from emfast.ops.winograd_weight_gradient import winograd_weight_gradient as winograd_weight_gradient

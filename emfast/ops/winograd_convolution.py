@@ -16,7 +16,7 @@ RESAMPLES = (None, "upsample", "pool")
 POOLED = "of even height and width to pool, and no residual"
 
 
-class Weights(NamedTuple):
+class WinogradWeights(NamedTuple):
     """Some input channels of a weight, or the gradient to them, for tiles of a width."""
 
     weight: Tensor  # (D, C, 3, 3)
@@ -26,7 +26,7 @@ class Weights(NamedTuple):
     width: int = 2
 
 
-def winograd_kernel(weights: Weights) -> Tensor:
+def winograd_kernel(weights: WinogradWeights) -> Tensor:
     r"""Returns the kernel of a convolution as `winograd_convolution` takes it, for weights that stay what they are.
 
     .. math:: u_{dc} = G g_{dc} G'^\top
@@ -34,7 +34,7 @@ def winograd_kernel(weights: Weights) -> Tensor:
     Arguments:
         weights: The weight, float32 or float64; the channels [begin, end) that are used, all by default; whether the
             kernel is that of the gradient to them, flipped and transposed; and the columns of a tile's result: 2, or 4
-            for a quarter less to multiply and half a digit less exact.
+            for a quarter less to multiply and a third of a digit less exact.
 
     Returns:
         A contiguous tensor of shape (D / 32, T, C, 32) with T = 16 or 24 terms, zero where D or C is rounded up, C to a
@@ -50,7 +50,7 @@ def winograd_kernel(weights: Weights) -> Tensor:
 
 def winograd_convolution(
     x: Tensor,  # (B, C, H, W)
-    kernel: Tensor | Weights,  # (D / 32, T, C + C', 32)
+    kernel: Tensor | WinogradWeights,  # (D / 32, T, C + C', 32)
     outputs: int,
     *,
     skip: Tensor | None = None,  # (B, C', H, W)
@@ -106,10 +106,10 @@ def winograd_convolution(
     return y
 
 
-def _kernel_and_part(kernel: Tensor | Weights, inputs: int, outputs: int) -> tuple[Tensor, list[int]]:
+def _kernel_and_part(kernel: Tensor | WinogradWeights, inputs: int, outputs: int) -> tuple[Tensor, list[int]]:
     """Checks a kernel; returns it, or the weight and which part of it is meant, as the op takes them."""
     name = "winograd_convolution"
-    if isinstance(kernel, Weights):
+    if isinstance(kernel, WinogradWeights):
         weight, part = kernel.weight, _part(name, kernel)
         fits = _sizes(weight, *part[:3]) == (inputs, outputs)
         check(fits, name, "kernel", f"of {inputs} inputs and {outputs} outputs", weight)
@@ -119,7 +119,7 @@ def _kernel_and_part(kernel: Tensor | Weights, inputs: int, outputs: int) -> tup
     return kernel, []
 
 
-def _part(name: str, weights: Weights) -> tuple[int, int, bool, int]:
+def _part(name: str, weights: WinogradWeights) -> tuple[int, int, bool, int]:
     """Checks the weights; returns which part of them is meant."""
     weight, begin, end, adjoint, width = weights
     check(weight.dim() == 4 and weight.shape[2:] == (3, 3), name, "weight", "of shape (D, C, 3, 3)", weight)

@@ -30,7 +30,7 @@ def winograd_weight_gradient(
         x: The convolution's input.
         skip: A second input, read as if concatenated to x over channels.
         upsample: Whether x was first upsampled by two (nearest neighbours); tiles are of width 2 then.
-        width: The columns of `grad` in a tile: 2, or 4 for a quarter less to multiply and half a digit less exact.
+        width: The columns of `grad` in a tile: 2, or 4: a quarter less to multiply, a third of a digit less exact.
 
     Returns:
         A contiguous tensor of shape (D, C + C', 3, 3), the same for any number of threads.
