@@ -111,7 +111,7 @@ struct Work {
     length = round_up_to(grid.positions(), 32), count = before + length + after;
     a.front = a.to_input ? after : before, a.size = grid.size;
     direct = grid.points() && a.depth == a.channels[0] && grid.rows.period * grid.columns.period % 32 == 0;
-    pixels = grid.pixels(a.to_input, a.front, count);
+    if (!direct) pixels = grid.pixels(a.to_input, a.front, count);
     targets = grid.pixels(!a.to_input, 0, length);
     phases = phases_of(grid, a.to_input, count, a.depth);
     a.pixels = pixels.data();
@@ -119,7 +119,7 @@ struct Work {
   }
 
   int64_t runs() const { return static_cast<int64_t>(blocks.size() * phases.size()); }
-  int64_t padded() const { return direct ? 0 : static_cast<int64_t>(pixels.size()) * a.depth; }  // elements
+  int64_t padded() const { return static_cast<int64_t>(pixels.size()) * a.depth; }  // elements
 
   void pack(int64_t run) const {
     const Phase& phase = phases[run / blocks.size()];
@@ -138,9 +138,9 @@ struct Work {
     if (!direct) {
       const auto all = static_cast<int64_t>(pixels.size());
       kernels::pad_positions(some, all * t / n, all * (t + 1) / n, padded);
-    }
-    if (n > 1 && !direct) {
+      if (n > 1) {
 #pragma omp barrier
+      }
     }
     const int64_t tiles = direct ? some.input_pixels / 32 : length / 32, jobs = tiles * runs();
     for (int64_t job = jobs * t / n, end = jobs * (t + 1) / n; job < end;) {

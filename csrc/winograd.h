@@ -90,8 +90,8 @@ EMFAST_INLINE void transform_tile(const WinogradImages& a, const Tile& tile, con
 // from row to row, `Step` from one of 16 terms to the next, and `Group` from 16 terms to the next 16. Meanwhile some of
 // what is read next is asked for, for every 16 terms `lines` of 16 floats: weights come from far away.
 template <int Rows, int Row, int Step, int Group>
-void multiply_rows(const float* left, const float* right, int64_t depth, bool add, const float* next, int64_t lines,
-                   float* out) {
+void multiply_rows(const float* left, const float* right, int64_t depth, bool add, float* out,
+                   const float* next = nullptr, int64_t lines = 0) {
   for (int64_t column = 0; column < 32; column += 2 * lanes) {
     vec sums[Rows][2] = {};
     for (int64_t k = 0; k < depth; k += 16) {

@@ -83,8 +83,8 @@ struct Split {
     const int64_t most = std::clamp<int64_t>(cache / per_tile / 14 * 14, 14, 112);
     const int64_t least = whole ? 1 : (tiles + most - 1) / most;
     blocks = groups > 1 ? least : (least + threads - 1) / threads * threads;
-    const int64_t count = (tiles + blocks - 1) / blocks;  // see convolve_tiles; each sixth tile may begin a block
-    memory = a.depth + a.terms * (count * (a.depth + 32 + 16 / 6 + 1) + 64) + (whole ? 32 * per_tile : 0);
+    const int64_t count = (tiles + blocks - 1) / blocks;  // see convolve_tiles: 16 more per 6 tiles or fewer
+    memory = a.depth + a.terms * (count * (a.depth + 32 + 3) + 64) + (whole ? 32 * per_tile : 0);
     memory = (memory + 15) / 16 * 16;
   }
 };

@@ -13,10 +13,10 @@ constexpr int most_rows = EMFAST_LANES == 16 ? 14 : 6;
 EMFAST_INLINE int64_t blocks_of(int64_t tiles) { return (tiles + most_rows - 1) / most_rows; }
 
 template <int Rows>
-EMFAST_INLINE void multiply(int64_t rows, const float* v, const float* u, int64_t depth, bool add, const float* next,
-                            int64_t lines, float* out) {
-  if (rows == Rows) return multiply_rows<Rows, 16, 1, 16 * Rows>(v, u, depth, add, next, lines, out);
-  if constexpr (Rows > 1) multiply<Rows - 1>(rows, v, u, depth, add, next, lines, out);
+EMFAST_INLINE void multiply(int64_t rows, const float* v, const float* u, int64_t depth, bool add, float* out,
+                            const float* next, int64_t lines) {
+  if (rows == Rows) return multiply_rows<Rows, 16, 1, 16 * Rows>(v, u, depth, add, out, next, lines);
+  if constexpr (Rows > 1) multiply<Rows - 1>(rows, v, u, depth, add, out, next, lines);
 }
 
 // A^T m A of one tile and up to 32 outputs, plus bias and residual; with a.pool, the sum of its four pixels.
@@ -144,7 +144,7 @@ void convolve_tiles(const Winograd& a, int64_t begin, int64_t end, int64_t first
           const float* left = start_of(from, b) + i * (rows * a.depth + 16) + rows * k;
           float* out = sums + i * sums_plane + from * 32;
           const float* next = u + 32 * (k + piece) + 16 * (piece / 16) * lines * b;
-          multiply<most_rows>(rows, left, u + 32 * k, least(piece, a.depth - k), k > 0, next, lines, out);
+          multiply<most_rows>(rows, left, u + 32 * k, least(piece, a.depth - k), k > 0, out, next, lines);
         }
     }
     Tile tile(a, begin);

@@ -89,7 +89,7 @@ void sum_row(const WinogradGradient& a, int64_t row, int64_t first, int64_t last
           for (int64_t c = 0; c < a.depth; c += rows_at_once) {
             const float* rows = left + i * left_plane + c / 16 * 16 * a.length + 16 * k + c % 16;
             const int64_t depth = least(piece, padded - k);
-            multiply_rows<rows_at_once, 1, 16, 256>(rows, panel + 32 * k, depth, begin + k > 0, rows, 0, out + 32 * c);
+            multiply_rows<rows_at_once, 1, 16, 256>(rows, panel + 32 * k, depth, begin + k > 0, out + 32 * c);
           }
       }
     }
