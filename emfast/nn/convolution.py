@@ -63,7 +63,7 @@ def convolution(
     xs = tuple(x) if not isinstance(x, Tensor) else (x,)
     weights = tuple(weight) if not isinstance(weight, Tensor) else (weight,)
     biases = () if bias is None else tuple(bias) if not isinstance(bias, Tensor) else (bias,)
-    plan = Plan(stride, padding, upsample, dtype or xs[0].dtype, len(xs), len(weights), bool(biases), interleaved)
+    plan = Plan(stride, padding, upsample, dtype or xs[0].dtype, len(xs), len(weights), len(biases) > 0, interleaved)
     if on_gpu(xs[0]):
         return _summed(plan, residual, scale, xs, weights, biases, training)
     if isinstance(residual, Shortcut):
