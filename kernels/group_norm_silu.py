@@ -16,48 +16,54 @@ from torch import Tensor
 
 from ._tuned import tuned
 
-MAX_TILE, PER_WARP = 16384, 512  # elements of a tile, and of a warp's share: 16 of a thread
+MAX_TILE, PER_WARP = 16384, 2048  # elements of a tile, and bytes of a warp's share
+FORWARD, BACKWARD = "group_norm_silu", "group_norm_silu_backward"
+# A multiprocessor that has one program at a time waits while that loads or stores. So two programs of the forward share
+# its registers (64 elements and 128 registers a thread). The largest tiles of the backward leave none for a second
+# program, which loads the next tile itself while it computes (num_stages 2).
+MOST_WARPS = {FORWARD: 8, BACKWARD: 16}
+LARGE = 32768  # bytes
 
 
 @triton.jit
-def load_tile(x, image, c, p, mask, channels, pixels, LAST: tl.constexpr):
-    """Reads a tile of x as float32; zero outside the mask."""
-    offset = p * channels + c if LAST else c * pixels + p
-    return tl.load(x + image * channels * pixels + offset, mask=mask, other=0.0).to(tl.float32)
+def load_tile(x, image, c, p, mask, channels, pixels, LAST: tl.constexpr, EVEN: tl.constexpr):
+    """Reads a tile of x as float32; zero outside the mask, unless EVEN says that nothing is."""
+    address = x + image * channels * pixels + (p * channels + c if LAST else c * pixels + p)
+    tile = tl.load(address) if EVEN else tl.load(address, mask=mask, other=0.0)
+    return tile.to(tl.float32)
 
 
 @triton.jit
-def chosen(x, skip, channels_x, channels_skip, BAND: tl.constexpr):
-    """Returns the tensor that this program's band lies in, its channels, and those before it."""
-    first = tl.program_id(0) % tl.cdiv(channels_x + channels_skip, BAND) * BAND
-    behind = first >= channels_x
+def chosen(x, skip, tile, channels_x, channels_skip, BAND: tl.constexpr):
+    """Returns the tensor that the band of a tile lies in, its channels, and those before it."""
+    behind = tile % tl.cdiv(channels_x + channels_skip, BAND) * BAND >= channels_x
     before = tl.where(behind, channels_x, 0)
     return tl.where(behind, skip, x), tl.where(behind, channels_skip, channels_x), before
 
 
 @triton.jit
 def load_joined(
-    x, skip, image, c, p, mask, channels_x, channels_skip, pixels,
-    LAST: tl.constexpr, BAND: tl.constexpr, ALIGNED: tl.constexpr,
+    x, skip, tile, image, c, p, mask, channels_x, channels_skip, pixels,
+    LAST: tl.constexpr, BAND: tl.constexpr, ALIGNED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Reads a tile of x continued by skip over channels; ALIGNED says that no band lies in both."""
     if skip is None:
-        tile = load_tile(x, image, c, p, mask, channels_x, pixels, LAST)
+        h = load_tile(x, image, c, p, mask, channels_x, pixels, LAST, EVEN)
     elif ALIGNED:
-        one, channels, before = chosen(x, skip, channels_x, channels_skip, BAND)
-        tile = load_tile(one, image, c - before, p, mask, channels, pixels, LAST)
+        one, channels, before = chosen(x, skip, tile, channels_x, channels_skip, BAND)
+        h = load_tile(one, image, c - before, p, mask, channels, pixels, LAST, EVEN)
     else:
-        tile = load_tile(x, image, c, p, mask & (c < channels_x), channels_x, pixels, LAST)
+        h = load_tile(x, image, c, p, mask & (c < channels_x), channels_x, pixels, LAST, EVEN)
         c -= channels_x
-        tile += load_tile(skip, image, c, p, mask & (c >= 0), channels_skip, pixels, LAST)
-    return tile
+        h += load_tile(skip, image, c, p, mask & (c >= 0), channels_skip, pixels, LAST, EVEN)
+    return h
 
 
 @triton.jit
-def store_tile(y, tile, image, c, p, mask, channels, pixels, LAST: tl.constexpr):
+def store_tile(y, tile, image, c, p, mask, channels, pixels, LAST: tl.constexpr, EVEN: tl.constexpr):
     """Writes a tile to y, in its dtype."""
-    offset = p * channels + c if LAST else c * pixels + p
-    tl.store(y + image * channels * pixels + offset, tile.to(y.dtype.element_ty), mask=mask)
+    address = y + image * channels * pixels + (p * channels + c if LAST else c * pixels + p)
+    tl.store(address, tile.to(y.dtype.element_ty), mask=None if EVEN else mask)
 
 
 @triton.jit
@@ -75,6 +81,8 @@ def group_sum(v, GROUP: tl.constexpr, BAND: tl.constexpr):
     """Gives every channel of a band the sum of v over its group."""
     if GROUP == BAND:
         total = tl.zeros_like(v) + tl.sum(v, 0)
+    elif GROUP & (GROUP - 1) == 0:
+        total = spread(tl.sum(tl.reshape(v, (v.shape[0] // GROUP, GROUP)), 1), GROUP)
     else:
         i = tl.arange(0, v.shape[0])
         together = (i[:, None] // GROUP) == (i[None, :] // GROUP)
@@ -83,22 +91,49 @@ def group_sum(v, GROUP: tl.constexpr, BAND: tl.constexpr):
 
 
 @triton.jit
-def group_statistics(mean, square, shift, inside, pixels, eps, GROUP: tl.constexpr, BAND: tl.constexpr):
-    """Merges means and centred sums of squares of channels into mean and 1 / std of their groups."""
-    centre = tl.where(inside, mean + shift, 0.0)
-    group_mean = group_sum(centre, GROUP, BAND) / GROUP
-    delta = tl.where(inside, centre - group_mean, 0.0)
-    variance = group_sum(square / pixels + delta * delta, GROUP, BAND) / GROUP
-    return group_mean, 1.0 / tl.sqrt(variance + eps)
+def spread(v, GROUP: tl.constexpr):
+    """Gives every channel what v has for its group."""
+    return tl.reshape(tl.broadcast_to(v[:, None], (v.shape[0], GROUP)), (v.shape[0] * GROUP,))
 
 
 @triton.jit
-def place(channels, pixels, BAND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Returns this program's image, channels, whether they are inside the band, pixels, and the mask of the tile."""
+def tile_sum(tile, GROUP: tl.constexpr, BAND: tl.constexpr):
+    """Gives every channel of a band the sum of a tile over its group and pixels: a thread adds before threads do."""
+    if GROUP == BAND:
+        total = tl.zeros((tile.shape[0],), tl.float32) + tl.sum(tile)
+    elif GROUP & (GROUP - 1) == 0:
+        total = spread(tl.sum(tl.reshape(tile, (tile.shape[0] // GROUP, GROUP * tile.shape[1])), 1), GROUP)
+    else:
+        total = group_sum(tl.sum(tile, 1), GROUP, BAND)
+    return total
+
+
+@triton.jit
+def centred(tile, mean, mask, EVEN: tl.constexpr):
+    """Returns a tile less a mean per channel, zero outside the mask; EVEN says that nothing is outside."""
+    d = tile - mean[:, None]
+    return d if EVEN else tl.where(mask, d, 0.0)
+
+
+@triton.jit
+def sigmoid(z, FAST: tl.constexpr):
+    """1 / (1 + exp(-z)), by the two fastest instructions if FAST: to 2^-21, more than 16 bits can hold."""
+    e = 1.0 + tl.exp2(z * -1.4426950408889634)
+    if FAST:
+        root = tl.rsqrt(e)
+        s = root * root
+    else:
+        s = 1.0 / e
+    return s
+
+
+@triton.jit
+def place(tile, channels, pixels, BAND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Returns the image of a tile, channels, whether they are inside the band, pixels, and the mask of the tile."""
     bands = tl.cdiv(channels, BAND)
-    image = (tl.program_id(0) // bands).to(tl.int64)
+    image = (tile // bands).to(tl.int64)
     i = tl.arange(0, BLOCK_C)
-    c = tl.program_id(0) % bands * BAND + i
+    c = tile % bands * BAND + i
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (i < BAND) & (c < channels)
     return image, c, inside, p, inside[:, None] & (p < pixels)[None, :]
@@ -106,24 +141,27 @@ def place(channels, pixels, BAND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: 
 
 @triton.jit(do_not_specialize=["images"])
 def group_norm_moments_kernel(
-    x, skip, partial, images, channels_x, channels_skip, pixels, splits,
-    LAST: tl.constexpr, BAND: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    x, skip, channel_bias, partial, images, channels_x, channels_skip, pixels, splits,
+    LAST: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr, ALIGNED: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Writes mean and centred sum of squares of each channel over one split.
+    """Writes mean and centred sum of squares of each group over one split.
 
-    Grid (images x bands, splits). partial is (images, 2, splits, channels). Reads x once.
+    Grid (images x bands, splits). partial is (images, 2, splits, groups). Reads x once.
     """
-    channels = channels_x + channels_skip
-    image, c, inside, p, mask = place(channels, pixels, BAND, BLOCK_C, BLOCK_P)
+    tile, channels = tl.program_id(0), channels_x + channels_skip
+    image, c, inside, p, mask = place(tile, channels, pixels, BAND, BLOCK_C, BLOCK_P)
     count = tl.minimum(pixels - tl.program_id(1) * BLOCK_P, BLOCK_P)
     h = load_joined(
-        x, skip, image, c[:, None], p[None, :], mask, channels_x, channels_skip, pixels, LAST, BAND, ALIGNED
+        x, skip, tile, image, c[:, None], p[None, :], mask, channels_x, channels_skip, pixels, LAST, BAND, ALIGNED, EVEN
     )  # fmt: skip
-    mean = tl.sum(h, 1) / count
-    d = tl.where(mask, h - mean[:, None], 0.0)
-    row = (2 * image * splits + tl.program_id(1)) * channels + c
-    tl.store(partial + row, mean, mask=inside)
-    tl.store(partial + splits * channels + row, tl.sum(d * d, 1), mask=inside)
+    shift = load_channel(channel_bias, image * channels + c, inside, 0.0)
+    mean = tile_sum(h, GROUP, BAND) / (count * GROUP) + group_sum(shift, GROUP, BAND) / GROUP
+    d = centred(h, mean - shift, mask, EVEN)
+    groups, first = channels // GROUP, inside & (c % GROUP == 0)
+    row = (2 * image * splits + tl.program_id(1)) * groups + c // GROUP
+    tl.store(partial + row, mean, mask=first)
+    tl.store(partial + splits * groups + row, tile_sum(d * d, GROUP, BAND), mask=first)
 
 
 @triton.jit(do_not_specialize=["images"])
@@ -131,42 +169,44 @@ def group_norm_kernel(
     x, skip, channel_bias, weight, bias, partial, y, statistics,
     images, channels_x, channels_skip, pixels, splits, weight_stride, bias_stride, eps,
     SILU: tl.constexpr, LAST: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Normalises one tile.
 
     Grid (images x bands, splits). Without partial the tile holds all pixels and gives the statistics itself; with it
     the partial results of all splits are merged. Stores y, and mean and 1 / std per group. Moves x and y once.
     """
-    channels = channels_x + channels_skip
-    image, c, inside, p, mask = place(channels, pixels, BAND, BLOCK_C, BLOCK_P)
+    tile, channels = tl.program_id(0), channels_x + channels_skip
+    image, c, inside, p, mask = place(tile, channels, pixels, BAND, BLOCK_C, BLOCK_P)
     h = load_joined(
-        x, skip, image, c[:, None], p[None, :], mask, channels_x, channels_skip, pixels, LAST, BAND, ALIGNED
+        x, skip, tile, image, c[:, None], p[None, :], mask, channels_x, channels_skip, pixels, LAST, BAND, ALIGNED, EVEN
     )  # fmt: skip
+    shift = load_channel(channel_bias, image * channels + c, inside, 0.0)
     if partial is None:
-        average = tl.sum(h, 1) / pixels
-        d = tl.where(mask, h - average[:, None], 0.0)
-        square = tl.sum(d * d, 1)
+        m = tile_sum(h, GROUP, BAND) / (pixels * GROUP) + group_sum(shift, GROUP, BAND) / GROUP
+        d = centred(h, m - shift, mask, EVEN)
+        square = tile_sum(d * d, GROUP, BAND)
     else:
         s = tl.arange(0, BLOCK_S)
-        row = (2 * image * splits + s[None, :]) * channels + c[:, None]
+        row = (2 * image * splits + s[None, :]) * (channels // GROUP) + (c // GROUP)[:, None]
         some = inside[:, None] & (s < splits)[None, :]
         count = tl.maximum(tl.minimum(pixels - s * BLOCK_P, BLOCK_P), 0)[None, :].to(tl.float32)
         means = tl.load(partial + row, mask=some, other=0.0)
-        average = tl.sum(means * count, 1) / pixels
-        d = tl.where(some, means - average[:, None], 0.0)
-        square = tl.sum(tl.load(partial + splits * channels + row, mask=some, other=0.0) + count * d * d, 1)
-    shift = load_channel(channel_bias, image * channels + c, inside, 0.0)
-    m, r = group_statistics(average, square, shift, inside, pixels, eps, GROUP, BAND)
+        m = tl.sum(means * count, 1) / pixels
+        apart = tl.where(some, means - m[:, None], 0.0)
+        squares = tl.load(partial + splits * (channels // GROUP) + row, mask=some, other=0.0)
+        square = tl.sum(squares + GROUP * count * apart * apart, 1)
+        d = h - (m - shift)[:, None]
+    r = 1.0 / tl.sqrt(square / (pixels * GROUP) + eps)
     first = inside & (c % GROUP == 0) & (tl.program_id(1) == 0)
     tl.store(statistics + image * (channels // GROUP) + c // GROUP, m, mask=first)
     tl.store(statistics + (images + image) * (channels // GROUP) + c // GROUP, r, mask=first)
     w = load_channel(weight, image * weight_stride + c, inside, 1.0)
     b = load_channel(bias, image * bias_stride + c, inside, 0.0)
-    z = ((h + shift[:, None]) - m[:, None]) * (r * w)[:, None] + b[:, None]
+    z = d * (r * w)[:, None] + b[:, None]
     if SILU:
-        z = z * tl.sigmoid(z)
-    store_tile(y, z, image, c[:, None], p[None, :], mask, channels, pixels, LAST)
+        z = z * sigmoid(z, y.dtype.element_ty != tl.float32)
+    store_tile(y, z, image, c[:, None], p[None, :], mask, channels, pixels, LAST, EVEN)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -180,22 +220,31 @@ def configure(
 ) -> tuple[dict[str, int], int]:
     """Returns the tile as keyword arguments of the kernels, and the number of splits.
 
-    A thread holds 32 elements of a tile; half as many of two tensors where a band lies in both or the parameters'
-    gradients are wanted (not `whole`), and half again where an image is split, since then nothing is lost by smaller
-    tiles: more spills registers on one architecture or another.
+    Tiles are half as large where a band lies in two tensors or the parameters' gradients are wanted (not `whole`), and
+    half again where an image is split, since then nothing is lost by smaller tiles: more spills registers on one
+    architecture or another.
     """
     last = memory_format(x) != torch.contiguous_format
     wanted = 32 // x.element_size() if last else min(1024 // triton.next_power_of_2(pixels), 64)
     band = group * min(triton.cdiv(max(wanted, 1), group), channels // group)
-    block_c, block_p = triton.next_power_of_2(band), triton.next_power_of_2(pixels)
+    block_c, whole_image = triton.next_power_of_2(band), triton.next_power_of_2(pixels)
     aligned = joined and x.shape[1] % band == 0
     limit = MAX_TILE if not joined or (aligned and whole) else MAX_TILE // 2
+
+    def rows(limit: int) -> int:
+        return whole_image if block_c * whole_image <= limit else max(limit // 2 // block_c, 1)
+
+    size = block_c * rows(limit) * x.element_size()
+    warps = min(max(size // PER_WARP, 1), MOST_WARPS[kernel])
+    stages = 2 if kernel == BACKWARD and size == LARGE else 1
     sizes = (x.element_size(), last, joined + aligned, channels, group, pixels, whole)
-    limit, per_warp = tuned(kernel, x, sizes, (limit, PER_WARP))
-    block_p = block_p if block_c * block_p <= limit else max(limit // 2 // block_c, 1)
-    warps = min(max(block_c * block_p // per_warp, 1), 16)
-    tile = {"LAST": last, "BAND": band, "ALIGNED": aligned, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": warps}
-    return tile, triton.cdiv(pixels, block_p)
+    limit, warps, stages = tuned(kernel, x, sizes, (limit, warps, stages))
+    block_p = rows(limit)
+    tile = {"LAST": last, "GROUP": group, "BAND": band, "ALIGNED": aligned, "BLOCK_C": block_c, "BLOCK_P": block_p}
+    even = block_c == band and channels % band == 0 and pixels % block_p == 0 and joined == aligned
+    full = block_c * block_p == 64 * 32 * warps and torch.version.hip is None
+    options = {"num_warps": warps, "num_stages": stages} | ({"maxnreg": 128} if full else {})
+    return {**tile, "EVEN": even, **options}, triton.cdiv(pixels, block_p)
 
 
 class Launch:
@@ -236,11 +285,11 @@ class Launch:
 def group_norm_silu(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     """Launches the forward; the arguments are the op's."""
     *parameters, num_groups, eps, silu = rest
-    a = Launch("group_norm_silu", x, skip, parameters, num_groups)
+    a = Launch(FORWARD, x, skip, parameters, num_groups)
     y, statistics, partial = a.empty(a.channels), a.floats(2, x.shape[0], num_groups), a.partial()
     with torch.cuda.device_of(x):
         if partial is not None:
-            group_norm_moments_kernel[a.grid](a.x, a.skip, partial, *a.sizes, **a.tile)
+            group_norm_moments_kernel[a.grid](a.x, a.skip, a.parameters[0], partial, *a.sizes, **a.tile)
         arguments = (a.x, a.skip, *a.parameters, partial, y, statistics, *a.sizes, *a.strides, eps)
-        group_norm_kernel[a.grid](*arguments, SILU=silu, GROUP=a.group, BLOCK_S=a.block_s, **a.tile)
+        group_norm_kernel[a.grid](*arguments, SILU=silu, BLOCK_S=a.block_s, **a.tile)
     return y, statistics

@@ -15,6 +15,7 @@ SAMPLES = [
     {"x": ((1, 80, 8, 8), (1, 48, 8, 8)), "weight": (128,), "bias": (128,), "num_groups": 32},
     {"x": (1, 16, 40, 40), "weight": (16,), "bias": (16,), "channel_bias": (1, 16), "num_groups": 1},
     {"x": (2, 6, 5), "weight": (6,), "bias": (6,), "num_groups": 2},
+    {"x": ((2, 16, 32, 32), (2, 16, 32, 32)), "num_groups": 8},  # one program of Triton's backward, several tiles
 ]
 
 
