@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import (
+    LOG2_E,
     configure,
     empty,
     form,
@@ -25,16 +26,16 @@ from .attention import (
 
 # As FORWARD. Rows that hold all keys compute every weight once.
 BACKWARD = {
-    (2, 16): ((4, 16, 64, 4, 1), (1, 32, 256, 8, 1), (4, 32, 32, 4, 2)),
+    (2, 16): ((4, 16, 64, 4, 1), (1, 64, 256, 8, 1), (4, 32, 32, 4, 2)),
     (2, 32): ((1, 32, 256, 8, 1), (1, 64, 64, 4, 2)),
     (2, 64): ((1, 32, 64, 4, 1), (1, 64, 64, 4, 2)),
     (2, 128): ((1, 64, 64, 8, 1),),
     (2, 256): ((1, 32, 32, 8, 1),),
-    (4, 16): ((1, 32, 256, 8, 1), (1, 32, 32, 4, 1)),
+    (4, 16): ((1, 16, 256, 8, 1), (1, 32, 32, 4, 1)),
     (4, 32): ((1, 32, 32, 4, 1),),
     (4, 64): ((1, 32, 32, 8, 1),),
-    (4, 128): ((1, 32, 32, 8, 1),),
-    (4, 256): ((1, 16, 16, 4, 1),),
+    (4, 128): ((1, 16, 32, 8, 1),),
+    (4, 256): ((1, 16, 16, 8, 1),),
 }
 
 
@@ -54,18 +55,18 @@ def attention_query_kernel(
     d = tl.sum(g.to(tl.float32) * load_tile(out, where, m, tokens, FORM).to(tl.float32), -1)
     tl.store(delta + row, d, mask=mask)
     q = load_tile(query, where, m, tokens, FORM)
-    shift = tl.load(lse + row, mask=mask, other=0.0)
+    shift, power = tl.load(lse + row, mask=mask, other=0.0) * LOG2_E, scale * LOG2_E
     sums = tl.zeros(q.shape, tl.float32)
     for start in range(0, keys, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         k = load_tile(key, where, n, keys, FORM)
         v = load_tile(value, where, n, keys, FORM)
         if query[0].dtype.element_ty == tl.float32:  # transposed, since query and grad would fill the registers
-            p = tl.exp(products(k, q) * scale - tl.expand_dims(shift, -2))
+            p = tl.exp2(products(k, q) * power - tl.expand_dims(shift, -2))
             slope = limited(p * (products(v, g) - tl.expand_dims(d, -2)), n, keys, 0.0, -2, EVEN)
             sums += multiply(transposed(slope), k, FORM)
         else:
-            p = tl.exp(products(q, k) * scale - tl.expand_dims(shift, -1))
+            p = tl.exp2(products(q, k) * power - tl.expand_dims(shift, -1))
             slope = limited(p * (products(g, v) - tl.expand_dims(d, -1)), n, keys, 0.0, -1, EVEN)
             sums += multiply(slope, k, FORM)
     store_tile(dquery, sums * scale, where, m, tokens, FORM)
@@ -90,8 +91,8 @@ def attention_key_kernel(
         m = start + tl.arange(0, BLOCK_M)
         row, mask = locate_rows(where, m, tokens, FORM)
         q = load_tile(query, where, m, tokens, FORM)
-        shift = tl.load(lse + row, mask=mask, other=0.0)
-        p = tl.exp(products(k, q) * scale - tl.expand_dims(shift, -2))
+        shift, power = tl.load(lse + row, mask=mask, other=0.0) * LOG2_E, scale * LOG2_E
+        p = tl.exp2(products(k, q) * power - tl.expand_dims(shift, -2))
         p = limited(p, n, keys, 0.0, -2, EVEN)
         g = load_tile(grad, where, m, tokens, FORM)
         if WHOLE:
