@@ -151,25 +151,27 @@ def attention_kernel(
     q = load_tile(query, where, m, tokens, FORM)
     sums = tl.zeros(q.shape, tl.float32)
     total = tl.sum(sums, -1)
-    high = total - float("inf")
+    high = total - 1e30  # no infinity: a score of -inf has no weight, and a block of them gives no NaN
     for start in range(0, BLOCK_N if WHOLE else keys, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         k = load_tile(key, where, n, keys, FORM)
         s = limited(products(q, k), n, keys, float("-inf"), -1, EVEN)
-        higher = tl.maximum(high, tl.max(s, -1) * scale)
-        shift = tl.where(higher == float("-inf"), 0.0, higher)  # scores of -inf only: no weight, and no NaN
-        p = tl.exp2(s * scale - tl.expand_dims(shift, -1))
+        higher = tl.maximum(high, tl.max(s, -1))
+        if query[0].dtype.element_ty == tl.float32:
+            p = tl.exp2((s - tl.expand_dims(higher, -1)) * scale)
+        else:  # an instruction less, and as exact as scores of 16 bits
+            p = tl.exp2(s * scale - tl.expand_dims(higher * scale, -1))
         v = load_tile(value, where, n, keys, FORM)
         if WHOLE:
             total, sums = tl.sum(p, -1), multiply(p, v, FORM)
         else:
-            factor = tl.exp2(high - shift)
+            factor = tl.exp2((high - higher) * scale)
             total = total * factor + tl.sum(p, -1)
             sums = sums * tl.expand_dims(factor, -1) + multiply(p, v, FORM)
         high = higher
     store_tile(out, sums / tl.expand_dims(total, -1), where, m, tokens, FORM)
     row, mask = locate_rows(where, m, tokens, FORM)
-    tl.store(lse + row, (high + tl.log2(total)) / LOG2_E, mask=mask)
+    tl.store(lse + row, (high * scale + tl.log2(total)) / LOG2_E, mask=mask)
 
 
 def form(tensors: Sequence[Tensor], heads: int) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:

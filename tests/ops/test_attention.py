@@ -88,7 +88,7 @@ def test_the_gradient_to_a_packed_projection_is_one_tensor_of_its_strides(device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_scores_neither_overflow_nor_lose_rows(dtype, backend, device):
     require("attention", backend, device)
-    query, key, value = torch.randn(3, 1, 2, 290, 8, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    query, key, value = torch.randn(3, 1, 8, 290, 8, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     query = query[:, :, :20] if is_interpreted(backend, device) else query
     with forced(backend):
         check_accuracy(attention, native, {"query": 100 * query, "key": key, "value": value}, "large scores")
