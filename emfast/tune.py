@@ -1,13 +1,18 @@
-"""Configurations of Triton kernels for the GPU that is here, by measurement: a climb from what the tables give."""
+"""Configurations of Triton kernels for the GPU that is here, by measurement: a climb from what the tables give.
+
+Where torch's own attention is faster than the kernels at their best, that is noted too, and models use it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -64,6 +69,9 @@ def tune(
                     found[key] = list(best)
             if callback is not None:
                 callback(done, len(calls))
+        for op, arguments in calls:
+            if op == "packed_attention":
+                found |= _attention(arguments, device, found, timer or _median)
     path = folder / FILE
     table = read_json(path) if path.is_file() else {}
     name = torch.cuda.get_device_name() if device == "cuda" else device
@@ -71,6 +79,32 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, table)
     return found
+
+
+def _attention(arguments: Any, device: str, found: dict[str, list[int]], timer: Timer) -> dict[str, list[int]]:
+    """Returns a row that says so if torch's own attention is faster, both ways, than the kernels as they are tuned."""
+    from emfast.kernels._tuned import asking, trying
+    from emfast.kernels.attention import is_slow
+
+    forward, backward = (OPS[name].functions["triton"] for name in ("packed_attention", "packed_attention_backward"))
+    packed, scale = _values(arguments[0], device), arguments[1]
+    leaf, grad = packed.detach().requires_grad_(), forward(packed, scale)[0]
+
+    def ours() -> None:
+        backward(grad, packed, *forward(packed, scale), scale)
+
+    def native() -> None:
+        with torch.enable_grad():
+            query, key, value = leaf.unbind()
+            out = F.scaled_dot_product_attention(query, key, value, scale=scale)
+            torch.autograd.grad(out, leaf, grad)
+
+    with asking() as asked:
+        is_slow(packed)
+    with ExitStack() as stack:
+        for key, row in found.items():
+            stack.enter_context(trying(key, tuple(row)))
+        return {key: [1] for key in asked if timer(native) < GAIN * timer(ours)}
 
 
 def _median(function: Callable[[], Any]) -> float:

@@ -227,6 +227,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     return out, lse
 
 
+def is_slow(packed: Tensor) -> bool:
+    """Returns whether torch's own attention was measured to be faster (1 in the file; without one, the kernels run)."""
+    return tuned("native attention", packed, (packed.element_size(), *packed.shape[2:]), (0,)) == (1,)
+
+
 def packed_attention(packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Launches the forward on (3, B, H, N, D); the arguments are the op's."""
     query, key, value = packed.unbind()

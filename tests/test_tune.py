@@ -75,3 +75,18 @@ def test_launchers_read_the_file(variable, tmp_path, monkeypatch):
         assert tuned_module.tuned("residual_sum", x, (2,), (8, 4)) == (8, 4)
     finally:
         tuned_module.table.cache_clear()
+
+
+@pytest.mark.parametrize(("native", "expected"), [(9.0, [1]), (11.0, None)])
+def test_torchs_own_attention_is_taken_where_it_is_faster(native, expected, tmp_path, monkeypatch):
+    for name in ("packed_attention", "packed_attention_backward"):
+        monkeypatch.setitem(OPS[name].functions, "triton", OPS[name].functions["reference"])
+
+    def timer(run):
+        with torch.profiler.profile() as profile:
+            run()
+        return native if any("scaled_dot_product" in event.name for event in profile.events()) else 10.0
+
+    call = ("packed_attention", (Layout(torch.float32, (3, 2, 4, 16, 8), (32, 1536, 8, 96, 1), 0), 0.5))
+    found = tune([call], tmp_path, device="cpu", timer=timer)
+    assert found.get("native attention 4 4 16 8") == expected

@@ -11,6 +11,7 @@ from emfast.nn.conditional import forked
 from emfast.nn.convolution import convolution
 from emfast.nn.swap import Swapped, is_plain, precision
 from emfast.ops import packed_attention
+from emfast.ops.attention import is_slow
 
 # Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
 KERNELS = {
@@ -80,7 +81,8 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
     packed = x.permute(three, 0, head, 1, size)  # (3, B, H, N, D)
-    if KERNELS.get(qkv.device.type, False) and OPS["packed_attention"].unsupported(packed) is None:
+    known = KERNELS.get(qkv.device.type, False) and OPS["packed_attention"].unsupported(packed) is None
+    if known and not is_slow(packed):
         out = packed_attention(packed)
     else:
         query, key, value = packed.unbind()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
+from emfast._library import addresses, extension, is_forced, register, triton_launcher
 from emfast.ops._tensors import DTYPES, accumulate, unsupported
 
 LARGEST = 256  # dimensions of a head that the Triton kernels take
@@ -72,6 +72,14 @@ def packed_attention(
     check(scale is None or scale > 0, name, "scale", "to be positive", scale)
     out: Tensor = _packed_forward(packed, packed.shape[4] ** -0.5 if scale is None else scale)[0]
     return out
+
+
+def is_slow(packed: Tensor) -> bool:
+    """Returns whether `emfast precompile --tune` measured torch's own attention to be faster on this GPU."""
+    if not packed.is_cuda or torch.compiler.is_compiling() or is_forced():
+        return False
+    slow: bool = triton_launcher("attention", "is_slow")(packed)
+    return slow
 
 
 def _validate(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:
