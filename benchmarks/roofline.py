@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from compiled import ISSUE
 from diffusers import UNet2DModel
 from e_step import NETWORKS, dps
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -78,6 +79,7 @@ def by_kernel(nodes: list[Node]) -> list[str]:
             "bytes": moved / BANDWIDTH,
             "FLOPs": first.flops / RATE,
             "exponentials": first.exponentials / EXPONENTIALS,
+            "instructions": first.issue / 1e3,
         }
         cells = (name, " x ".join(map(str, shape)), len(calls), first.launches, f"{moved / 1e6:.1f}")
         times = (
@@ -89,6 +91,20 @@ def by_kernel(nodes: list[Node]) -> list[str]:
         lines.append(f"| {' | '.join(map(str, cells + times))} |")
     rest = [node for _, calls in ordered[ROWS:] for node in calls]
     lines.append(f"| all others | | {len(rest)} | | | | | | {sum(node.ms for node in rest):.2f} |")
+    return lines
+
+
+def assembled(nodes: list[Node]) -> list[str]:
+    """Returns the table of our kernels, those of a call in a row each, the slowest calls first."""
+    columns = "kernel | result | warps | registers | stack | shared | resident | instructions | issue | bytes"
+    lines = [f"| {columns} |", "|---" * 10 + "|"]
+    calls = {node.call: node for node in nodes if node.call}
+    for node in sorted(calls.values(), key=lambda node: -node.ms)[:24]:
+        for kernel in node.kernels:
+            count = f"{kernel.once} + {kernel.trips} x {kernel.loop}" if kernel.loop else f"{kernel.once}"
+            cells = (kernel.name, " x ".join(map(str, node.shape)), kernel.warps, kernel.registers, kernel.stack)
+            times = (kernel.shared, kernel.resident, count, f"{kernel.ms:.3f}", f"{1e3 * node.bytes / BANDWIDTH:.3f}")
+            lines.append(f"| {' | '.join(map(str, cells + times))} |")
     return lines
 
 
@@ -108,12 +124,14 @@ def main() -> int:
         bandwidth=BANDWIDTH / 1e12,
         rate=RATE / 1e12,
         exponentials=EXPONENTIALS / 1e12,
+        issue=ISSUE / 1e12,
         kinds="\n".join(by_kind(variants)),
         floor=floor,
         eager=total["native eager"] / total["ours"],
         compiled=total["fused"] / total["ours"],
         fraction=floor / total["ours"],
         kernels="\n".join(by_kernel(ours)),
+        assembled="\n".join(assembled(ours)),
     )
     PAGE.write_text(text)
     print(f"{PAGE}: {', '.join(f'{name} {ms:.1f} ms' for name, ms in total.items())}")
@@ -126,9 +144,10 @@ TEXT = """# One DPS step on paper
 refuted by a run of `benchmarks/gpu.sh`. Network `{network}` of `benchmarks/e_step.py`, batch {batch}, bfloat16 in
 channels_last: forward, misfit of a mask, gradient to x_t, update.
 
-A call takes the longest of: its bytes at {bandwidth:.1f} TB/s, its FLOPs at {rate:.0f} TFLOP/s (bfloat16), and for
-attention its exponentials at {exponentials:.1f} T/s. Every call reads its inputs and writes its results once, whatever
-the caches hold. Not counted: gaps between launches (a CUDA graph closes most of them), the part of a tensor core's tile
+A call takes the longest of: its bytes at {bandwidth:.1f} TB/s, its FLOPs at {rate:.0f} TFLOP/s (bfloat16), for
+attention its exponentials at {exponentials:.1f} T/s, and for our kernels the issue of their instructions, as compiled
+for sm_90, at {issue:.2f} T/s (those of a warp). Every call reads its inputs and writes its results once, whatever the
+caches hold. Not counted: gaps between launches (a CUDA graph closes most of them), the part of a tensor core's tile
 that is empty (head dimension 8), copies inside library calls. So a time is a lower limit.
 
 - *native eager*: the step of the published code on the native network. Every operator is a kernel, a convolution's
@@ -156,9 +175,18 @@ FLOPs alone take {floor:.1f} ms. Ours: {eager:.2f}x native eager, {compiled:.2f}
   Whether cuDNN's transposed convolution of stride 2 comes near its FLOPs is for a GPU to say.
 
 The prediction for `cifar-8` at batch 256 began at 18.6 ms, and went to 16.6 (biases, residuals, weights), 15.9
-(attention), 15.0 (gradients) and 14.7 (joined normalisations). What is left beside convolutions, the largest first:
+(attention), 15.0 (gradients) and 14.7 (joined normalisations), all without the issue of instructions: with it, the
+last was 16.6. What is left beside convolutions, the largest first:
 normalisations, attention, residual sums, the sums of gradients where skip connections leave, padding before
 downsampling, biases behind resampling.
+
+## Our kernels, as the assembler has them
+
+For sm_90, the slowest 24 of a step. Resident: programs that share a multiprocessor. Instructions: those of a warp, the
+loop's with how often it runs. Issue and bytes: the milliseconds that each would take alone; what issues as long as it
+moves cannot reach the bandwidth of a copy.
+
+{assembled}
 
 ## Ours, by operator
 

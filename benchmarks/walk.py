@@ -2,14 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from compiled import Compiled, launches
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from emfast.kernels.group_norm_silu import configure
+from emfast._library import OPS
+from emfast.kernels.group_norm_silu import BACKWARD, FORWARD, configure
+from emfast.precompile import Call, layouts
 
 BANDWIDTH, RATE = 3.0e12, 790e12  # bytes/s of a copy, bf16 FLOP/s of a matrix product: an H100's, rounded
 EXPONENTIALS = 16 * 132 * 1.755e9  # per second: 16 per clock and multiprocessor, by NVIDIA's tables
@@ -37,6 +41,7 @@ class Node:
     exponentials: float = 0.0
     launches: int = 1
     again: int = 0  # bytes moved once more
+    call: Call | None = None  # of one of our kernels
 
     @property
     def bytes(self) -> int:
@@ -46,7 +51,22 @@ class Node:
     @property
     def ms(self) -> float:
         """The time on paper."""
-        return time_of(self.bytes, self.flops, self.exponentials)
+        return max(time_of(self.bytes, self.flops, self.exponentials), self.issue)
+
+    @property
+    def issue(self) -> float:
+        """The time that issuing the instructions of our kernels takes; 0 for those of others."""
+        return sum(kernel.ms for kernel in self.kernels)
+
+    @property
+    def kernels(self) -> list[Compiled]:
+        """Those of ours that it launches."""
+        return _launches(self.call) if self.call else []
+
+
+@cache
+def _launches(call: Call) -> list[Compiled]:
+    return launches(*call)
 
 
 def time_of(moved: float, flops: float, exponentials: float) -> float:
@@ -75,6 +95,8 @@ class Walk(TorchDispatchMode):
         inputs = [x for x in inputs if not same_write(op, x, args) and not only_sized(name, x, args)]
         node = Node(name, kind, tuple(wanted[0].shape), sizes(inputs), sizes(wanted))
         count(node, op, args, kwargs, out)
+        if op.namespace == "emfast" and "triton" in OPS[op._opname].functions:
+            node.call = layouts(op, args)
         self.nodes.append(node)
         if name == "aten::convolution" and args[2] is not None:  # cuDNN's bias is an addition of its own
             ((where, size),) = node.writes
@@ -135,7 +157,9 @@ def group_norm(node: Node, args: Any, backward: bool) -> None:
     pixels = x.shape[2] * x.shape[3]
     groups = args[7] if backward else args[5]
     whole = not (backward and args[9])
-    _, splits = configure("", x, skip is not None, channels, channels // groups, pixels, whole)
+    _, splits = configure(
+        BACKWARD if backward else FORWARD, x, skip is not None, channels, channels // groups, pixels, whole
+    )
     if splits > 1:
         node.launches = 2
         node.again = (2 if backward else 1) * x.shape[0] * channels * pixels * x.itemsize

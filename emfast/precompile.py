@@ -63,6 +63,7 @@ class Compilation:
 
     def __init__(self) -> None:
         self.kernels: list[Any] = []  # of every launch
+        self.grids: list[tuple[int, ...]] = []
         self.compiled = 0  # not found in the cache
 
 
@@ -99,6 +100,7 @@ def compiling(arch: int | str) -> Iterator[Compilation]:
     def compile_only(self: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(arch, str):
             kwargs.pop("maxnreg", None)  # which AMD has not
+        done.grids.append(kwargs["grid"])
         done.kernels.append(run(self, *args, **kwargs | {"warmup": True}))
 
     def listen(*, cache_hit: bool, **_: Any) -> None:
@@ -155,10 +157,11 @@ def trace(denoiser: Denoiser, shape: tuple[int, int, int], batch: int) -> list[C
         learned = [p for p in denoiser.train().parameters() if p.requires_grad]
         torch.autograd.grad(denoiser.loss(y, torch.empty(batch), y).mean(), learned)
     denoiser.train(training)
-    return list(dict.fromkeys(_layouts(op, args) for op, args in calls if _has_kernel(op, args)))
+    return list(dict.fromkeys(layouts(op, args) for op, args in calls if _has_kernel(op, args)))
 
 
-def _layouts(op: Any, args: tuple[Any, ...]) -> Call:
+def layouts(op: Any, args: tuple[Any, ...]) -> Call:
+    """Returns a call of an op without the values of its tensors."""
     plain = tree_map_only(Tensor, Layout.of, args)
     return op._opname, tuple(tuple(value) if isinstance(value, list) else value for value in plain)
 

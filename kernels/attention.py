@@ -6,7 +6,8 @@ of a row is all that the backward needs of them. No atomics: the same input give
 
 In the kernels a tensor is a tuple: its address, the strides of image, head and token in units of VECTOR elements, and
 that of the dimension; a place is (image, first head, number of heads). Addresses are 64-bit. FORM is (SIZE, BLOCK_D,
-HEADS, VECTOR, WIDE): the head dimension and its padding, the heads of a tile, and whether bfloat16 is held in float32.
+HEADS, VECTOR, WIDE, ONES): the head dimension and its padding, the heads of a tile, whether bfloat16 is held in
+float32, and whether the first dimension that only pads the values is 1: tensor cores then add the weights up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -162,13 +163,19 @@ def attention_kernel(
         else:  # an instruction less, and as exact as scores of 16 bits
             p = tl.exp2(s * scale - tl.expand_dims(higher * scale, -1))
         v = load_tile(value, where, n, keys, FORM)
+        if FORM[5]:
+            v = tl.where(tl.arange(0, FORM[1]) == FORM[0], 1.0, v).to(v.dtype)
         if WHOLE:
-            total, sums = tl.sum(p, -1), multiply(p, v, FORM)
+            sums = multiply(p, v, FORM)
         else:
             factor = tl.exp2((high - higher) * scale)
-            total = total * factor + tl.sum(p, -1)
             sums = sums * tl.expand_dims(factor, -1) + multiply(p, v, FORM)
+            total *= factor
+        if not FORM[5]:
+            total += tl.sum(p, -1)
         high = higher
+    if FORM[5]:
+        total = tl.sum(tl.where(tl.arange(0, FORM[1]) == FORM[0], sums, 0.0), -1)
     store_tile(out, sums / tl.expand_dims(total, -1), where, m, tokens, FORM)
     row, mask = locate_rows(where, m, tokens, FORM)
     tl.store(lse + row, (high * scale + tl.log2(total)) / LOG2_E, mask=mask)
@@ -182,7 +189,8 @@ def form(tensors: Sequence[Tensor], heads: int) -> tuple[tuple[Any, ...], list[t
         vector //= 2
     tuples = [(t, *(s // vector for s in row[:3]), row[3]) for t, row in zip(tensors, strides, strict=True)]
     wide = tensors[0].dtype == torch.bfloat16 and triton.knobs.runtime.interpret  # whose bfloat16 products are wrong
-    return (size, padded(tensors[0]), heads, vector, wide), tuples
+    ones = tensors[0].element_size() == 2 and padded(tensors[0]) > size
+    return (size, padded(tensors[0]), heads, vector, wide, ones), tuples
 
 
 def padded(x: Tensor) -> int:

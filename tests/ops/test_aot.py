@@ -1,17 +1,15 @@
 """Triton kernels compile for every supported GPU, without one: no spills, shared memory within limits, wide loads."""
 
 import re
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from compiled import Compiled, launches
 
 from emfast._library import triton_launcher
-from emfast.precompile import compiling
+from emfast.precompile import Layout, compiling
 
 triton = pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
 
@@ -142,16 +140,6 @@ FEW = {(0, 90), (0, 120), (1, 86), (3, 80), (16, 80), (16, 90), (21, 100), (25, 
 SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14, 36, 40)}  # of cases and architectures, run by default
 
 
-def resources(kernel: Any, folder: Path) -> SimpleNamespace:
-    """Returns what the assembler gave a kernel: registers, and bytes of stack (spills) and shared memory."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    text = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
-    return SimpleNamespace(registers=registers, stack=stack, shared=kernel.metadata.shared)
-
-
 every_case = pytest.mark.parametrize(
     "case", [pytest.param(i, id=f"{function.__name__}-{i}") for i, (function, _) in enumerate(CASES)]
 )
@@ -159,15 +147,15 @@ every_case = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
 @every_case
-def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_compiles(case: int, arch: int, request: pytest.FixtureRequest) -> None:
     if (case, arch) not in SAMPLE and "aot" not in request.config.getoption("markexpr"):
         pytest.skip("a sample is compiled by default; -m aot compiles all")
     function, arguments = CASES[case]
     with compiling(arch) as done:
         function(*arguments)
     assert done.kernels
-    for kernel in done.kernels:
-        used = resources(kernel, tmp_path)
+    for kernel, grid in zip(done.kernels, done.grids, strict=True):
+        used = Compiled.of(kernel, grid)
         assert used.stack <= SPILL_LIMIT, f"{kernel.name} spills {used.stack} bytes"
         assert used.shared <= SHARED_LIMIT[arch] * 1024, f"{kernel.name} needs {used.shared} bytes of shared memory"
         assert case in ODD or function in NARROW or WIDE_LOAD.search(kernel.asm["ptx"]), (
@@ -175,6 +163,25 @@ def test_compiles(case: int, arch: int, request: pytest.FixtureRequest, tmp_path
         )
         multiplies = function is attention and arguments[0] != FP32  # float32 is not rounded to tf32
         assert multiplies == bool(TENSOR_CORE.search(kernel.asm["ptx"])), f"{kernel.name} and the tensor cores"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("shape", [(256, 128, 32, 32), (256, 256, 16, 16)])
+def test_normalisation_leaves_its_time_to_memory(shape: tuple[int, ...], backward: bool) -> None:
+    """Issuing the instructions takes at most 3/4 of the time of the bytes, and loads go on while a program computes."""
+    layout = Layout.of(torch.empty(shape, dtype=BF16, device="meta").contiguous(memory_format=torch.channels_last))
+    statistics, weight = (Layout.of(torch.empty(*size, device="meta")) for size in ((2, shape[0], 32), shape[1:2]))
+    parameters = (None, None, weight, weight)
+    if backward:
+        ours = launches(
+            "group_norm_silu_backward", (layout, layout, *parameters, statistics, 32, True, False, None, None)
+        )
+    else:
+        ours = launches("group_norm_silu", (layout, *parameters, 32, 1e-5, True))
+    (kernel,) = ours
+    moved = (3 if backward else 2) * 2 * torch.Size(shape).numel()
+    assert kernel.ms <= 0.75 * moved / 3.0e12 * 1e3  # at the bandwidth of an H100's copy
+    assert kernel.resident >= 2 or kernel.trips > 1
 
 
 @every_case
