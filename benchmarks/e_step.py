@@ -211,7 +211,7 @@ def measure_steps(
 
 def dps(predict: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
     """Returns a step as the published code has it: x0-hat, residual, its norm, the gradient to x_t, the update."""
-    mask = (torch.rand(x.shape) > 0.6).to(x.dtype)
+    mask = (torch.rand(x.shape, device=x.device) > 0.6).to(x.dtype)
     y = mask * x
     alpha, sigma = 0.6, 0.8
 

@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from types import ModuleType
@@ -21,7 +20,7 @@ from emfast._check import check, message
 
 Backend = Literal["reference", "cpp", "triton"]
 BACKENDS: tuple[Backend, ...] = ("reference", "cpp", "triton")
-_forced: ContextVar[Backend | None] = ContextVar("emfast_backend", default=None)
+_forced: list[Backend] = []  # of all threads: on a GPU autograd runs a backward pass in one of its own
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Op:
 
     def run(self, default: Backend, device: str, *args: Any) -> Any:
         """Runs the op on the forced backend; else on the default one if it can and is faster, else on the reference."""
-        forced = _forced.get()
+        forced = _forced[-1] if _forced else None
         chosen = forced or ("reference" if self.slower(*args) else default)
         if chosen != "reference":
             reason = self.why_not(chosen, device) or self.unsupported(*args)
@@ -166,16 +165,16 @@ def backend(name: Backend) -> Iterator[None]:
         name: "reference" (plain torch, every device), "cpp" (CPU) or "triton" (CUDA; CPU under TRITON_INTERPRET=1).
     """
     check(name in BACKENDS, "backend", "name", f"to be one of {', '.join(BACKENDS)}", name)
-    token = _forced.set(name)
+    _forced.append(name)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def is_forced() -> bool:
     """Returns whether a backend is forced: then a public function may not call native torch where that is faster."""
-    return _forced.get() is not None
+    return bool(_forced)
 
 
 @cache

@@ -48,23 +48,43 @@ class Graphed:
         """Captures the function; None, with a warning, if it does what a graph cannot hold."""
         inputs = [tensor.clone() for tensor in tensors]  # dense: an expanded tensor cannot be written to
         device = tensors[0].device
-        with torch.cuda.device(device):
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
+        current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(current):  # a capture that breaks off leaves its own behind
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
+                for _ in range(WARM_UP - 1):
                     self.function(*inputs)
-            torch.cuda.current_stream(device).wait_stream(stream)
-            torch.cuda.empty_cache()  # the graph has memory of its own
-            graph = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(graph):
-                    output = self.function(*inputs)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                warnings.warn(f"Graphed: no CUDA graph can hold this step, it runs without one: {reason}", stacklevel=2)
-                return None
-        return _Capture(graph.replay, inputs, output)
+                reason = self._why_not(inputs)
+            current.wait_stream(stream)
+            if reason is None:
+                torch.cuda.empty_cache()  # the graph has memory of its own
+                graph = torch.cuda.CUDAGraph()
+                try:  # other threads, such as NCCL's, may do what this one may not
+                    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                        output = self.function(*inputs)
+                    return _Capture(graph.replay, inputs, output)
+                except RuntimeError as error:
+                    reason = str(error)
+        first = reason.splitlines()[0]
+        warnings.warn(f"Graphed: no CUDA graph can hold this step, it runs without one: {first}", stacklevel=2)
+        return None
+
+    def _why_not(self, inputs: list[Tensor]) -> str | None:
+        """Returns why a capture would fail, found by a call that may not wait for the device.
+
+        torch's allocator does not recover from a capture in which something waits.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a prototype, says torch
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.function(*inputs)
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return None
 
 
 class _Capture:
@@ -79,9 +99,10 @@ class _Capture:
             seen = self.seen[index]
             # An output is the same object with another value after every call.
             own = any(tensor is output for output in self.output)
+            own = own or tensor.is_inference()  # and so has no version
             if own or seen is None or seen[0] is not tensor or seen[1] != tensor._version:
                 static.copy_(tensor)
-                self.seen[index] = (tensor, tensor._version)
+                self.seen[index] = None if own else (tensor, tensor._version)
         self.replay()
         return self.output
 

@@ -53,8 +53,12 @@ def _words(count: int, ids: Tensor, seed: int, step: int | Tensor) -> Tensor:
     """Returns (B, ceil(count / 4), 4) Philox words."""
     block = torch.arange(-(-count // 4), device=ids.device)
     ids = ids.to(torch.int64)[:, None]
-    step = torch.as_tensor(step, device=ids.device, dtype=torch.int64)
-    return torch.stack(philox((block, step, ids & MASK, (ids >> 32) & MASK), seed), dim=-1)
+    return torch.stack(philox((block, _counter(step, ids), ids & MASK, (ids >> 32) & MASK), seed), dim=-1)
+
+
+def _counter(step: int | Tensor, ids: Tensor) -> Tensor:
+    """Returns a step as a tensor beside the ids; filled in there, since a copy would wait for the device."""
+    return step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=ids.device)
 
 
 def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor = 0) -> Tensor:
@@ -84,8 +88,7 @@ def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
     key = signed(seed, "normal")
-    step = step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=ids.device)
-    z: Tensor = _normal(shape, ids.to(torch.int64), step, key)
+    z: Tensor = _normal(shape, ids.to(torch.int64), _counter(step, ids), key)
     return z
 
 

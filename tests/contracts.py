@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emfast._library import OPS
@@ -191,6 +192,27 @@ def check_operator(operator, shape):
         alone = operator.observe(x[row : row + 1], ids=ids[row : row + 1])
         torch.testing.assert_close(alone[0], y[row], rtol=1e-12, atol=1e-12)
     assert operator.observe(x.float(), ids=ids).dtype == torch.float32
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses in its block every tensor that is not on the device: "meta", where no tensor has a value to ask for.
+
+    That is what the graph of a GPU cannot hold, and what a GPU waits for.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        assert all(tensor.is_meta for tensor in tensors), f"{func} of a tensor that is not on the device"
+        return result
+
+
+class Bare(Denoiser):
+    """A denoiser without autocast, which knows no meta tensors."""
+
+    def raw(self, x, time):
+        """The network."""
+        return self.network(x, time.to(x))
 
 
 class Gaussian:

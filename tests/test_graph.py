@@ -1,15 +1,16 @@
 """Graphs: replay equals a plain call, whatever changes between the calls."""
 
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from contracts import Bare, OnDevice
 
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.graph import Graphed, _Capture, graphed, kept
+from emfast.graph import WARM_UP, Graphed, _Capture, graphed, kept
 from emfast.operators import Downsample, GaussianBlur, Identity, Mask, MotionBlur
-from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, ReverseFromObservation, WarmStart
+from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, WarmStart
 from emfast.samplers.base import Problem, transitions
 
 
@@ -109,14 +110,100 @@ def test_steps_from_an_earlier_reconstruction_share_the_graph_of_the_sampler(mon
     assert made == [sampler, sampler]
 
 
-@EVERY
-def test_a_step_asks_for_no_value(sampler, operator):
-    """A graph cannot hold a step that waits for the device; on fake tensors there is no value to ask for."""
-    denoiser, ids = Denoiser(Tiny(), VPSchedule.linear()), torch.arange(4)
+def test_a_changed_tensor_of_inference_mode_is_seen():
+    static, output = torch.zeros(2), (torch.zeros(2),)
+    capture = _Capture(lambda: output[0].copy_(static), [static], output)
+    with torch.inference_mode():
+        x = torch.ones(2)
+        assert capture((x,))[0].tolist() == [1, 1]
+        x.add_(1)
+        assert capture((x,))[0].tolist() == [2, 2]
+
+
+class Pretended:
+    """A stream, or a graph, of a GPU that is not there."""
+
+    def __init__(self, *args):
+        self.replay = self.wait_stream = lambda *args: None
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The part of torch.cuda that captures, without a GPU: what was asked of it."""
+    asked = []
+
+    @contextmanager
+    def block(*args, **options):
+        asked.append(("block", args, options))
+        yield
+
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Pretended)
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, block)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append(("empty_cache",)))
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: asked.append(("waiting", mode)))
+    return asked
+
+
+def test_a_capture_is_made_on_the_stream_of_its_warm_up(gpu):
+    calls = []
+    capture = Graphed(lambda x: (calls.append(1), (x + 1,))[1])._capture((torch.ones(2),))
+    assert capture.output[0].tolist() == [2, 2]
+    assert len(calls) == WARM_UP + 1
+    streams = [args[0] for kind, args, *_ in (entry for entry in gpu if entry[0] == "block") if args]
+    *_, (_, _, options) = (entry for entry in gpu if entry[0] == "block")
+    assert options["stream"] in streams
+    assert [entry[1] for entry in gpu if entry[0] == "waiting"] == ["error", 0]
+
+
+def test_a_step_that_waits_for_the_device_is_not_captured(gpu):
+    """A capture that is broken off would leave torch's allocator broken: it is not begun."""
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        if gpu[-1] == ("waiting", "error"):
+            raise RuntimeError("called a synchronizing CUDA operation\nand more")
+        return (x,)
+
+    with pytest.warns(UserWarning, match="it runs without one: called a synchronizing CUDA operation$"):
+        assert Graphed(function)._capture((torch.ones(2),)) is None
+    assert len(calls) == WARM_UP
+    assert ("empty_cache",) not in gpu
+    assert gpu[-1] == ("waiting", 0)
+
+
+SAMPLERS = [DPS, MMPS, PiGDM, DiffPIR, DAPS, Prior, ReverseFromObservation]
+OPERATORS = {
+    "missing": Mask(missing=0.5),
+    "box": Mask(box=3),
+    "given": Mask(mask=torch.eye(18)),
+    "blur": GaussianBlur(size=5, std=1.0),
+    "shake": MotionBlur(size=5),
+    "large shake": MotionBlur(size=17),
+    "downsample": Downsample(2),
+    "identity": Identity(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_step_stays_on_the_device_and_asks_for_no_value(kind, name, dtype):
+    """A graph cannot hold a step that waits for the device."""
+    denoiser, sampler, operator = Bare(Tiny(), VPSchedule.linear()), kind(steps=5), OPERATORS[name]
     table = transitions(denoiser.schedule, sampler.times(denoiser.schedule, 0.1), sampler.eta, sampler.zeta)
-    parameters = operator.parameters(ids, (3, 8, 8))
-    y = operator.apply(torch.zeros(4, 3, 8, 8), parameters)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        x, k, y = torch.empty(4, 3, 8, 8), torch.zeros((), dtype=torch.int64), torch.empty_like(y)
-        problem = Problem(denoiser, y, operator, parameters, 0.1, ids, 0, table)
-        assert sampler.step(problem, x, x, k)[0].shape == x.shape
+    ids, shape = torch.arange(4, device="meta"), (3, 18, 18)
+    parameters = operator.parameters(ids, shape)
+    assert all(value.is_meta for value in parameters.values())
+    denoiser.to("meta", dtype)
+    y = operator.apply(torch.empty(4, *shape, dtype=dtype, device="meta"), parameters)
+    x, k = torch.empty(4, *shape, dtype=dtype, device="meta"), torch.zeros((), dtype=torch.int64, device="meta")
+    problem = Problem(denoiser, y, operator, parameters, 0.1, ids, 0, table.to("meta"))
+    with torch.no_grad():
+        sampler.step(problem, x, x, k)  # brings the tables of the schedule to the device
+        with OnDevice():
+            x_s, x_0 = sampler.step(problem, x, x, k)
+    assert (x_s.shape, x_s.dtype, x_0.shape, x_0.dtype) == (x.shape, dtype, x.shape, dtype)

@@ -1,12 +1,13 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from emfast import _library
-from emfast._library import OPS, backend
+from emfast._library import OPS, backend, is_forced
 from emfast.info import info
 from emfast.ops import group_norm_silu
 
@@ -47,6 +48,12 @@ def test_a_forced_backend_never_falls_back(monkeypatch):
     with backend("reference"):
         expected = group_norm_silu(X, 2)
     assert torch.equal(group_norm_silu(X, 2), expected)  # nothing forced: the reference takes over
+
+
+def test_it_is_forced_in_the_threads_of_a_backward_pass_too():
+    with backend("reference"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(is_forced).result()
+    assert not is_forced()
 
 
 def test_what_a_kernel_does_not_take_goes_to_the_reference_unless_forced():

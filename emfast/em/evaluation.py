@@ -12,6 +12,7 @@ from emfast import random
 from emfast.data import Images
 from emfast.diffusion import Denoiser
 from emfast.em.observations import Observations
+from emfast.graph import kept
 from emfast.samplers import Prior, data_misfit
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ class Evaluator:
                 callback(len(parts) * of + done, total)
 
         key = random.derive(seed, "samples")
-        for ids in torch.arange(count, device=device).split(128):
-            parts.append(sampler.sample(denoiser, self.shape, ids=ids, seed=key, callback=progress).cpu())
+        with kept():
+            for ids in torch.arange(count, device=device).split(128):
+                parts.append(sampler.sample(denoiser, self.shape, ids=ids, seed=key, callback=progress).cpu())
         images = torch.cat(parts)
         if self.features is None:
             return images, {"fd": None, "features": None}

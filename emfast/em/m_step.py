@@ -131,15 +131,15 @@ def m_step(
     network = denoiser.network.train()
     shared = Denoiser(processes.wrap(network, device), denoiser.schedule, denoiser.prediction, denoiser.dtype)
     batches = Batches(len(images), config.batch_size, seed)
+    part = slice(processes.rank, None, processes.world)
+    place = torch.arange(config.batch_size, device=device)[part]  # in the batch, whatever the number of processes
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         while trainer.step < steps:
             k = trainer.step
             torch.manual_seed(random.derive(seed, "dropout", k, processes.rank) % 2**63)
-            part = slice(processes.rank, None, processes.world)
-            place = torch.arange(config.batch_size)[part]  # the place in the batch, whatever the number of processes
-            x_0 = images[batches.ids(k)[part]].to(device, non_blocking=True)
-            u, noise = draws(tuple(x_0.shape[1:]), place.to(device), seed, k)
+            x_0 = _sent(images[batches.ids(k)[part]], device)
+            u, noise = draws(tuple(x_0.shape[1:]), place, seed, k)
             if config.flip:
                 x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
             shared.loss(x_0, shared.schedule.training_times(u[:, 0]), noise).mean().backward()
@@ -150,6 +150,11 @@ def m_step(
                 callback(trainer.step, steps)
     trainer.finish()
     return trainer.watch.seconds
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor on a device; a GPU still computes while it is copied there, out of pinned memory."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 class Batches:

@@ -2,9 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import nn
+
+# NCCL ends a process after 10 minutes in a barrier; there it may wait for all that another one has to sample.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -47,5 +51,5 @@ def join(device: torch.device) -> Processes:
         return Processes()
     from accelerate import PartialState
 
-    state = PartialState(cpu=device.type == "cpu")
+    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes)

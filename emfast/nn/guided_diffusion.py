@@ -27,7 +27,8 @@ class ResBlock(Swapped):
         if not _is_residual(self):
             return super().forward(_joined(xs), emb)  # type: ignore[misc]
         if self.use_checkpoint and torch.is_grad_enabled():
-            y: Tensor = checkpoint(_residual, self, emb, *xs, use_reentrant=False)
+            random = self.out_layers[2].training  # no graph can hold what keeps the generator's state
+            y: Tensor = checkpoint(_residual, self, emb, *xs, use_reentrant=False, preserve_rng_state=random)
             return y
         return _residual(self, emb, *xs)
 
@@ -62,7 +63,7 @@ class AttentionBlock(Swapped):
         if x.dim() != 4 or not _is_attention(self):
             return super().forward(x)  # type: ignore[misc]
         if self.use_checkpoint and torch.is_grad_enabled():
-            y: Tensor = checkpoint(_attention, self, x, use_reentrant=False)
+            y: Tensor = checkpoint(_attention, self, x, use_reentrant=False, preserve_rng_state=False)
             return y
         return _attention(self, x)  # attention's own backward recomputes: the original's checkpoint saves no more
 

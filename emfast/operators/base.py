@@ -90,6 +90,11 @@ class Operator:
         return y
 
 
+def rows_of(values: Tensor, ids: Tensor) -> Tensor:
+    """Returns the rows of ids, on their device; the others stay where they are, which may be more than a GPU holds."""
+    return values[ids.to(values.device)].to(ids.device)
+
+
 def default_ids(x: Tensor, ids: Tensor | None) -> Tensor:
     """Returns the ids on the device of x; 0 ... B-1 if none are given."""
     if ids is None:

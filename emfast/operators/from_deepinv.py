@@ -38,22 +38,29 @@ def from_deepinv(physics: Any) -> Operator:
     linear = all(callable(getattr(physics, name, None)) for name in ("A", "A_adjoint"))
     expected, fix = "to be linear, with methods A and A_adjoint", "A nonlinear physics has no adjoint"
     check(linear, "from_deepinv", "physics", expected, type(physics), fix, TypeError)
-    return _Physics(physics.clone() if callable(getattr(physics, "clone", None)) else copy.deepcopy(physics))
+    return _Physics(_copied(physics))
+
+
+def _copied(physics: Any) -> Any:
+    return physics.clone() if callable(getattr(physics, "clone", None)) else copy.deepcopy(physics)
 
 
 class _Physics(Operator):
-    """An operator that hands its work to a physics, which it owns."""
+    """An operator that hands its work to a physics, which it owns. Graphs hold addresses: it has one per device."""
 
     def __init__(self, physics: Any) -> None:
         if isinstance(getattr(physics, "noise_model", None), nn.Module):
             physics.noise_model = nn.Identity()  # physics.noise keeps only where there is noise
-        self.physics = physics
+        self.physics, self.placed = physics, dict[torch.device, Any]()
         self.closed_form = hasattr(physics, "mask") and all(callable(getattr(physics, name, None)) for name in SINGULAR)
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
-        """Returns nothing: the parameters of the physics are the same for all observations. Moves them to the ids."""
+        """Returns nothing: those of the physics are the same for all observations. Turns to that beside the ids."""
         if isinstance(self.physics, nn.Module):
-            self.physics.to(ids.device)
+            if ids.device not in self.placed:
+                physics = _copied(self.physics) if self.placed else self.physics
+                self.placed[ids.device] = physics.to(ids.device)
+            self.physics = self.placed[ids.device]
         return {}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:

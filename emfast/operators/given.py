@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from emfast._check import check
-from emfast.operators.base import Operator, Parameters
+from emfast.operators.base import Operator, Parameters, rows_of
 
 
 class Given(Operator):
@@ -24,7 +24,7 @@ class Given(Operator):
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns the rows of the given parameters."""
-        rows = {name: value.to(ids.device)[ids] for name, value in self.given.items()}
+        rows = {name: rows_of(value, ids) for name, value in self.given.items()}
         return {**self.operator.parameters(ids, shape), **rows}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:

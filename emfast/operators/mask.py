@@ -7,7 +7,7 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check, message
-from emfast.operators.base import Operator, Parameters
+from emfast.operators.base import Operator, Parameters, rows_of
 from emfast.ops import mask_misfit
 
 
@@ -99,12 +99,11 @@ def _check_size(mask: Tensor, height: int, width: int) -> None:
 def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
     """Returns the rows of a given mask (N, 1, H, W) that belong to the ids; a single mask serves all."""
     _check_size(mask, height, width)
-    mask = mask.to(ids.device)
     if len(mask) == 1:
-        return mask.expand(len(ids), 1, height, width)
+        return mask.to(ids.device).expand(len(ids), 1, height, width)
     last = int(ids.max()) if len(ids) else -1
     check(last < len(mask), "Mask", "mask", f"to have a row for every observation ({last + 1} or more)", len(mask))
-    return mask[ids]
+    return rows_of(mask, ids)
 
 
 def _given(mask: str | Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check
-from emfast.operators.base import Operator, Parameters
+from emfast.operators.base import Operator, Parameters, rows_of
 from emfast.ops import blur, blur_misfit
 
 POINTS = 256  # along a random path
@@ -45,12 +45,12 @@ class MotionBlur(Operator):
         check(self.size <= side, "MotionBlur", "size", f"to be <= {side}, the side of the images", self.size)
         if self.kernel is None:
             return {"kernel": self._path(ids)[:, None]}
-        kernel, last = self.kernel.to(ids.device), int(ids.max()) if len(ids) else -1
+        kernel, last = self.kernel, int(ids.max()) if len(ids) else -1
         if len(kernel) == 1:
-            return {"kernel": kernel[:, None]}
+            return {"kernel": kernel[:, None].to(ids.device)}
         enough = last < len(kernel)
         check(enough, "MotionBlur", "kernel", f"to have a row for every observation ({last + 1} or more)", len(kernel))
-        return {"kernel": kernel[ids][:, None]}
+        return {"kernel": rows_of(kernel, ids)[:, None]}
 
     def _path(self, ids: Tensor) -> Tensor:
         """Returns (B, K, K) kernels: the time a smooth random path spends in every pixel."""

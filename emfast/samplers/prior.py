@@ -10,6 +10,8 @@ from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Identity
 from emfast.samplers.base import Callback, Problem, Sampler, clip_values
 
+NOTHING = Identity()  # one for all calls, which share their graphs
+
 
 @dataclass(frozen=True)
 class Prior(Sampler):
@@ -57,4 +59,4 @@ class Prior(Sampler):
             callback: Called as callback(steps done, steps in all).
         """
         nothing = torch.zeros(len(ids), *shape, device=ids.device)
-        return self(denoiser, nothing, Identity(), ids=ids, seed=random.derive(seed, "prior"), callback=callback)
+        return self(denoiser, nothing, NOTHING, ids=ids, seed=random.derive(seed, "prior"), callback=callback)

@@ -29,7 +29,7 @@ class WarmStart(Sampler):
         sampler: The sampler whose steps are made; its spacing of the times stays. One that begins at pure noise: one
             that begins at the observation has no earlier steps to save, and reads the observation nowhere else.
         images: (N, C, H, W) the earlier reconstructions, on any device.
-        ids: (N,) their observations' ids.
+        ids: (N,) their observations' ids, on any device.
         noise: The noise level, in data units, > 0.
     """
 
@@ -44,6 +44,7 @@ class WarmStart(Sampler):
         check(self.sampler.begins_at_noise, "WarmStart", "sampler", "to begin at pure noise", name)
         shape = tuple(self.ids.shape)
         check(shape == (len(self.images),), "WarmStart", "ids", f"to have shape ({len(self.images)},)", shape)
+        object.__setattr__(self, "ids", self.ids.cpu())  # they are searched there
 
     @property
     def evaluations(self) -> int:

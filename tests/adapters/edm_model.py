@@ -196,7 +196,7 @@ class PositionalEmbedding(nn.Module):
 
     def forward(self, x):
         half = self.num_channels // 2
-        steps = torch.arange(half, dtype=torch.float32) / (half - (1 if self.endpoint else 0))
+        steps = torch.arange(half, dtype=torch.float32, device=x.device) / (half - (1 if self.endpoint else 0))
         x = torch.outer(x, ((1 / self.max_positions) ** steps).to(x.dtype))
         return torch.cat([x.cos(), x.sin()], dim=1)
 

@@ -20,7 +20,7 @@ PACKAGE = "guided_diffusion"
 def timestep_embedding(timesteps, dim):
     """Cosines, then sines."""
     half = dim // 2
-    freqs = 10000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
+    freqs = 10000.0 ** (-torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     phases = torch.outer(timesteps.float(), freqs)
     parts = [phases.cos(), phases.sin(), phases.new_zeros(len(phases), dim % 2)]
     return torch.cat(parts, dim=-1)

@@ -72,6 +72,13 @@ def test_contract(name, device, way):
     assert report(accelerate(model))["left"] == {}
 
 
+def test_recomputing_without_dropout_asks_no_generator(monkeypatch):
+    """The graph of a GPU cannot hold that."""
+    model = accelerate(network(**NETWORKS["checkpointing"]))
+    monkeypatch.setattr(torch, "get_rng_state", None)
+    gradients_of(model, inputs(model))
+
+
 @pytest.mark.parametrize("name", ["small", "adm", "heads", "checkpointing"])
 def test_contract_in_training(name, device, way):
     """The path of weights that are new at every step."""

@@ -10,7 +10,7 @@ from emfast.data import Images
 from emfast.data.store import Store
 from emfast.diffusion import VPSchedule
 from emfast.em import Observations, e_step
-from emfast.em.e_step import reconstruct
+from emfast.em.e_step import Writer, pad, reconstruct
 from emfast.em.processes import Processes
 from emfast.operators import Mask
 from emfast.samplers import DPS, Sampler
@@ -59,6 +59,24 @@ def test_samples_do_not_depend_on_batches_shards_order_or_processes(tmp_path):
             store.write(index, shard)
     e_step(sampler, model, data, IDS, store, seed=2, processes=Processes(0, 1))
     torch.testing.assert_close(store.load("images"), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_partial_batch_is_filled_for_a_gpu():
+    assert pad(IDS[:2], 4).tolist() == [3, 0, 0, 0]
+    assert torch.equal(pad(IDS, 7), IDS)
+
+
+def test_on_a_gpu_shards_are_written_beside_the_next_ones_sampling(tmp_path, monkeypatch):
+    store, images = new_store(tmp_path), torch.randn(len(IDS), *Gaussian.shape)
+    with Writer(store, torch.device("cuda")) as writer:
+        for index, *bounds in store.shards:
+            part = slice(*bounds)
+            shard = {"images": images[part], "ids": IDS[part], "seconds": torch.zeros(len(IDS[part]))}
+            writer.write(index, shard)
+    assert torch.equal(store.load("images"), images)
+    monkeypatch.setattr(store, "write", None)
+    with pytest.raises(TypeError), Writer(store, torch.device("cuda")) as writer:
+        writer.write(0, {})
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from contracts import Bare, OnDevice
 from torch import nn
 
 from emfast.config import MStepConfig
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.em.m_step import Batches, m_step
+from emfast.em.m_step import Batches, draws, m_step
 
 CONFIG = MStepConfig(batch_size=8, learning_rate=1e-2, warmup=5, ema=0.9, checkpoint=3)
 IMAGES = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -65,6 +66,16 @@ def test_it_learns_and_ends_in_evaluation_mode(tmp_path):
     run(denoiser, tmp_path / "none", steps=100)
     assert not denoiser.network.training
     assert float(denoiser.loss(IMAGES, t, noise).mean().detach()) < 0.7 * before
+
+
+def test_a_step_stays_on_the_device():
+    place = torch.arange(4, device="meta")
+    x_0, denoiser = torch.empty(4, 1, 4, 4, device="meta"), Bare(Network(), VPSchedule.linear()).to("meta")
+    denoiser.loss(x_0, place, x_0)  # brings the tables of the schedule to the device
+    with OnDevice():
+        u, noise = draws((1, 4, 4), place, seed=1, k=2)
+        denoiser.loss(x_0, denoiser.schedule.training_times(u[:, 0]), noise).mean().backward()
+    assert all(p.grad.is_meta for p in denoiser.parameters())
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):

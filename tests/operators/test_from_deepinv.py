@@ -122,6 +122,18 @@ def test_the_physics_itself_is_left_alone():
     assert isinstance(physics.noise_model, nn.Dropout)
 
 
+def test_every_device_keeps_a_physics_in_its_place():
+    """The graph of a GPU holds the address of what it reads."""
+    operator, ids = from_deepinv(Inpainting(MASKS[:1])), torch.arange(1)
+    operator.parameters(ids, SHAPE)
+    mask = operator.physics.mask
+    operator.parameters(ids.to("meta"), SHAPE)
+    assert operator.physics.mask.is_meta
+    operator.parameters(ids, SHAPE)
+    assert operator.physics.mask is mask
+    check_operator(operator, SHAPE)
+
+
 def test_precision_is_that_of_the_physics():
     x = torch.randn(2, *SHAPE).to(torch.bfloat16)
     assert from_deepinv(Inpainting(MASKS[:1])).observe(x).dtype == torch.bfloat16

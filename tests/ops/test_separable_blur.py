@@ -74,12 +74,13 @@ def test_many_taps_and_the_adjoint(size, taps, dtype, padding, backend, device):
 
 def test_images_do_not_mix_and_threads_do_not_matter(device):
     x, y = draw({"x": (3, 1, 150, 40), "y": (3, 1, 150, 40)}, torch.float32, "contiguous", device).values()
+    taps = {key: value.to(device) for key, value in TAPS.items()}
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        results.append(separable_blur_misfit(x, y, **TAPS))
+        results.append(separable_blur_misfit(x, y, **taps))
     torch.set_num_threads(before)
-    first = separable_blur_misfit(x[:1], y[:1], **TAPS)
+    first = separable_blur_misfit(x[:1], y[:1], **taps)
     for a, b, c, d in zip(*results, first, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
