@@ -174,7 +174,7 @@ def backend(name: Backend) -> Iterator[None]:
 
 def is_forced() -> bool:
     """Returns whether a backend is forced: then a public function may not call native torch where that is faster."""
-    return bool(_forced)
+    return len(_forced) > 0
 
 
 @cache

@@ -56,14 +56,14 @@ def counts(text):
 def test_the_trace_has_the_calls_of_a_real_run(batch):
     """On a CPU that goes the way of a GPU."""
     from emfast.adapters import accelerate
-    from emfast.precompile import _layouts
+    from emfast.precompile import layouts
 
     denoiser = Denoiser(accelerate(network(), dtype=torch.bfloat16), VPSchedule.linear()).eval()
     traced, operator = set(trace(denoiser, (1, 8, 8), batch)), Mask(missing=0.5)
     y, ids = torch.zeros(batch, 1, 8, 8), torch.arange(batch)
     with rehearsed(), recording() as calls:
         DPS(steps=2)(denoiser, y, operator, ids=ids)
-    real = {_layouts(op, args) for op, args in calls}
+    real = {layouts(op, args) for op, args in calls}
     numbers = {"sampler_update", "normal"}  # whose last argument is the seed, which no kernel is compiled for
     assert {call for call in real if call[0] not in numbers} <= traced
     assert {plain(call) for call in real} <= {plain(call) for call in traced}

@@ -1,11 +1,13 @@
 """Attention at the shapes of the U-Nets that the E-step runs, on the output of one projection."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from measure import Case, images
+from measure import Case, images, measure, median
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emfast.ops import packed_attention
 
@@ -17,11 +19,39 @@ SHAPES = {  # (B, H, N, D)
     "large image": [(1, 1, 4096, 32)],
 }
 DTYPES = (torch.float32, torch.bfloat16)
+BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 
 
 def native(qkv: Tensor) -> Tensor:
     """The same in native torch, up to the input of the next projection."""
     return F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+
+
+def on(backend: SDPBackend, qkv: Tensor) -> Tensor:
+    """The same on one of the backends that torch has on a GPU."""
+    with sdpa_kernel(backend):
+        return native(qkv)
+
+
+def best(qkv: Tensor) -> Callable[[Tensor], Tensor]:
+    """Returns the fastest of native torch's ways, forward and backward: on a GPU, of its backends that take these."""
+    if not qkv.is_cuda:
+        return native
+    leaf, ways, steps = qkv.detach().requires_grad_(), {"torch's choice": native}, {}
+    ways |= {backend.name: partial(on, backend) for backend in BACKENDS}
+    for name, way in ways.items():
+        try:
+            out = way(leaf)
+            steps[name] = partial(_step, way, leaf, out.detach())
+            steps[name]()
+        except RuntimeError:  # it does not take these
+            steps.pop(name, None)
+    times = measure(steps, qkv.device, 0.02)
+    return ways[min(times, key=lambda name: median(times[name])[1])]
+
+
+def _step(way: Callable[[Tensor], Tensor], leaf: Tensor, grad: Tensor) -> None:
+    torch.autograd.grad(way(leaf), leaf, grad)
 
 
 def ours(qkv: Tensor) -> Tensor:
@@ -41,4 +71,4 @@ def cases(device: torch.device) -> Iterator[Case]:
                 label = f"{network}, {batch} x {heads} x {tokens} x {size}"
                 product = 2 * batch * heads * tokens**2 * size
                 flops = {"forward": 2 * product, "forward+backward": 7 * product}
-                yield Case("attention", label, dtype, "packed", (qkv,), ours, native, traffic, flops)
+                yield Case("attention", label, dtype, "packed", (qkv,), ours, best(qkv), traffic, flops)
