@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 LIMIT=${LIMIT:-570} # seconds for all parts
+PROCESSES=$(($(nproc) < 8 ? $(nproc) : 8)) # of the tests
 export OUT=${OUT:-$PWD/benchmarks/results/gpu}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # what the tests' deterministic mode asks for
@@ -41,10 +42,11 @@ bench() { # NAME SECONDS SCRIPT ARGUMENTS...: a benchmark; all lines of its log 
     LINES_SHOWN=60 part "$name" "$seconds" "$PYTHON" "$@" --device "$DEVICE" --save
 }
 
-tests() { # NAME SECONDS FILES...
+tests() { # NAME SECONDS FILES...: in several processes, since most of the time goes to compiling kernels
     local name=$1 seconds=$2
     shift 2
-    LINES_SHOWN=15 part "$name" "$seconds" "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider --device "$DEVICE" "$@"
+    LINES_SHOWN=15 part "$name" "$seconds" "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider -n "$PROCESSES" \
+        --dist worksteal --device "$DEVICE" "$@"
 }
 
 if [ $# -gt 0 ]; then # an environment that sees all of PYTHON's packages and has the missing ones besides
@@ -55,7 +57,7 @@ if [ $# -gt 0 ]; then # an environment that sees all of PYTHON's packages and ha
     PYTHON=$site/bin/python
     echo "$parent" >"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
     part wheels 60 "$PYTHON" -m pip install --no-index --find-links "$1" diffusers accelerate safetensors \
-        "jsonargparse[signatures]" rich torchmetrics matplotlib pillow pytest hypothesis
+        "jsonargparse[signatures]" rich torchmetrics matplotlib pillow pytest pytest-xdist hypothesis
 fi
 part info 60 "$PYTHON" -m emfast info
 if [ -n "${QUICK:-}" ]; then
@@ -65,6 +67,7 @@ else
 fi
 ours=("bf16 channels_last" "emfast fp32" "emfast bf16")
 
+part precompile 90 "$PYTHON" benchmarks/precompile.py "${networks[@]}" --batch "${batches[@]}" --device "$DEVICE"
 tests tests-ops 150 "${quick[@]}" --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py -k "not cpp"
 bench step 90 benchmarks/e_step.py "${networks[@]}" --batch "${batches[@]}" --work dps --only "${ours[@]}" --seconds 1 --profile
 bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"

@@ -7,7 +7,9 @@ the same tiles, specialisations and options. What a model launches is found by r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import multiprocessing
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +66,7 @@ class Compilation:
     def __init__(self) -> None:
         self.kernels: list[Any] = []  # of every launch
         self.grids: list[tuple[int, ...]] = []
-        self.compiled = 0  # not found in the cache
+        self.compiled: set[str] = set()  # hashes of those that were not found in the cache
 
 
 class _Driver:
@@ -103,8 +105,9 @@ def compiling(arch: int | str) -> Iterator[Compilation]:
         done.grids.append(kwargs["grid"])
         done.kernels.append(run(self, *args, **kwargs | {"warmup": True}))
 
-    def listen(*, cache_hit: bool, **_: Any) -> None:
-        done.compiled += not cache_hit
+    def listen(*, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            done.compiled.add(metadata["hash"])
 
     with (
         patch.object(triton.JITFunction, "run", compile_only),
@@ -178,8 +181,9 @@ def precompile(
     *,
     architectures: Sequence[int],
     batches: Sequence[int] = BATCHES,
+    jobs: int = 1,
     callback: Callable[[int, int], None] | None = None,
-) -> Compilation:
+) -> tuple[int, int]:
     """Fills a Triton cache with every kernel that sampling from a model and training it launches.
 
     A process with `TRITON_CACHE_DIR=folder` and the same version of Triton then compiles nothing. The sampler's own
@@ -191,7 +195,11 @@ def precompile(
         folder: The cache, which may exist.
         architectures: Some of ARCHITECTURES.
         batches: Sizes of batches; those by default stand for all.
+        jobs: How many processes compile; 1 is this one.
         callback: Called as callback(calls done, calls in all).
+
+    Returns:
+        How many kernels were compiled, and how many were there already.
     """
     name = "precompile"
     check(not triton_error(), name, "triton", "to be installed", "none", "pip install triton", RuntimeError)
@@ -202,15 +210,33 @@ def precompile(
     for arch in architectures:
         check(arch in ARCHITECTURES, name, "architecture", f"to be one of {ARCHITECTURES}", arch)
     calls = list(dict.fromkeys(call for batch in batches for call in trace(denoiser, shape, batch)))
-    total, steps = Compilation(), itertools.count(1)
-    with triton.knobs.cache.scope():
+    work = [(arch, call, folder) for arch in architectures for call in calls]
+    kernels, compiled = set[str](), set[str]()
+    with _processes(jobs) as run:
+        for step, (launched, new) in enumerate(run(_compile, work), 1):
+            kernels |= launched
+            compiled |= new
+            if callback is not None:
+                callback(step, len(work))
+    return len(compiled), len(kernels - compiled)
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yields a `map` over some processes: fresh ones, since threads of torch do not survive a fork."""
+    if jobs == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _compile(work: tuple[int, Call, Path]) -> tuple[set[str], set[str]]:
+    """Compiles what a call launches; returns the hashes of its kernels, and of those that were not there."""
+    import triton
+
+    arch, (op, arguments), folder = work
+    with triton.knobs.cache.scope(), compiling(arch) as done:
         triton.knobs.cache.dir = str(folder)
-        for arch in architectures:
-            with compiling(arch) as done:
-                for op, args in calls:
-                    OPS[op].functions["triton"](*[x.empty() if isinstance(x, Layout) else x for x in args])
-                    if callback is not None:
-                        callback(next(steps), len(calls) * len(architectures))
-            total.kernels += dict.fromkeys(done.kernels)
-            total.compiled += done.compiled
-    return total
+        OPS[op].functions["triton"](*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+    return {kernel.hash for kernel in done.kernels}, done.compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ class Options:
         arch: The architectures, with commas between: sm_80 (A100), sm_86, sm_89, sm_90 (H100), sm_100 (B200), sm_120.
         out: The folder of the kernels, added to if it exists.
         precision: Compute precision of the network.
+        jobs: How many processes compile; 0 is one per CPU.
         tune: Times other configurations of the kernels on the GPU that is here, and notes the faster ones beside them.
     """
 
@@ -38,6 +40,7 @@ class Options:
     arch: str = "sm_90"
     out: str = "triton-cache"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    jobs: int = 0
     tune: bool = False
 
     def __post_init__(self) -> None:
@@ -45,6 +48,7 @@ class Options:
         for name in self.arch.split(","):
             if name not in NAMES:
                 raise ValueError(unknown("emfast precompile", "an architecture", name, NAMES))
+        check(self.jobs >= 0, "precompile", "jobs", "to be >= 0", self.jobs)
         check(not Path(self.out).is_file(), "precompile", "out", "to be a folder", self.out)
         if self.tune:
             check_gpu()
@@ -61,15 +65,15 @@ def run(options: Options, yaml: str) -> None:
     check(min(shape[1:]) > 0, "precompile", options.model, "to say the size of its images", "no sample_size")
     accelerate(denoiser.network, dtype=torch.bfloat16 if options.precision == "bfloat16" else None)
     with Display() as display:
-        done = precompile(
+        compiled, found = precompile(
             denoiser,
             shape,
             Path(options.out).resolve(),
             architectures=[NAMES[name] for name in options.arch.split(",")],
+            jobs=options.jobs or os.cpu_count() or 1,
             callback=lambda step, of: display.advance("kernels", step, of),
         )
-        found = len(done.kernels) - done.compiled
-        text = f"{options.out}: {done.compiled} kernels compiled, {found} were there already"
+        text = f"{options.out}: {compiled} kernels compiled, {found} were there already"
         display.console.print(text, soft_wrap=True, highlight=False)
         if options.tune:
             faster = tune(
