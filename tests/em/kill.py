@@ -39,28 +39,36 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
     return read_tensors(folder / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+def written(folder: Path) -> int:
+    """Returns how many files a run has."""
+    return sum(len(files) for _, _, files in os.walk(folder / "run"))
+
+
 def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
     """Returns how many kills, finished runs, and runs that ended with another model there were."""
     (folder / "whole").mkdir()
     begin = time.perf_counter()
     assert os.waitpid(start(folder / "whole"), 0)[1] == 0, (folder / "whole" / "log").read_text()
     duration = time.perf_counter() - begin
-    expected = model(folder / "whole")
+    expected, files = model(folder / "whole"), written(folder / "whole")
     moments = random.Random(seed)
     result = {"kills": 0, "finished": 0, "different": 0, "failed": 0, "stages": []}
     while result["kills"] < kills or result["finished"] == 0:
         part = folder / f"part{result['finished']}"
         part.mkdir(exist_ok=True)
         child = start(part)
-        deadline = time.perf_counter() + (moments.uniform(0, 0.7 * duration) if result["kills"] < kills else 1e9)
-        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.perf_counter() < deadline:
+        # A moment is a number of files and a while after: by time alone a busy machine would only ever be killed early.
+        target = written(part) + moments.randint(0, files // 4) if result["kills"] < kills else files + 1
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and written(part) < target:
             time.sleep(0.001)
+        if ended[0] == 0:
+            time.sleep(moments.uniform(0, 0.05 * duration))
+            ended = os.waitpid(child, os.WNOHANG)
         if ended[0] == 0:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             result["kills"] += 1
-            files = sorted(str(path.relative_to(part / "run")) for path in (part / "run").rglob("*") if path.is_file())
-            result["stages"].append(len(files))
+            result["stages"].append(written(part))
             continue
         result["finished"] += 1
         found = model(part) if ended[1] == 0 else {}
