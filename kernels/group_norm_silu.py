@@ -236,14 +236,14 @@ def configure(
 
     size = block_c * rows(limit) * x.element_size()
     warps = min(max(size // PER_WARP, 1), MOST_WARPS[kernel])
-    stages = 2 if kernel == BACKWARD and size == LARGE else 1
+    stages = [] if kernel == FORWARD else [2 if size == LARGE else 1]
     sizes = (x.element_size(), last, joined + aligned, channels, group, pixels, whole)
-    limit, warps, stages = tuned(kernel, x, sizes, (limit, warps, stages))
+    limit, warps, *stages = tuned(kernel, x, sizes, (limit, warps, *stages))
     block_p = rows(limit)
     tile = {"LAST": last, "GROUP": group, "BAND": band, "ALIGNED": aligned, "BLOCK_C": block_c, "BLOCK_P": block_p}
     even = block_c == band and channels % band == 0 and pixels % block_p == 0 and joined == aligned
     full = block_c * block_p == 64 * 32 * warps and torch.version.hip is None
-    options = {"num_warps": warps, "num_stages": stages} | ({"maxnreg": 128} if full else {})
+    options = {"num_warps": warps} | ({"maxnreg": 128} if full else {}) | dict(zip(["STAGES"], stages, strict=False))
     return {**tile, "EVEN": even, **options}, triton.cdiv(pixels, block_p)
 
 

@@ -162,9 +162,9 @@ def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest
     dx, dskip = a.empty(x.shape[1]), None if skip is None else a.empty(skip.shape[1])
     shape = (x.shape[0], a.splits, a.channels)
     sums, shift = (a.floats(3, *shape[::2]), a.floats(*shape)) if wanted else (None, None)
-    stages = a.tile.pop("num_stages")
-    grid = a.grid if stages == 1 else (min(a.grid[0], multiprocessors(x.device)), a.grid[1])
-    options = {"SILU": silu, "LEARNED": wanted, "BLOCK_S": a.block_s, "STAGES": stages, **a.tile}
+    most = a.grid[0] if a.tile["STAGES"] == 1 else multiprocessors(x.device)
+    grid = (min(a.grid[0], most), a.grid[1])
+    options = {"SILU": silu, "LEARNED": wanted, "BLOCK_S": a.block_s, **a.tile}
     with torch.cuda.device_of(x):
         for outputs in ((None,) * 4, (dx, dskip, sums, shift)):
             if a.splits > 1 or outputs[0] is not None:
