@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emfast._library import OPS
-from emfast.precompile import Layout, compiling
+from emfast.precompile import Layout, compiling, launch
 
 REGISTERS, THREADS, SHARED = 65536, 2048, 228 * 1024  # of a multiprocessor of sm_90
 ISSUE = 4 * 132 * 1.755e9  # instructions of an H100 per second
@@ -90,7 +89,7 @@ def launches(op: str, arguments: Sequence[Any]) -> list[Compiled]:
         arguments: As `emfast.precompile.trace` finds them.
     """
     with compiling(90) as done:
-        OPS[op].functions["triton"](*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+        launch(op, arguments)
     shape = next(x.shape for x in arguments if isinstance(x, Layout))  # of a normalisation, that of grad
     return [Compiled.of(kernel, grid, shape) for kernel, grid in zip(done.kernels, done.grids, strict=True)]
 

@@ -161,6 +161,8 @@ def _no_formula(name: str, ctx: Any, *grads: Any) -> None:
 def backend(name: Backend) -> Iterator[None]:
     """Forces every op called in the block onto one backend; what cannot run there is an error, never a fallback.
 
+    It holds for all threads, since autograd runs the backward passes of a GPU in one of its own.
+
     Arguments:
         name: "reference" (plain torch, every device), "cpp" (CPU) or "triton" (CUDA; CPU under TRITON_INTERPRET=1).
     """

@@ -169,6 +169,11 @@ def layouts(op: Any, args: tuple[Any, ...]) -> Call:
     return op._opname, tuple(tuple(value) if isinstance(value, list) else value for value in plain)
 
 
+def launch(op: str, arguments: Sequence[Any]) -> None:
+    """Launches the Triton kernels of a call, in a `compiling` block."""
+    OPS[op].functions["triton"](*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+
+
 def _has_kernel(op: Any, args: tuple[Any, ...]) -> bool:
     attention = "attention" in op._opname
     return "triton" in OPS[op._opname].functions and not (attention and args[0].shape[-1] > LARGEST)
@@ -235,8 +240,8 @@ def _compile(work: tuple[int, Call, Path]) -> tuple[set[str], set[str]]:
     """Compiles what a call launches; returns the hashes of its kernels, and of those that were not there."""
     import triton
 
-    arch, (op, arguments), folder = work
+    arch, call, folder = work
     with triton.knobs.cache.scope(), compiling(arch) as done:
         triton.knobs.cache.dir = str(folder)
-        OPS[op].functions["triton"](*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+        launch(*call)
     return {kernel.hash for kernel in done.kernels}, done.compiled

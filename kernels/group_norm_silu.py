@@ -243,7 +243,7 @@ def configure(
     tile = {"LAST": last, "GROUP": group, "BAND": band, "ALIGNED": aligned, "BLOCK_C": block_c, "BLOCK_P": block_p}
     even = block_c == band and channels % band == 0 and pixels % block_p == 0 and joined == aligned
     full = block_c * block_p == 64 * 32 * warps and torch.version.hip is None
-    options = {"num_warps": warps} | ({"maxnreg": 128} if full else {}) | dict(zip(["STAGES"], stages, strict=False))
+    options = {"num_warps": warps} | ({"maxnreg": 128} if full else {}) | ({"STAGES": stages[0]} if stages else {})
     return {**tile, "EVEN": even, **options}, triton.cdiv(pixels, block_p)
 
 

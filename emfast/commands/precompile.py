@@ -32,7 +32,7 @@ class Options:
         arch: The architectures, with commas between: sm_80 (A100), sm_86, sm_89, sm_90 (H100), sm_100 (B200), sm_120.
         out: The folder of the kernels, added to if it exists.
         precision: Compute precision of the network.
-        jobs: How many processes compile; 0 is one per CPU.
+        jobs: How many processes compile; 0 is one per CPU, 16 at most.
         tune: Times other configurations of the kernels on the GPU that is here, and notes the faster ones beside them.
     """
 
@@ -70,7 +70,7 @@ def run(options: Options, yaml: str) -> None:
             shape,
             Path(options.out).resolve(),
             architectures=[NAMES[name] for name in options.arch.split(",")],
-            jobs=options.jobs or os.cpu_count() or 1,
+            jobs=options.jobs or min(os.cpu_count() or 1, 16),
             callback=lambda step, of: display.advance("kernels", step, of),
         )
         text = f"{options.out}: {compiled} kernels compiled, {found} were there already"

@@ -17,9 +17,8 @@ pytestmark = pytest.mark.aot
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB per block
 WIDE_LOAD = re.compile(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\.shared\.global .*, 0x10")
 TENSOR_CORE = re.compile(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma")
-# Bytes of addresses that ptxas keeps on the stack: far below its limit of registers, to fit another block, and in the
-# largest tiles of group_norm_silu, to stay at 128 (two programs on a multiprocessor, or one of 16 warps).
-SPILL_LIMIT = 32
+SPILL_LIMIT = 8  # bytes: far below its limit of registers, ptxas may keep one address on the stack to fit another block
+SPILL_LIMIT_AT_128 = 32  # bytes of addresses: of the largest tiles of group_norm_silu, whose threads may have no more
 
 
 def group_norm_silu(dtype: torch.dtype, last: bool, shape: tuple[int, ...], groups: int, full: bool) -> None:
@@ -156,7 +155,8 @@ def test_compiles(case: int, arch: int, request: pytest.FixtureRequest) -> None:
     assert done.kernels
     for kernel, grid in zip(done.kernels, done.grids, strict=True):
         used = Compiled.of(kernel, grid)
-        assert used.stack <= SPILL_LIMIT, f"{kernel.name} spills {used.stack} bytes"
+        limit = SPILL_LIMIT_AT_128 if used.registers == 128 and function is group_norm_silu else SPILL_LIMIT
+        assert used.stack <= limit, f"{kernel.name} spills {used.stack} bytes"
         assert used.shared <= SHARED_LIMIT[arch] * 1024, f"{kernel.name} needs {used.shared} bytes of shared memory"
         assert case in ODD or function in NARROW or WIDE_LOAD.search(kernel.asm["ptx"]), (
             f"{kernel.name} has no 16-byte loads"
