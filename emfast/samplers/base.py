@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emfast import random
 from emfast._check import check
@@ -212,7 +213,20 @@ class Sampler:
         check(isinstance(operator, Operator), name, "operator", "to be an emfast Operator", operator, error=TypeError)
         check(y.is_floating_point(), name, "y", "to be a floating-point tensor", y.dtype, error=TypeError)
         check(sigma >= 0, name, "sigma", "to be >= 0", sigma)
-        ids = default_ids(y, ids)
+        with frozen(denoiser):
+            return self._sample(denoiser, y, operator, sigma, default_ids(y, ids), seed, callback)
+
+    def _sample(
+        self,
+        denoiser: Denoiser,
+        y: Tensor,
+        operator: Operator,
+        sigma: float,
+        ids: Tensor,
+        seed: int,
+        callback: Callback | None,
+    ) -> Tensor:
+        """Makes all steps."""
         table = transitions(denoiser.schedule, self.times(denoiser.schedule, sigma), self.eta, self.zeta).to(y.device)
         parameters = operator.parameters(ids, tuple(y.shape[1:]))
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
@@ -234,6 +248,19 @@ class Sampler:
         y, ids, table, *values = tensors
         parameters = dict(zip(problem.parameters, values, strict=True))
         return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Asks for no gradients of weights in the block: layers then keep no inputs for them, half of a step's memory."""
+    learned = [p for p in network.parameters() if p.requires_grad]
+    for p in learned:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learned:
+            p.requires_grad_(True)
 
 
 def clip_values(x: Tensor, clip: bool) -> Tensor:

@@ -1,10 +1,12 @@
 """Samplers against the closed form of a Gaussian prior."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from contracts import Gaussian, check_moments, check_sampler
 
-from emfast.diffusion import EDMSchedule, VPSchedule
+from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
 from emfast.operators import GaussianBlur, Identity, Mask
 from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, choose_scale, data_misfit
 
@@ -158,3 +160,32 @@ def test_sentences():
         DPS(steps=2)(denoiser, y.long(), Identity())
     with pytest.raises(ValueError, match="at least one scale"):
         choose_scale(DPS(steps=2), denoiser, y, Identity(), candidates=[])
+
+
+class Saving(torch.nn.Module):
+    """A network whose layers keep their input for the gradient of the weight, if one is wanted."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.fixed = torch.nn.Linear(4, 4), torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        self.kept = []
+
+    def forward(self, x, t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: self.kept.append(kept.shape) or kept, lambda x: x):
+            return self.layer(x) * self.fixed
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_sampling_keeps_nothing_for_gradients_of_weights(fails):
+    network, y = Saving(), torch.zeros(2, 1, 4, 4)
+    wanted = {name: p.requires_grad for name, p in network.named_parameters()}
+
+    def stop(done, steps):
+        if fails:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        DPS(steps=2)(Denoiser(network, VPSchedule.linear()), y, Identity(), callback=stop)
+    assert network.kept
+    assert (8, 4) not in network.kept  # the input of the layer, as a matrix
+    assert {name: p.requires_grad for name, p in network.named_parameters()} == wanted
