@@ -6,16 +6,18 @@ python benchmarks/e_step.py [NETWORK ...] [--device cpu] [--batch B ...] [--work
 
 All variants run the same step and differ in the network only; they are timed in turn, so that a busy machine slows them
 all alike. Beside them stands the floor: the network's convolutions alone at the speed that its largest one reaches.
-On a GPU torch.compile is asked for its best (max-autotune, with CUDA graphs); emfast's DPS step is a CUDA graph too.
+On a GPU torch.compile is asked for its best (max-autotune, with CUDA graphs); emfast's DPS step is a CUDA graph too,
+and so is that of "graph bf16 channels_last", the native network. In a DPS step the weights of all but the official code
+are frozen: torch.compile would compute their gradients.
 --profile prints each variant's share of time by kind of op; --save appends one JSON line per measurement to
-benchmarks/results/e_step.jsonl and refuses a tree that differs from its commit. Tests of accuracy: tests/adapters.
+e_step.jsonl in benchmarks/results, and one per profile to profiles.jsonl, and refuses a tree that differs from its
+commit. Tests of accuracy: tests/adapters.
 """
 
 import argparse
 import copy
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,8 +25,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measure import Measurement, environment, is_dirty, measure, median, once, peak_memory, save
+from profiles import ROWS, Profile, profiled, shares
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import emfast
@@ -60,24 +62,13 @@ VARIANTS: dict[str, tuple[Callable[[nn.Module], nn.Module], torch.dtype, torch.d
     "fp32 channels_last": (lambda m: m.to(memory_format=torch.channels_last), torch.float32, None, False),
     "bf16 autocast": (lambda m: m, torch.float32, BF16, False),
     "bf16 channels_last": (lambda m: m.to(**LAST), BF16, None, False),
+    "graph bf16 channels_last": (lambda m: m.to(**LAST), BF16, None, False),
     "compile fp32": (lambda m: compiled(m), torch.float32, None, False),
     "compile bf16 channels_last": (lambda m: compiled(m.to(**LAST)), BF16, None, False),
     "emfast fp32": (emfast.accelerate, torch.float32, None, True),
     "emfast bf16": (partial(emfast.accelerate, dtype=BF16), torch.float32, None, True),
 }
-QUICK = [name for name in VARIANTS if not name.startswith("compile")]
-# kind of op: parts of the names of operators and of GPU kernels; the first that fits counts
-KINDS = {
-    "attention": ("attention", "softmax", "baddbmm", "bmm", "flash", "fmha"),
-    "norm": ("group_norm", "groupnorm", "moments"),
-    "convolution": ("conv", "winograd", "fprop", "dgrad", "wgrad"),
-    "activation": ("silu",),
-    "linear": ("addmm", "aten::mm", "linear", "gemm", "nvjet", "cutlass"),
-    "optimizer": ("adam", "lerp"),
-    "sampler": ("update_kernel", "misfit", "normal_kernel"),
-    "copies": ("copy", "cat", "contiguous", "pad", "upsample", "nchw", "nhwc", "memcpy"),
-    "elementwise": ("add", "mul", "div", "sub", "fill", "sum", "norm", "clamp", "elementwise", "triton_", "reduce"),
-}
+QUICK = [name for name in VARIANTS if not name.startswith(("compile", "graph"))]
 
 
 def main() -> int:
@@ -129,12 +120,16 @@ def compare(network: str, work: str, batch: int, options: argparse.Namespace) ->
     kept = {name: VARIANTS[name][3] for name in steps}
     times = {name: median(t) for name, t in measure_steps(steps, kept, options.seconds, device).items()}
     print(f"{network} | batch {batch} | {work} | {flops / 1e9:.1f} GFLOP of convolutions")
-    base, where, results = times["fp32"][1], environment(device), []
+    base, where, results, profiles = times["fp32"][1], environment(device), [], []
     for name, speed in ceilings.items():
         print(f"  {name:27} {flops / speed * 1e3:9.1f} ms, {speed / 1e9:.0f} GFLOP/s")
     for name, (p20, ms, p80) in times.items():
         fraction = flops / ceilings["floor bf16" if "bf16" in name else "floor fp32"] * 1e3 / ms
-        mb, kinds = memory[name], shares(steps[name], device) if options.profile else None
+        mb, kinds = memory[name], None
+        if options.profile:
+            rows = profiled(steps[name], device)
+            kinds = shares(rows)
+            profiles.append(Profile(f"{network} {work}", name, batch, sum(row[2] for row in rows), rows[:ROWS], where))
         row = (f"{network} {work}", name, "step", f"batch {batch}", name, "", ms, p20, p80, mb, fraction, where)
         results.append(Measurement(*row, shares=kinds))
         note = "" if mb is None else f", {mb / batch:.2f} MB an image"
@@ -143,6 +138,8 @@ def compare(network: str, work: str, batch: int, options: argparse.Namespace) ->
         )
         if kinds:
             print(f"  {'':27} {', '.join(f'{kind} {share:.0%}' for kind, share in kinds.items())}")
+    if options.save:
+        save(profiles, "profiles")
     return results
 
 
@@ -155,7 +152,8 @@ def compiled(model: nn.Module) -> Any:
 def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], Any]:
     """Returns one step of a variant, without arguments."""
     change, dtype, autocast, _ = VARIANTS[name]
-    network = change(model.train(work == "train"))
+    frozen = work == "dps" and name != "fp32"
+    network = change(model.train(work == "train").requires_grad_(not frozen))
     t = torch.full((len(x),), 500, device=x.device)
 
     def predict(x: Tensor) -> Tensor:
@@ -165,7 +163,7 @@ def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], A
     if work == "train":
         return train(predict, model, x)
     step = dps(predict, x)
-    return partial(Graphed(lambda x: (step(x),)), x) if name.startswith("emfast") else partial(step, x)
+    return partial(Graphed(lambda x: (step(x),)), x) if name.startswith(("emfast", "graph")) else partial(step, x)
 
 
 def peak_of(step: Callable[[], Any], device: torch.device) -> float | None:
@@ -256,27 +254,6 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> float:
     layer = nn.Conv2d(256, 256, 3, padding=1, dtype=dtype, device=device).to(memory_format=torch.channels_last)
     times = measure({"conv": lambda: layer(x)}, device, 0.5)["conv"]
     return float(2 * x.numel() * 256 * 9 / median(times)[0] * 1e3)
-
-
-def shares(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Returns the share of a step's time that each kind of op takes, of kernels on a GPU."""
-    cuda = device.type == "cuda"
-    with (
-        warnings.catch_warnings(),
-        profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as run,
-    ):
-        warnings.simplefilter("ignore")  # of cycles that the profiler does not see
-        step()
-        if cuda:
-            torch.cuda.synchronize(device)
-    found = dict.fromkeys([*KINDS, "other"], 0.0)
-    for event in run.key_averages():
-        name = event.key.lower()
-        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
-        found[kind] += event.self_device_time_total if cuda else event.self_cpu_time_total
-    total = max(sum(found.values()), 1e-9)
-    large = sorted((item for item in found.items() if item[1] > 0.005 * total), key=lambda item: -item[1])
-    return {kind: time / total for kind, time in large}
 
 
 if __name__ == "__main__":

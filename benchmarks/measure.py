@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
+HEAD_START = 1_500_000  # clocks, about 0.8 ms
 RESULTS = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
 
 
@@ -74,17 +75,25 @@ def measure(functions: dict[str, Callable[[], Any]], device: torch.device, secon
     end = time.perf_counter() + seconds * len(functions)
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
         for name, function in functions.items():
-            times[name].append(once(function, device))
+            times[name].append(once(function, device, queued=True))
     return times
 
 
-def once(function: Callable[[], Any], device: torch.device) -> float:
-    """Returns the time of one call in ms, on a GPU with a cold second-level cache."""
+def once(function: Callable[[], Any], device: torch.device, *, queued: bool = False) -> float:
+    """Returns the time of one call in ms, on a GPU with a cold second-level cache.
+
+    Arguments:
+        function: The call.
+        device: Where it runs.
+        queued: A GPU begins when all is launched, so that its own time is measured: that of an op, not of a step.
+    """
     if device.type != "cuda":
         start = time.perf_counter()
         function()
         return (time.perf_counter() - start) * 1e3
     torch.empty(1 << 26, dtype=torch.int32, device=device).zero_()
+    if queued:
+        torch.cuda._sleep(HEAD_START)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     function()
