@@ -1,89 +1,109 @@
 #!/usr/bin/env bash
-# Everything that a GPU can tell, in under 10 minutes: tests, op benchmarks, whole steps, memory, profiles.
+# Everything that a GPU can tell, in two stages that each fit a short loan of one.
 #
-#   benchmarks/gpu.sh [WHEELS]
+#   benchmarks/gpu.sh check [WHEELS]     does it work: one DPS and one training step beside native ones, then the tests
+#   benchmarks/gpu.sh measure [WHEELS]   what does it gain: steps, operators, a whole E-step, ops, torch.compile
 #
 # Needs a python3 (or PYTHON) with torch >= 2.11 and triton >= 3.6; what else is missing is installed from WHEELS, a
 # folder of .whl files, into an environment that goes away again. Kernels compiled before are found through
-# TRITON_CACHE_DIR (emfast precompile). Writes logs, ops.jsonl, e_step.jsonl and table.md to OUT, or to
-# benchmarks/results/gpu. A part that fails or takes too long is named at the end, and the others go on.
-# DEVICE=cpu QUICK=1 rehearses it.
+# TRITON_CACHE_DIR (emfast precompile). Writes a log of each part and a JSON line for each measurement, as they come, to
+# OUT, or to benchmarks/results/gpu. The most wanted parts come first; one that fails or takes too long is named at the
+# end, and the others go on. LIMIT: seconds for all parts. PARTS="step train": only these. DEVICE=cpu QUICK=1 rehearses.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+stage=${1:-}
+if [ "$stage" != check ] && [ "$stage" != measure ]; then
+    echo "gpu.sh: expected check or measure, got '$stage'." >&2
+    exit 2
+fi
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
-LIMIT=${LIMIT:-570} # seconds for all parts
-PROCESSES=$(($(nproc) < 8 ? $(nproc) : 8)) # of the tests
+LIMIT=${LIMIT:-$([ "$stage" = check ] && echo 240 || echo 420)}
+PARTS=${PARTS:-}
+PROCESSES=$(($(nproc) < 16 ? $(nproc) : 16)) # of the tests
 export OUT=${OUT:-$PWD/benchmarks/results/gpu}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # what the tests' deterministic mode asks for
 mkdir -p "$OUT"
 failed=() start=$SECONDS
 
-# part NAME SECONDS COMMAND...: runs a command under a time limit, its output in OUT/NAME.log.
+# part NAME SECONDS COMMAND...: runs a command under a time limit, its output in OUT/STAGE-NAME.log.
 part() {
-    local name=$1 seconds=$2 rc=0 begin=$SECONDS
+    local name=$1 seconds=$2 rc=0 begin=$SECONDS log=$OUT/$stage-$1.log
     shift 2
+    [ -n "$PARTS" ] && [[ " $PARTS wheels " != *" $name "* ]] && return 0
     local left=$((LIMIT - SECONDS + start))
     if [ "$left" -lt 5 ]; then
         failed+=("$name: no time left")
         return 1
     fi
-    timeout -k 5 "$((seconds < left ? seconds : left))" "$@" >"$OUT/$name.log" 2>&1 || rc=$?
+    timeout -k 5 "$((seconds < left ? seconds : left))" "$@" >"$log" 2>&1 || rc=$?
     [ "$rc" -ne 0 ] && failed+=("$name: exit status $rc after $((SECONDS - begin)) s")
     echo "--- $name: status $rc, $((SECONDS - begin)) s"
-    tail -n "${LINES_SHOWN:-3}" "$OUT/$name.log"
+    grep -v -e USDT: -e "kept in float32" "$log" | tail -n "${LINES_SHOWN:-3}"
     return "$rc"
 }
 
 bench() { # NAME SECONDS SCRIPT ARGUMENTS...: a benchmark; all lines of its log are worth reading
     local name=$1 seconds=$2
     shift 2
-    LINES_SHOWN=60 part "$name" "$seconds" "$PYTHON" "$@" --device "$DEVICE" --save
+    LINES_SHOWN=40 part "$name" "$seconds" "$PYTHON" "$@" --device "$DEVICE" --save
 }
 
 tests() { # NAME SECONDS FILES...: in several processes, since most of the time goes to compiling kernels
     local name=$1 seconds=$2
     shift 2
-    LINES_SHOWN=15 part "$name" "$seconds" "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider -n "$PROCESSES" \
-        --dist worksteal --device "$DEVICE" "$@"
+    LINES_SHOWN=40 part "$name" "$seconds" "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider -n "$PROCESSES" \
+        --durations 8 --dist worksteal --device "$DEVICE" "$@"
 }
 
-if [ $# -gt 0 ]; then # an environment that sees all of PYTHON's packages and has the missing ones besides
+if [ $# -gt 1 ]; then # an environment that sees all of PYTHON's packages and has the missing ones besides
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
     "$PYTHON" -m venv --without-pip "$site"
     parent=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     PYTHON=$site/bin/python
     echo "$parent" >"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
-    part wheels 60 "$PYTHON" -m pip install --no-index --find-links "$1" diffusers accelerate safetensors \
-        "jsonargparse[signatures]" rich torchmetrics matplotlib pillow pytest pytest-xdist hypothesis
+    part wheels 60 "$PYTHON" -m pip install --no-index --no-deps --no-compile "$2"/*.whl
 fi
-part info 60 "$PYTHON" -m emfast info
 if [ -n "${QUICK:-}" ]; then
-    few=(--seconds 0.1) networks=(small-64) batches=(2) large=2 training=2 ops=(mask_misfit) quick=(tests/ops/test_mask_misfit.py)
+    few=(--seconds 0.1) all=(small-64) one=small-64 large=2 training=2 batches=(2) images=8 ops=(mask_misfit)
+    op_tests=(tests/ops/test_mask_misfit.py)
 else
-    few=(--seconds 0.2) networks=(cifar-8 cifar-256) batches=(64 256) large=256 training=128 ops=() quick=(tests/ops)
+    few=(--seconds 0.1) all=(cifar-8 cifar-256) one=cifar-8 large=256 training=128 batches=(4 64) images=5000 ops=()
+    op_tests=(tests/ops)
 fi
-ours=("bf16 channels_last" "emfast fp32" "emfast bf16")
+native=("bf16 channels_last") ours=("emfast fp32" "emfast bf16")
 
-part precompile 90 "$PYTHON" benchmarks/precompile.py "${networks[@]}" --batch "${batches[@]}" --device "$DEVICE"
-tests tests-ops 150 "${quick[@]}" --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py -k "not cpp"
-bench step 90 benchmarks/e_step.py "${networks[@]}" --batch "${batches[@]}" --work dps --only "${ours[@]}" --seconds 1 --profile
-bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"
-tests tests-graph 60 tests/test_graph.py
-tests tests-samplers 60 tests/samplers/test_samplers.py -k "contract or batch"
-tests tests-adapters 60 tests/adapters -k "test_contract and not gpu"
-bench train 60 benchmarks/e_step.py "${networks[@]}" --batch "$training" --work train --only "${ours[@]}" --seconds 1
-if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then
-    part sanitizer 60 compute-sanitizer --error-exitcode 9 --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider --device cuda \
-        tests/ops/test_mask_misfit.py tests/ops/test_normal.py -k "triton and not compile"
+if [ "$stage" = check ]; then
+    part info 60 "$PYTHON" -m emfast info
+    part precompile 60 "$PYTHON" benchmarks/precompile.py "$one" --batch "$large" --device "$DEVICE"
+    bench step 60 benchmarks/e_step.py "$one" --batch "$large" --work dps --only "${native[@]}" "emfast bf16" --seconds 1 --profile
+    bench train 60 benchmarks/e_step.py "$one" --batch "$training" --work train --only "${native[@]}" "emfast bf16" --seconds 1 --profile
+    tests tests 130 "${op_tests[@]}" tests/test_graph.py tests/samplers/test_samplers.py tests/adapters \
+        --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py -k "not cpp and not gpu"
+    bench operators 30 benchmarks/operators.py "$one" --batch "$large"
+    bench e-step 30 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$((images / 4))"
+else
+    part precompile 60 "$PYTHON" benchmarks/precompile.py "${all[@]}" --batch "$training" "$large" --device "$DEVICE"
+    bench step 90 benchmarks/e_step.py "${all[@]}" --batch "$large" --work dps \
+        --only "${native[@]}" "graph bf16 channels_last" "${ours[@]}" --seconds 1 --profile
+    bench train 60 benchmarks/e_step.py "${all[@]}" --batch "$training" --work train --only "${native[@]}" "${ours[@]}" --seconds 1 --profile
+    bench operators 30 benchmarks/operators.py "$one" --batch "$large"
+    bench e-step 60 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$images"
+    bench compiled 200 benchmarks/e_step.py "$one" --batch "$large" --work dps --only "compile bf16 channels_last" "emfast bf16" --seconds 1 --profile
+    bench small 60 benchmarks/e_step.py "${all[@]}" --batch "${batches[@]}" --work dps \
+        --only "${native[@]}" "graph bf16 channels_last" "emfast bf16" --seconds 0.5
+    bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"
+    bench compiled-train 200 benchmarks/e_step.py "$one" --batch "$training" --work train --only "compile bf16 channels_last" "emfast bf16" --seconds 1
+    if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then
+        part sanitizer 90 compute-sanitizer --error-exitcode 9 --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider \
+            --device cuda tests/ops/test_mask_misfit.py tests/ops/test_normal.py -k "triton and not compile"
+    fi
 fi
-bench compiled 240 benchmarks/e_step.py "${networks[0]}" --batch "$large" --work dps train \
-    --only "compile bf16 channels_last" "emfast bf16" --seconds 1
-LIMIT=$((LIMIT + 20)) part table 20 "$PYTHON" benchmarks/run.py --table "$OUT/table.md"
+[ -s "$OUT/ops.jsonl" ] && LIMIT=$((LIMIT + 20)) part table 20 "$PYTHON" benchmarks/run.py --table "$OUT/table.md"
 
-echo "--- $((SECONDS - start)) s; $OUT"
+echo "--- $stage: $((SECONDS - start)) s; $OUT"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}"
     exit 1

@@ -8,7 +8,10 @@ measurement: a time is the larger of bytes / bandwidth, FLOPs / rate and exponen
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from compiled import ISSUE
@@ -28,26 +31,34 @@ PAGE = Path(__file__).parent / "ROOFLINE.md"
 ROWS = 40  # of the table of operators
 
 
-def walk(network: str, batch: int, ours: bool) -> list[Node]:
-    """Returns the nodes of a DPS step: as the published code has it in bfloat16, or ours."""
+def step_of(network: str, batch: int, ours: bool, device: torch.device) -> Callable[[], Any]:
+    """Returns a DPS step: as the published code has it in bfloat16, or ours."""
     torch.manual_seed(0)
-    model = UNet2DModel(**NETWORKS[network][0]).eval()
+    model = UNet2DModel(**NETWORKS[network][0]).eval().requires_grad_(False)
     channels, size = model.config.in_channels, model.config.sample_size
     if ours:
         emfast.accelerate(model, dtype=torch.bfloat16)
     else:
         model.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
-    denoiser, sampler, operator = Denoiser(model, VPSchedule.linear()), DPS(steps=2), Mask(missing=0.6)
-    table = transitions(denoiser.schedule, sampler.times(denoiser.schedule, 0.0), 1.0)
-    ids = torch.arange(batch)
+    denoiser, sampler, operator = Denoiser(model, VPSchedule.linear()).to(device), DPS(steps=2), Mask(missing=0.6)
+    table = transitions(denoiser.schedule, sampler.times(denoiser.schedule, 0.0), 1.0).to(device)
+    ids = torch.arange(batch, device=device)
     parameters = operator.parameters(ids, (channels, size, size))
+
+    x, t = torch.randn(batch, channels, size, size, device=device), torch.full((batch,), 500.0, device=device)
+    if not ours:
+        return partial(dps(lambda x: model(x.bfloat16(), t).sample.to(x.dtype), x), x)
+    problem = Problem(denoiser, x, operator, parameters, 0.0, ids, 0, table)
+    return partial(sampler.step, problem, x, x, torch.zeros((), dtype=torch.int64, device=device))
+
+
+def walk(network: str, batch: int, ours: bool) -> list[Node]:
+    """Returns the nodes of a DPS step on fake tensors."""
+    step = step_of(network, batch, ours, torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True), rehearsed():
-        x, t, k = torch.empty(batch, channels, size, size), torch.empty(batch), torch.zeros((), dtype=torch.int64)
-        step = dps(lambda x: model(x.bfloat16(), t).sample.to(x.dtype), x)
-        problem = Problem(denoiser, x, operator, parameters, 0.0, ids, 0, table)
         for _ in range(2):  # the first call prepares the weights
             with Walk() as found:
-                sampler.step(problem, x, x, k) if ours else step(x)
+                step()
     return found.nodes
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from compiled import Compiled, launches
+from measure import HEAD_START
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -42,6 +44,7 @@ class Node:
     launches: int = 1
     again: int = 0  # bytes moved once more
     call: Call | None = None  # of one of our kernels
+    measured: float | None = None  # milliseconds, where it ran
 
     @property
     def bytes(self) -> int:
@@ -75,25 +78,30 @@ def time_of(moved: float, flops: float, exponentials: float) -> float:
 
 
 class Walk(TorchDispatchMode):
-    """Records a node for every operator call that is more than a view."""
+    """Records a node for every operator call that is more than a view.
 
-    def __init__(self) -> None:
+    Arguments:
+        timed: Measures each call, on a GPU, by itself: what it reads is in the caches as the call before left it.
+    """
+
+    def __init__(self, *, timed: bool = False) -> None:
         super().__init__()
+        self.timed = timed
         self.nodes: list[Node] = []
         self.alive: list[Any] = []  # so that no memory is given out twice
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = op(*args, **(kwargs or {}))
+        out, ms = timed_call(op, args, kwargs or {}) if self.timed else (op(*args, **(kwargs or {})), None)
         name = op.name().split(".")[0]
         inputs, outputs = tensors((args, kwargs)), tensors(out)
-        self.alive += outputs
+        self.alive += [] if self.timed else outputs
         view = not op._schema.is_mutable and any(result.alias_info is not None for result in op._schema.returns)
         if view or name.removeprefix("aten::") in FREE or not outputs:
             return out
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
         wanted = [x for x in outputs if x.numel()]
         inputs = [x for x in inputs if not same_write(op, x, args) and not only_sized(name, x, args)]
-        node = Node(name, kind, tuple(wanted[0].shape), sizes(inputs), sizes(wanted))
+        node = Node(name, kind, tuple(wanted[0].shape), sizes(inputs), sizes(wanted), measured=ms)
         count(node, op, args, kwargs, out)
         if op.namespace == "emfast" and "triton" in OPS[op._opname].functions:
             node.call = layouts(op, args)
@@ -103,6 +111,17 @@ class Walk(TorchDispatchMode):
             node.writes = [(-where, size)]
             self.nodes.append(Node("bias", "elementwise", node.shape, [(-where, size)], [(where, size)]))
         return out
+
+
+def timed_call(op: Any, args: Any, kwargs: Any) -> tuple[Any, float]:
+    """Returns what a call returns, and the milliseconds that it takes on the GPU, its launches aside."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(HEAD_START // 4)
+    begin.record()
+    out = op(*args, **kwargs)
+    end.record()
+    end.synchronize()
+    return out, begin.elapsed_time(end)
 
 
 def same_write(op: Any, x: Tensor, args: Any) -> bool:
