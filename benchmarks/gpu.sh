@@ -53,7 +53,7 @@ bench() { # NAME SECONDS SCRIPT ARGUMENTS...: a benchmark; all lines of its log 
 tests() { # NAME SECONDS FILES...: in several processes, since most of the time goes to compiling kernels
     local name=$1 seconds=$2
     shift 2
-    LINES_SHOWN=40 part "$name" "$seconds" "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider -n "$PROCESSES" \
+    OMP_NUM_THREADS=1 LINES_SHOWN=40 part "$name" "$seconds" "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider -n "$PROCESSES" \
         --durations 8 --dist worksteal --device "$DEVICE" "$@"
 }
 
@@ -68,11 +68,13 @@ if [ $# -gt 1 ]; then # an environment that sees all of PYTHON's packages and ha
 fi
 if [ -n "${QUICK:-}" ]; then
     few=(--seconds 0.1) all=(small-64) one=small-64 large=2 training=2 batches=(2) images=8 ops=(mask_misfit)
-    op_tests=(tests/ops/test_mask_misfit.py)
+    checked=(tests/ops/test_mask_misfit.py tests/test_graph.py tests/adapters/test_diffusers.py)
 else
     few=(--seconds 0.1) all=(cifar-8 cifar-256) one=cifar-8 large=256 training=128 batches=(4 64) images=5000 ops=()
-    op_tests=(tests/ops)
+    checked=(tests/ops tests/test_graph.py tests/samplers tests/adapters)
 fi
+backend=(-k "not cpp and not gpu")
+[ "$DEVICE" = cuda ] && backend=(-k "not gpu" --backend triton)
 native=("bf16 channels_last") ours=("emfast fp32" "emfast bf16")
 
 if [ "$stage" = check ]; then
@@ -80,8 +82,7 @@ if [ "$stage" = check ]; then
     part precompile 60 "$PYTHON" benchmarks/precompile.py "$one" --batch "$large" --device "$DEVICE"
     bench step 60 benchmarks/e_step.py "$one" --batch "$large" --work dps --only "${native[@]}" "emfast bf16" --seconds 1 --profile
     bench train 60 benchmarks/e_step.py "$one" --batch "$training" --work train --only "${native[@]}" "emfast bf16" --seconds 1 --profile
-    tests tests 130 "${op_tests[@]}" tests/test_graph.py tests/samplers/test_samplers.py tests/adapters \
-        --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py -k "not cpp and not gpu"
+    tests tests 130 "${checked[@]}" "${backend[@]}" --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py
     bench operators 30 benchmarks/operators.py "$one" --batch "$large"
     bench e-step 30 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$((images / 4))"
 else
@@ -97,7 +98,7 @@ else
     bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"
     bench compiled-train 200 benchmarks/e_step.py "$one" --batch "$training" --work train --only "compile bf16 channels_last" "emfast bf16" --seconds 1
     if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then
-        part sanitizer 90 compute-sanitizer --error-exitcode 9 --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider \
+        part sanitizer 60 compute-sanitizer --error-exitcode 9 --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider \
             --device cuda tests/ops/test_mask_misfit.py tests/ops/test_normal.py -k "triton and not compile"
     fi
 fi

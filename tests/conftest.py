@@ -28,6 +28,14 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("backend", names, indirect=True)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Away from the CPU only those tests run that ask for the device: the others would do the same again."""
+    if config.getoption("--device") != "cpu":
+        others = [item for item in items if "device" not in item.fixturenames]
+        items[:] = [item for item in items if "device" in item.fixturenames]
+        config.hook.pytest_deselected(items=others)
+
+
 @pytest.fixture
 def backend(request):
     """The backend under test."""
