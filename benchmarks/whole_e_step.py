@@ -62,7 +62,7 @@ class Usage(threading.Thread):
         while not self.ended.wait(0.1):
             try:
                 self.values.append(torch.cuda.utilization(self.device) / 100)
-            except (ImportError, RuntimeError):
+            except Exception:  # no driver, or no library that asks it: each has errors of its own
                 return
 
     def mean(self) -> float | None:
@@ -102,9 +102,9 @@ def main() -> int:
         if not first:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+                usage.start()
             first.append(time.perf_counter())
             age.append(process_age())
-            usage.start()
 
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "images", count=options.images, shard_size=options.batch, identity={})
