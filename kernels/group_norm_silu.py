@@ -101,8 +101,9 @@ def tile_sum(tile, GROUP: tl.constexpr, BAND: tl.constexpr):
     """Gives every channel of a band the sum of a tile over its group and pixels: a thread adds before threads do."""
     if GROUP == BAND:
         total = tl.zeros((tile.shape[0],), tl.float32) + tl.sum(tile)
-    elif GROUP & (GROUP - 1) == 0:
-        total = spread(tl.sum(tl.reshape(tile, (tile.shape[0] // GROUP, GROUP * tile.shape[1])), 1), GROUP)
+    elif GROUP & (GROUP - 1) == 0:  # one axis after the other: Triton adds wrong lanes where those of a sum lie apart
+        parts = tl.sum(tl.reshape(tile, (tile.shape[0] // GROUP, GROUP, tile.shape[1])), 1)
+        total = spread(tl.sum(parts, 1), GROUP)
     else:
         total = group_sum(tl.sum(tile, 1), GROUP, BAND)
     return total
