@@ -79,6 +79,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=QUICK, choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--batch", nargs="+", type=int, help="other sizes of batch than the network's own")
+    parser.add_argument("--training-batch", type=int, help="that of the training step, where it is to be another")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing, per variant")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print the share of time by kind of op")
@@ -92,7 +93,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     for network in options.networks or NETWORKS:
         for work in options.work:
-            for batch in options.batch or [NETWORKS[network][1]]:
+            other = [options.training_batch] if work == "train" and options.training_batch else None
+            for batch in other or options.batch or [NETWORKS[network][1]]:
                 measurements = compare(network, work, batch, options)
                 if options.save:
                     save(measurements, "e_step")

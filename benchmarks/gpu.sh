@@ -79,24 +79,21 @@ native=("bf16 channels_last") ours=("emfast fp32" "emfast bf16")
 
 if [ "$stage" = check ]; then
     part info 60 "$PYTHON" -m emfast info
-    part precompile 60 "$PYTHON" benchmarks/precompile.py "$one" --batch "$large" --device "$DEVICE"
-    bench step 60 benchmarks/e_step.py "$one" --batch "$large" --work dps --only "${native[@]}" "emfast bf16" --seconds 1 --profile
-    bench train 60 benchmarks/e_step.py "$one" --batch "$training" --work train --only "${native[@]}" "emfast bf16" --seconds 1 --profile
+    part precompile 60 "$PYTHON" benchmarks/precompile.py "$one" --batch "$training" "$large" --device "$DEVICE"
+    bench step 90 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" --only "${native[@]}" "emfast bf16" \
+        --seconds 1 --profile
     tests tests 130 "${checked[@]}" "${backend[@]}" --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py
-    bench operators 30 benchmarks/operators.py "$one" --batch "$large"
-    bench e-step 30 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$((images / 4))"
 else
     part precompile 60 "$PYTHON" benchmarks/precompile.py "${all[@]}" --batch "$training" "$large" --device "$DEVICE"
-    bench step 90 benchmarks/e_step.py "${all[@]}" --batch "$large" --work dps \
+    bench step 120 benchmarks/e_step.py "${all[@]}" --batch "$large" --training-batch "$training" \
         --only "${native[@]}" "graph bf16 channels_last" "${ours[@]}" --seconds 1 --profile
-    bench train 60 benchmarks/e_step.py "${all[@]}" --batch "$training" --work train --only "${native[@]}" "${ours[@]}" --seconds 1 --profile
-    bench operators 30 benchmarks/operators.py "$one" --batch "$large"
+    bench operators 40 benchmarks/operators.py "$one" --batch "$large"
     bench e-step 60 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$images"
-    bench compiled 200 benchmarks/e_step.py "$one" --batch "$large" --work dps --only "compile bf16 channels_last" "emfast bf16" --seconds 1 --profile
     bench small 60 benchmarks/e_step.py "${all[@]}" --batch "${batches[@]}" --work dps \
         --only "${native[@]}" "graph bf16 channels_last" "emfast bf16" --seconds 0.5
     bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"
-    bench compiled-train 200 benchmarks/e_step.py "$one" --batch "$training" --work train --only "compile bf16 channels_last" "emfast bf16" --seconds 1
+    bench compiled 300 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" \
+        --only "compile bf16 channels_last" "emfast bf16" --seconds 1 --profile
     if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then
         part sanitizer 60 compute-sanitizer --error-exitcode 9 --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider \
             --device cuda tests/ops/test_mask_misfit.py tests/ops/test_normal.py -k "triton and not compile"

@@ -17,7 +17,7 @@ from e_step import NETWORKS
 
 import emfast
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.precompile import precompile
+from emfast.precompile import Call, compile_calls, trace
 
 
 def main() -> int:
@@ -29,13 +29,16 @@ def main() -> int:
     options = parser.parse_args()
     cuda, jobs = options.device.type == "cuda", os.cpu_count() or 1
     major, minor = torch.cuda.get_device_capability(options.device) if cuda else (9, 0)
-    where = {"folder": Path(triton.knobs.cache.dir), "architectures": [10 * major + minor]}
+    calls: dict[Call, None] = {}
     for network in options.networks:
         for dtype in (None, torch.bfloat16):
             model = emfast.accelerate(UNet2DModel(**NETWORKS[network][0]), dtype=dtype)
             denoiser, shape = Denoiser(model, VPSchedule.linear()), (model.config.in_channels, 32, 32)
-            compiled, found = precompile(denoiser, shape, **where, batches=options.batch, jobs=jobs)
-            print(f"{network}, {dtype or torch.float32}: {compiled} kernels compiled, {found} were there already")
+            for batch in options.batch:
+                calls |= dict.fromkeys(trace(denoiser, shape, batch))
+    folder, architectures = Path(triton.knobs.cache.dir), [10 * major + minor]
+    compiled, found = compile_calls(list(calls), folder, architectures=architectures, jobs=jobs)
+    print(f"{', '.join(options.networks)}: {compiled} kernels compiled, {found} were there already")
     return 0
 
 

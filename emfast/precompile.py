@@ -206,6 +206,27 @@ def precompile(
     Returns:
         How many kernels were compiled, and how many were there already.
     """
+    calls = list(dict.fromkeys(call for batch in batches for call in trace(denoiser, shape, batch)))
+    return compile_calls(calls, folder, architectures=architectures, jobs=jobs, callback=callback)
+
+
+def compile_calls(
+    calls: Sequence[Call],
+    folder: Path,
+    *,
+    architectures: Sequence[int],
+    jobs: int = 1,
+    callback: Callable[[int, int], None] | None = None,
+) -> tuple[int, int]:
+    """Fills a Triton cache with the kernels that op calls launch; see `precompile`.
+
+    Arguments:
+        calls: The calls, as `trace` finds them.
+        folder: The cache, which may exist.
+        architectures: Some of ARCHITECTURES.
+        jobs: How many processes compile; 1 is this one.
+        callback: Called as callback(calls done, calls in all).
+    """
     name = "precompile"
     check(not triton_error(), name, "triton", "to be installed", "none", "pip install triton", RuntimeError)
     import triton
@@ -214,7 +235,6 @@ def precompile(
     check(not interpreted, name, "kernels", "to be compiled", "Triton's interpreter", fix, RuntimeError)
     for arch in architectures:
         check(arch in ARCHITECTURES, name, "architecture", f"to be one of {ARCHITECTURES}", arch)
-    calls = list(dict.fromkeys(call for batch in batches for call in trace(denoiser, shape, batch)))
     work = [(arch, call, folder) for arch in architectures for call in calls]
     kernels, compiled = set[str](), set[str]()
     with _processes(jobs) as run:

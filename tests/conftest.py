@@ -54,6 +54,12 @@ def device(request):
 
 
 @pytest.fixture(autouse=True)
+def float32_is_float32(monkeypatch):
+    """Keeps cuDNN from tf32: how exact native torch is would depend on the kernel that it picks for a layout."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fills uninitialised memory (torch.empty and the like) with NaN, so that reading it before it is written shows."""
     deterministic, fill = (

@@ -9,7 +9,7 @@ from emfast._library import backend as forced
 from emfast.ops import attention, packed_attention
 from emfast.precompile import recording
 
-SIZES = [(2, 2, 5, 3), (1, 1, 1, 1), (2, 1, 1, 8), (1, 3, 33, 17), (2, 4, 64, 8), (1, 2, 300, 16), (1, 1, 256, 256)]
+SIZES = [(2, 2, 5, 3), (1, 1, 1, 1), (2, 1, 3, 8), (1, 3, 33, 17), (2, 4, 64, 8), (1, 2, 300, 16), (1, 1, 256, 256)]
 SAMPLES = [{"query": size, "key": size, "value": size} for size in SIZES]
 SAMPLES.append({"query": (1, 2, 70, 40), "key": (1, 2, 9, 40), "value": (1, 2, 9, 40), "scale": 0.3})
 # What the interpreter runs instead of the largest: more keys than any block holds, and one large head.
