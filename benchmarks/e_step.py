@@ -7,7 +7,7 @@ python benchmarks/e_step.py [NETWORK ...] [--device cpu] [--batch B ...] [--work
 All variants run the same step and differ in the network only; they are timed in turn, so that a busy machine slows them
 all alike. Beside them stands the floor: the network's convolutions alone at the speed that its largest one reaches.
 On a GPU torch.compile is asked for its best (max-autotune, with CUDA graphs); emfast's DPS step is a CUDA graph too,
-and so is that of "graph bf16 channels_last", the native network. In a DPS step the weights of all but the official code
+and so are steps whose names begin with "graph". In a DPS step the weights of all but the official code
 are frozen: torch.compile would compute their gradients.
 --profile prints each variant's share of time by kind of op; --save appends one JSON line per measurement to
 e_step.jsonl in benchmarks/results, and one per profile to profiles.jsonl, and refuses a tree that differs from its
@@ -67,6 +67,7 @@ VARIANTS: dict[str, tuple[Callable[[nn.Module], nn.Module], torch.dtype, torch.d
     "compile bf16 channels_last": (lambda m: compiled(m.to(**LAST)), BF16, None, False),
     "emfast fp32": (emfast.accelerate, torch.float32, None, True),
     "emfast bf16": (partial(emfast.accelerate, dtype=BF16), torch.float32, None, True),
+    "graph emfast bf16": (partial(emfast.accelerate, dtype=BF16), torch.float32, None, True),
 }
 QUICK = [name for name in VARIANTS if not name.startswith(("compile", "graph"))]
 
@@ -162,10 +163,9 @@ def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], A
         with torch.autocast(x.device.type, autocast or BF16, enabled=autocast is not None):
             return network(x.to(dtype), t).sample.to(x.dtype)
 
-    if work == "train":
-        return train(predict, model, x)
-    step = dps(predict, x)
-    return partial(Graphed(lambda x: (step(x),)), x) if name.startswith(("emfast", "graph")) else partial(step, x)
+    step = train(predict, model, x) if work == "train" else dps(predict, x)
+    graph = name.startswith("graph") or (work == "dps" and name.startswith("emfast"))
+    return partial(Graphed(lambda x: (step(x),)), x) if graph else partial(step, x)
 
 
 def peak_of(step: Callable[[], Any], device: torch.device) -> float | None:
@@ -225,18 +225,20 @@ def dps(predict: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Te
     return step
 
 
-def train(predict: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> Callable[[], None]:
+def train(predict: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """Returns a training step: forward, full backward, AdamW, moving average."""
     parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True, capturable=x.is_cuda)
 
-    def step() -> None:
+    def step(x: Tensor) -> Tensor:
         noise = torch.randn_like(x)
-        F.mse_loss(predict(x + noise), noise).backward()
+        loss = F.mse_loss(predict(x + noise), noise)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1e-3)
+        return loss.detach()
 
     return step
 

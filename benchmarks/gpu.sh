@@ -86,7 +86,7 @@ if [ "$stage" = check ]; then
 else
     part precompile 60 "$PYTHON" benchmarks/precompile.py "${all[@]}" --batch "$training" "$large" --device "$DEVICE"
     bench step 120 benchmarks/e_step.py "${all[@]}" --batch "$large" --training-batch "$training" \
-        --only "${native[@]}" "graph bf16 channels_last" "${ours[@]}" --seconds 1 --profile
+        --only "${native[@]}" "graph bf16 channels_last" "${ours[@]}" "graph emfast bf16" --seconds 1 --profile
     bench operators 40 benchmarks/operators.py "$one" --batch "$large"
     bench e-step 60 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$images"
     bench small 60 benchmarks/e_step.py "${all[@]}" --batch "${batches[@]}" --work dps \
