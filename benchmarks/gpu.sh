@@ -71,7 +71,7 @@ if [ -n "${QUICK:-}" ]; then
     checked=(tests/ops/test_mask_misfit.py tests/test_graph.py tests/adapters/test_diffusers.py)
 else
     few=(--seconds 0.1) all=(cifar-8 cifar-256) one=cifar-8 large=256 training=128 batches=(4 64) images=5000 ops=()
-    checked=(tests/ops tests/test_graph.py tests/samplers tests/adapters)
+    checked=(tests/ops tests/test_graph.py tests/samplers tests/em tests/adapters)
 fi
 backend=(-k "not cpp and not gpu")
 [ "$DEVICE" = cuda ] && backend=(-k "not gpu" --backend triton)

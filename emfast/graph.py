@@ -6,7 +6,7 @@ A sampler's step launches a thousand small kernels; replayed as one graph they c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -28,10 +28,12 @@ class Graphed:
 
     Arguments:
         function: The function.
+        state: Tensors that it changes in place. They, and the device's random numbers, are as before after a capture,
+            which calls the function a few times.
     """
 
-    def __init__(self, function: Callable[..., Tensors]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Tensors], state: Iterable[Tensor] = ()) -> None:
+        self.function, self.state = function, tuple(state)
         self.captures: dict[Hashable, _Capture | None] = {}
 
     def __call__(self, *tensors: Tensor) -> Tensors:
@@ -40,9 +42,20 @@ class Graphed:
             return self.function(*tensors)
         key = tuple((t.shape, t.dtype, t.device) for t in tensors)
         if key not in self.captures:
-            self.captures[key] = self._capture(tensors)
+            with self._unchanged(tensors[0].device):
+                self.captures[key] = self._capture(tensors)
         capture = self.captures[key]
         return self.function(*tensors) if capture is None else capture(tensors)
+
+    @contextmanager
+    def _unchanged(self, device: torch.device) -> Iterator[None]:
+        """Puts back at the end what the calls in the block change."""
+        before, numbers = [tensor.clone() for tensor in self.state], torch.cuda.get_rng_state(device)
+        yield
+        with torch.no_grad():
+            for tensor, value in zip(self.state, before, strict=True):
+                tensor.copy_(value)
+        torch.cuda.set_rng_state(numbers, device)
 
     def _capture(self, tensors: Tensors) -> _Capture | None:
         """Captures the function; None, with a warning, if it does what a graph cannot hold."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,13 @@ from emfast._files import read_tensors_and_metadata, write_tensors
 from emfast.diffusion import Denoiser
 from emfast.em.processes import Processes
 from emfast.em.state import Stopwatch
+from emfast.graph import Graphed
 
 if TYPE_CHECKING:
     from emfast.config import MStepConfig
+
+
+RESIDENT = 0.1  # the share of a GPU's free memory that training images may take
 
 
 class Trainer:
@@ -40,8 +44,14 @@ class Trainer:
         self.step = 0
         self.watch = Stopwatch()
 
-    def update(self) -> None:
-        """Makes one optimizer step from the gradients at hand and moves the average towards the new weights."""
+    def update(self, gradients: Sequence[Tensor | None]) -> None:
+        """Makes one optimizer step and moves the average towards the new weights.
+
+        Arguments:
+            gradients: One for each parameter; those of a graph are overwritten by its next replay.
+        """
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -128,22 +138,31 @@ def m_step(
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
     device = trainer.parameters[0].device
-    network = denoiser.network.train()
-    shared = Denoiser(processes.wrap(network, device), denoiser.schedule, denoiser.prediction, denoiser.dtype)
+    denoiser.network.train()
     batches = Batches(len(images), config.batch_size, seed)
     part = slice(processes.rank, None, processes.world)
     place = torch.arange(config.batch_size, device=device)[part]  # in the batch, whatever the number of processes
+    images = _resident(images, device)
+
+    def gradients(x_0: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of step k to all parameters."""
+        u, noise = draws(tuple(x_0.shape[1:]), place, seed, k)
+        if config.flip:
+            x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
+        trainer.optimizer.zero_grad()
+        denoiser.loss(x_0, denoiser.schedule.training_times(u[:, 0]), noise).mean().backward()
+        return tuple(p.grad for p in trainer.parameters)  # type: ignore[misc]
+
+    graphed = Graphed(gradients, state=denoiser.network.buffers())
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         while trainer.step < steps:
             k = trainer.step
             torch.manual_seed(random.derive(seed, "dropout", k, processes.rank) % 2**63)
-            x_0 = _sent(images[batches.ids(k)[part]], device)
-            u, noise = draws(tuple(x_0.shape[1:]), place, seed, k)
-            if config.flip:
-                x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
-            shared.loss(x_0, shared.schedule.training_times(u[:, 0]), noise).mean().backward()
-            trainer.update()
+            x_0 = _sent(images[_sent(batches.ids(k)[part], images.device)], device)
+            found = graphed(x_0, torch.full((), k, dtype=torch.int64, device=device))
+            processes.average([gradient for gradient in found if gradient is not None])
+            trainer.update(found)
             if processes.main and trainer.step % config.checkpoint == 0 and trainer.step < steps:
                 trainer.save(checkpoint)
             if callback is not None:
@@ -152,9 +171,18 @@ def m_step(
     return trainer.watch.seconds
 
 
+def _resident(images: Tensor, device: torch.device) -> Tensor:
+    """Returns the images on the device, where they take little of a GPU's free memory; else where they are."""
+    if device.type == "cuda" and images.nbytes <= RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return images.to(device)
+    return images
+
+
 def _sent(x: Tensor, device: torch.device) -> Tensor:
     """Returns a tensor on a device; a GPU still computes while it is copied there, out of pinned memory."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    if x.device == device or device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 class Batches:
@@ -181,14 +209,14 @@ class Batches:
         return self.order
 
 
-def draws(shape: tuple[int, ...], place: Tensor, seed: int, k: int) -> tuple[Tensor, Tensor]:
+def draws(shape: tuple[int, ...], place: Tensor, seed: int, k: int | Tensor) -> tuple[Tensor, Tensor]:
     """Returns what is random about training step k: uniform numbers (B, 2) for time and flip, and noise (B, *shape).
 
     Arguments:
         shape: (C, H, W) of an image.
         place: (B,) the images' places in the batch, on the device to use.
         seed: The key of the training.
-        k: The step.
+        k: The step, a number or a 0-dimensional tensor on the device of place.
     """
     u = random.uniform((2,), ids=place, seed=random.derive(seed, "time"), step=k)
     return u, random.normal(shape, ids=place, seed=random.derive(seed, "noise"), step=k)

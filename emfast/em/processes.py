@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import nn
+from torch import Tensor
 
 # NCCL ends a process after 10 minutes in a barrier; there it may wait for all that another one has to sample.
 PATIENCE = timedelta(days=7)
@@ -33,12 +33,14 @@ class Processes:
         if self.world > 1:
             torch.distributed.barrier()
 
-    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """Returns the network with its gradients averaged over the processes."""
-        if self.world == 1:
-            return network
-        ids = [device.index] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=ids)
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replaces tensors, on one device and of one dtype, by their means over the processes, in place."""
+        if self.world == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message
+        torch.distributed.all_reduce(flat)
+        parts = flat.div_(self.world).split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
 def join(device: torch.device) -> Processes:

@@ -1,5 +1,7 @@
 """The M-step: what it trains, and that an interruption changes nothing."""
 
+import warnings
+
 import pytest
 import torch
 from contracts import Bare, OnDevice
@@ -8,6 +10,7 @@ from torch import nn
 from emfast.config import MStepConfig
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.em.m_step import Batches, draws, m_step
+from emfast.graph import Graphed
 
 CONFIG = MStepConfig(batch_size=8, learning_rate=1e-2, warmup=5, ema=0.9, checkpoint=3)
 IMAGES = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -57,6 +60,17 @@ def test_resumed_training_is_bit_identical(tmp_path, moment):
     found = run(fresh(), tmp_path / "checkpoint", callback=lambda done, total: calls.append(done))
     assert calls[0] == moment // 3 * 3 + 1
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_training_in_a_graph_is_training_without(tmp_path, device, monkeypatch):
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda: elsewhere nothing is captured")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Graphed")
+        replayed = run(fresh().to(device), tmp_path / "graph")
+    monkeypatch.setattr(Graphed, "__call__", lambda self, *tensors: self.function(*tensors))
+    for name, value in run(fresh().to(device), tmp_path / "none").items():
+        torch.testing.assert_close(replayed[name], value, rtol=1e-6, atol=1e-7)
 
 
 def test_it_learns_and_ends_in_evaluation_mode(tmp_path):
