@@ -6,7 +6,8 @@ python benchmarks/e_step.py [NETWORK ...] [--device cpu] [--batch B ...] [--work
 
 All variants run the same step and differ in the network only; they are timed in turn, so that a busy machine slows them
 all alike. Beside them stands the floor: the network's convolutions alone at the speed that its largest one reaches.
-On a GPU torch.compile is asked for its best (max-autotune, with CUDA graphs); emfast's DPS step is a CUDA graph too,
+On a GPU torch.compile is asked for its best (max-autotune, with CUDA graphs), or for that without the many minutes in
+which it measures matrix products ("quickly": reduce-overhead, with CUDA graphs); emfast's DPS step is a CUDA graph too,
 and so are steps whose names begin with "graph". In a DPS step the weights of all but the official code
 are frozen: torch.compile would compute their gradients.
 --profile prints each variant's share of time by kind of op; --save appends one JSON line per measurement to
@@ -65,6 +66,7 @@ VARIANTS: dict[str, tuple[Callable[[nn.Module], nn.Module], torch.dtype, torch.d
     "graph bf16 channels_last": (lambda m: m.to(**LAST), BF16, None, False),
     "compile fp32": (lambda m: compiled(m), torch.float32, None, False),
     "compile bf16 channels_last": (lambda m: compiled(m.to(**LAST)), BF16, None, False),
+    "compile quickly bf16 channels_last": (lambda m: compiled(m.to(**LAST), "reduce-overhead"), BF16, None, False),
     "emfast fp32": (emfast.accelerate, torch.float32, None, True),
     "emfast bf16": (partial(emfast.accelerate, dtype=BF16), torch.float32, None, True),
     "graph emfast bf16": (partial(emfast.accelerate, dtype=BF16), torch.float32, None, True),
@@ -146,10 +148,10 @@ def compare(network: str, work: str, batch: int, options: argparse.Namespace) ->
     return results
 
 
-def compiled(model: nn.Module) -> Any:
-    """Returns the network as torch.compile makes it fastest."""
+def compiled(model: nn.Module, mode: str = "max-autotune") -> Any:
+    """Returns the network as torch.compile makes it fastest, on a GPU in one of its modes that use CUDA graphs."""
     cuda = next(model.parameters()).is_cuda
-    return torch.compile(model, mode="max-autotune") if cuda else torch.compile(model)
+    return torch.compile(model, mode=mode) if cuda else torch.compile(model)
 
 
 def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], Any]:

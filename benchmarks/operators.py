@@ -40,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="?", default="cifar-8", choices=NETWORKS)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--device", default="cuda", type=torch.device)
     parser.add_argument("--save", action="store_true", help="append to benchmarks/results/operators.jsonl")
     options = parser.parse_args()

@@ -82,7 +82,7 @@ def tune(
 
 
 def _attention(arguments: Any, device: str, found: dict[str, list[int]], timer: Timer) -> dict[str, list[int]]:
-    """Returns a row that says so if torch's own attention is faster, both ways, than the kernels as they are tuned."""
+    """Returns whether torch's own attention is faster, both ways, than the kernels as they are tuned, as a row."""
     from emfast.kernels._tuned import asking, trying
     from emfast.kernels.attention import is_slow
 
@@ -104,7 +104,8 @@ def _attention(arguments: Any, device: str, found: dict[str, list[int]], timer: 
     with ExitStack() as stack:
         for key, row in found.items():
             stack.enter_context(trying(key, tuple(row)))
-        return {key: [1] for key in asked if timer(native) < GAIN * timer(ours)}
+        slow = int(timer(native) < GAIN * timer(ours))
+        return {key: [slow] for key, row in asked.items() if row != (slow,)}
 
 
 def _median(function: Callable[[], Any]) -> float:

@@ -68,6 +68,22 @@ def _is_known(block: Any) -> bool:
     return norm and same and block.scale_qk and all(is_plain(layer, nn.Linear) for layer in layers)
 
 
+class _Parts(torch.autograd.Function):
+    """Query, key and value of packed projections, whose gradients become one tensor in the strides of these."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.strides = packed.shape, packed.stride()
+        return packed.unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        packed = grads[0].new_empty_strided(ctx.shape, ctx.strides)
+        for part, grad in zip(packed.unbind(), grads, strict=True):
+            part.copy_(grad)
+        return packed
+
+
 def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     """Returns softmax(q k^T / sqrt d) v of packed projections, (B, H D, height, width), nothing copied between.
 
@@ -85,6 +101,5 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     if known and not is_slow(packed):
         out = packed_attention(packed)
     else:
-        query, key, value = packed.unbind()
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = F.scaled_dot_product_attention(*_Parts.apply(packed))
     return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)
