@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
+import triton
 from torch import Tensor
 
 FILE = "emfast-tuned.json"
@@ -29,6 +30,15 @@ def tuned(kernel: str, x: Tensor, sizes: tuple[int, ...], default: Row) -> Row:
     if key in _trial or not x.is_cuda:
         return _trial.get(key, default)
     return tuple(table().get(gpu(x.device.index), {}).get(key, default))
+
+
+def architecture() -> int:
+    """Returns the compute capability that is compiled for (90); 0 for the interpreter, and for what is not NVIDIA's."""
+    try:
+        arch = triton.runtime.driver.active.get_current_target().arch
+    except RuntimeError:  # there is no driver
+        return 0
+    return arch if isinstance(arch, int) else 0
 
 
 @cache

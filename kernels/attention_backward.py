@@ -37,6 +37,7 @@ BACKWARD = {
     (4, 128): ((1, 16, 32, 8, 1),),
     (4, 256): ((1, 16, 16, 8, 1),),
 }
+BACKWARD_BY_WARPGROUPS = {(2, 16): ((4, 16, 64, 4, 1), (1, 32, 256, 4, 2), (1, 64, 64, 4, 2))}
 
 
 @triton.jit
@@ -128,7 +129,7 @@ def launch(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple
     """Writes the gradients from grad, query, key, value and out to the results, in any strides."""
     _, query, key, _, _ = inputs
     (batch, heads, tokens, _), keys = query.shape, key.shape[2]
-    together, tile = configure("attention_backward", BACKWARD, query, key)
+    together, tile = configure("attention_backward", BACKWARD, BACKWARD_BY_WARPGROUPS, query, key)
     layout, tensors = form((*inputs, *results), together)
     groups, sizes = batch * triton.cdiv(heads, together), (heads, tokens, keys, scale, layout)
     even, whole = keys % tile["BLOCK_N"] == 0, keys <= tile["BLOCK_N"]

@@ -14,15 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._tuned import tuned
+from ._tuned import architecture, tuned
 
 MAX_TILE, PER_WARP = 16384, 2048  # elements of a tile, and bytes of a warp's share
 FORWARD, BACKWARD = "group_norm_silu", "group_norm_silu_backward"
 # A multiprocessor that has one program at a time waits while that loads or stores. So two programs of the forward share
 # its registers (64 elements and 128 registers a thread). The largest tiles of the backward leave none for a second
-# program, which loads the next tile itself while it computes (num_stages 2).
+# program: where there is shared memory for two more tiles (sm_90, sm_100), it loads them itself while it computes. With
+# room for one (STAGES 2) an H100 took longer than without.
 MOST_WARPS = {FORWARD: 8, BACKWARD: 16}
 LARGE = 32768  # bytes
+PIPELINED = (90, 100)  # architectures
 
 
 @triton.jit
@@ -221,23 +223,24 @@ def configure(
 ) -> tuple[dict[str, int], int]:
     """Returns the tile as keyword arguments of the kernels, and the number of splits.
 
-    Tiles are half as large where a band lies in two tensors or the parameters' gradients are wanted (not `whole`), and
-    half again where an image is split, since then nothing is lost by smaller tiles: more spills registers on one
-    architecture or another.
+    Where a band of channels lies in two tensors, both are read under a mask. Then tiles are half as large, for the
+    registers, but those of whole images in 16 bits: an H100 was fastest when it read these once, and with few warps.
     """
     last = memory_format(x) != torch.contiguous_format
     wanted = 32 // x.element_size() if last else min(1024 // triton.next_power_of_2(pixels), 64)
     band = group * min(triton.cdiv(max(wanted, 1), group), channels // group)
     block_c, whole_image = triton.next_power_of_2(band), triton.next_power_of_2(pixels)
     aligned = joined and x.shape[1] % band == 0
-    limit = MAX_TILE if not joined or (aligned and whole) else MAX_TILE // 2
+    torn = joined and not aligned
+    once = torn and kernel == FORWARD and x.element_size() == 2 and block_c * whole_image <= 2 * MAX_TILE
+    limit = 2 * MAX_TILE if once else MAX_TILE // 2 if torn else MAX_TILE
 
     def rows(limit: int) -> int:
         return whole_image if block_c * whole_image <= limit else max(limit // 2 // block_c, 1)
 
     size = block_c * rows(limit) * x.element_size()
-    warps = min(max(size // PER_WARP, 1), MOST_WARPS[kernel])
-    stages = [] if kernel == FORWARD else [2 if size == LARGE else 1]
+    warps = min(max(size // PER_WARP // (1 + once), 1), MOST_WARPS[kernel])
+    stages = [] if kernel == FORWARD else [3 if size == LARGE and whole and architecture() in PIPELINED else 1]
     sizes = (x.element_size(), last, joined + aligned, channels, group, pixels, whole)
     limit, warps, *stages = tuned(kernel, x, sizes, (limit, warps, *stages))
     block_p = rows(limit)
