@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-ROWS = 60  # of a profile, saved
+ROWS = 40  # of a profile, saved
+NAME = 120  # characters of a kernel's name, saved
 # kind of op: parts of the names of operators and of GPU kernels; the first that fits counts
 KINDS = {
     "attention": ("attention", "softmax", "baddbmm", "bmm", "flash", "fmha"),
@@ -47,7 +48,7 @@ def profiled(step: Callable[[], Any], device: torch.device) -> list[tuple[str, i
         if cuda:
             torch.cuda.synchronize(device)
     rows = [
-        (event.key, event.count, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3)
+        (event.key[:NAME], event.count, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3)
         for event in run.key_averages()
     ]
     return sorted(rows, key=lambda row: -row[2])

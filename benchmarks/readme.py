@@ -34,6 +34,7 @@ def main() -> int:
     for name, (short, whole) in {
         "samplers": (quality(SHOWN), quality(("",))),
         "steps": steps(),
+        "gpu": gpu(),
         "e-steps": (e_steps(), None),
         "ops": run.tables(),
     }.items():
@@ -84,6 +85,61 @@ def steps() -> tuple[str, str]:
             numbers = f"{times} | {base.ms / m.ms:.2f}x | {m.fraction:.0%} | {shares}"
             whole.append(f"| {title} | {name} | {numbers} | {m.environment['commit']} |")
     return "\n".join(short), "\n".join(whole)
+
+
+GPU_VARIANTS = {  # of e_step.py, and what the table calls them
+    "bf16 channels_last": "bf16 channels_last",
+    "graph bf16 channels_last": "the same in a CUDA graph",
+    "compile quickly bf16 channels_last": "torch.compile, reduce-overhead",
+    "compile bf16 channels_last": "torch.compile, max-autotune",
+    "emfast fp32": "emfast float32",
+    "emfast bf16": "emfast bf16",
+}
+
+
+def gpu() -> tuple[str, str]:
+    """Returns the ratios of e_step.py on GPUs, each row of one run, and all that is known of every variant.
+
+    emfast's training step is the one in a graph, which is how `emfast train` runs it.
+    """
+    runs: dict[tuple[str, str, str, str], dict[str, Measurement]] = {}
+    for line in (RESULTS / "e_step.jsonl").read_text().splitlines():
+        m = Measurement(**json.loads(line))
+        if "threads" not in m.environment["device"]:
+            key = (m.environment["device"], m.op, m.shape, m.environment["commit"])
+            runs.setdefault(key, {})[m.backend] = m
+    newest = {key[:3]: (key[3], row) for key, row in runs.items()}  # the last run of each work
+    heads = {name: head for name, head in GPU_VARIANTS.items() if any(name in row for _, row in newest.values())}
+    short = [
+        f"| work | official, eager float32 | {' | '.join(heads.values())} | memory of an image, official and emfast |"
+    ]
+    short += ["|---" * (len(heads) + 3) + "|"]
+    whole = ["| device | work | variant | ms (20 % to 80 %) | | of its floor | MB an image | share of time | commit |"]
+    whole += ["|---" * 9 + "|"]
+    for (_, op, shape), (_, row) in sorted(newest.items(), key=lambda item: order(item[0][1:])):
+        title, base = f"{title_of(op)}, {shape}", row["fp32"]
+        shown = dict(row)
+        if op.endswith("train"):
+            shown["emfast bf16"] = row["graph emfast bf16"]
+            shown.pop("emfast fp32", None)  # it was not run in a graph
+        cells = [f"{base.ms / shown[name].ms:.2f}x" if name in shown else "" for name in heads]
+        memory = " -> ".join(f"{each(m):.1f} MB" for m in (base, shown["emfast bf16"]))
+        short.append(f"| {title} | {base.ms:.1f} ms | {' | '.join(cells)} | {memory} |")
+    for (device, op, shape, commit), row in sorted(runs.items(), key=lambda item: order(item[0][1:3])):
+        for name, m in row.items():
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in (m.shares or {}).items())
+            times = f"{m.ms:.2f} ({m.p20:.2f} to {m.p80:.2f}) | {row['fp32'].ms / m.ms:.2f}x | {m.fraction:.0%}"
+            whole.append(
+                f"| {device} | {title_of(op)}, {shape} | {name} | {times} | {each(m):.1f} | {shares} | {commit} |"
+            )
+    devices = ", ".join(dict.fromkeys(f"{m[0]}" for m in newest))
+    caption = f"{devices}: `python benchmarks/e_step.py --device cuda --save --profile`, medians of steps in turn."
+    return "\n".join([caption, "", *short]), "\n".join([caption, "", *whole])
+
+
+def each(m: Measurement) -> float:
+    """Returns the MB that a step adds at its peak, for each image."""
+    return (m.mb or 0.0) / int(m.shape.removeprefix("batch "))
 
 
 def order(key: tuple[str, str]) -> tuple[int, int]:

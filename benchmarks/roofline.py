@@ -7,6 +7,7 @@ measurement: a time is the larger of bytes / bandwidth, FLOPs / rate and exponen
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +18,17 @@ import torch
 from compiled import ISSUE
 from diffusers import UNet2DModel
 from e_step import NETWORKS, dps
+from measure import RESULTS
+from profiles import shares
 from torch._subclasses.fake_tensor import FakeTensorMode
 from walk import BANDWIDTH, EXPONENTIALS, KINDS, RATE, Node, Walk, fused
 
 import emfast
 from emfast.diffusion import Denoiser, VPSchedule
+from emfast.kernels._tuned import asking
 from emfast.nn.gpu import rehearsed
 from emfast.operators import Mask
+from emfast.precompile import compiling, launch
 from emfast.samplers import DPS
 from emfast.samplers.base import Problem, transitions
 
@@ -77,12 +82,59 @@ def by_kind(variants: dict[str, list[Node]]) -> list[str]:
     return lines
 
 
-def by_kernel(nodes: list[Node]) -> list[str]:
+class Measured:
+    """What a GPU measured of one network and batch; nothing where nothing was saved.
+
+    The operators are those of operators.py. Those of our kernels are from tiles.jsonl, which has them by size and
+    layout: so one time serves calls that differ in what is added besides.
+    """
+
+    def __init__(self, network: str, batch: int) -> None:
+        own = [row for row in rows_of("operators") if (row["network"], row["batch"]) == (network, batch)]
+        self.operators = {
+            (name, tuple(shape), moved): ms
+            for row in own
+            if row["variant"] == "ours"
+            for name, _, shape, moved, _, ms in row["rows"]
+        }
+        self.tiles = {row["key"]: row["best_ms"] for row in rows_of("gpu/tiles")}
+        found = [row for row in rows_of("profiles") if (row["work"], row["batch"]) == (f"{network} dps", batch)]
+        self.profiles = {row["variant"]: row for row in found if "threads" not in row["environment"]["device"]}
+        self.device = next((row["environment"]["device"] for row in found), "none")
+
+    def of(self, node: Node) -> float | None:
+        """Returns the milliseconds of a call."""
+        if node.call and node.kind in ("norm", "attention"):
+            with asking() as asked, compiling(90):
+                launch(*node.call)
+            return next((self.tiles[key] for key in asked if key in self.tiles), None)
+        return self.operators.get((node.name, node.shape, node.bytes))
+
+    def by_kind(self) -> list[str]:
+        """Returns the table of a step's time by kind of op, in the native network and in ours."""
+        names = [name for name in ("bf16 channels_last", "emfast bf16") if name in self.profiles]
+        times = {name: shares([tuple(row) for row in self.profiles[name]["rows"]]) for name in names}
+        lines = [f"| kind | {' | '.join(f'{name}: ms' for name in names)} |", "|---" * (1 + len(names)) + "|"]
+        for kind in dict.fromkeys(kind for name in names for kind in times[name]):
+            cells = [f"{times[name].get(kind, 0.0) * self.profiles[name]['ms']:.2f}" for name in names]
+            lines.append(f"| {kind} | {' | '.join(cells)} |")
+        lines.append(f"| all | {' | '.join(format(self.profiles[name]['ms'], '.2f') for name in names)} |")
+        return lines
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """Returns the lines of a results file."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def by_kernel(nodes: list[Node], measured: Measured) -> list[str]:
     """Returns the table of what ours launches, calls of one operator and shape in one row, the slowest first."""
     rows: dict[tuple[str, tuple[int, ...], int], list[Node]] = {}
     for node in nodes:
         rows.setdefault((node.name, node.shape, node.bytes), []).append(node)
-    lines = ["| operator | result | calls | launches | MB | GFLOP | bound by | ms each | ms |", "|---" * 9 + "|"]
+    heads = "operator | result | calls | launches | MB | GFLOP | bound by | ms each | ms | measured, each"
+    lines = [f"| {heads} |", "|---" * 10 + "|"]
     ordered = sorted(rows.items(), key=lambda row: -sum(node.ms for node in row[1]))
     for (name, shape, moved), calls in ordered[:ROWS]:
         first = calls[0]
@@ -98,10 +150,11 @@ def by_kernel(nodes: list[Node]) -> list[str]:
             max(terms, key=terms.__getitem__),
             f"{first.ms:.3f}",
             f"{first.ms * len(calls):.2f}",
+            "" if (ms := measured.of(first)) is None else f"{ms:.3f}",
         )
         lines.append(f"| {' | '.join(map(str, cells + times))} |")
     rest = [node for _, calls in ordered[ROWS:] for node in calls]
-    lines.append(f"| all others | | {len(rest)} | | | | | | {sum(node.ms for node in rest):.2f} |")
+    lines.append(f"| all others | | {len(rest)} | | | | | | {sum(node.ms for node in rest):.2f} | |")
     return lines
 
 
@@ -129,6 +182,7 @@ def main() -> int:
     variants = {"native eager": native, "fused": fused(native), "ours": ours}
     total = {name: sum(node.ms for node in nodes) for name, nodes in variants.items()}
     floor = sum(node.flops for node in ours) / RATE * 1e3
+    measured = Measured(options.network, options.batch)
     text = TEXT.format(
         network=options.network,
         batch=options.batch,
@@ -141,7 +195,9 @@ def main() -> int:
         eager=total["native eager"] / total["ours"],
         compiled=total["fused"] / total["ours"],
         fraction=floor / total["ours"],
-        kernels="\n".join(by_kernel(ours)),
+        kernels="\n".join(by_kernel(ours, measured)),
+        device=measured.device,
+        measured="\n".join(measured.by_kind()),
         assembled="\n".join(assembled(ours)),
     )
     PAGE.write_text(text)
@@ -151,9 +207,9 @@ def main() -> int:
 
 TEXT = """# One DPS step on paper
 
-**A prediction by arithmetic, not a measurement**: written by `python benchmarks/roofline.py`, to be confirmed or
-refuted by a run of `benchmarks/gpu.sh`. Network `{network}` of `benchmarks/e_step.py`, batch {batch}, bfloat16 in
-channels_last: forward, misfit of a mask, gradient to x_t, update.
+**A prediction by arithmetic**, and beside it what a GPU measured ({device}), where it says so: written by
+`python benchmarks/roofline.py` from that and from what `benchmarks/gpu.sh` saved. Network `{network}` of
+`benchmarks/e_step.py`, batch {batch}, bfloat16 in channels_last: forward, misfit of a mask, gradient to x_t, update.
 
 A call takes the longest of: its bytes at {bandwidth:.1f} TB/s, its FLOPs at {rate:.0f} TFLOP/s (bfloat16), for
 attention its exponentials at {exponentials:.1f} T/s, and for our kernels the issue of their instructions, as compiled
@@ -170,6 +226,12 @@ that is empty (head dimension 8), copies inside library calls. So a time is a lo
 {kinds}
 
 FLOPs alone take {floor:.1f} ms. Ours: {eager:.2f}x native eager, {compiled:.2f}x fused, {fraction:.0%} of that limit.
+
+Measured, the kernels of one step ({device}; of the 40 slowest, which leave out next to nothing):
+
+{measured}
+
+What the prediction missed, and what was learnt from it: [GPU_NOTES.md](GPU_NOTES.md).
 
 ## What ours leaves out
 
@@ -200,6 +262,8 @@ moves cannot reach the bandwidth of a copy.
 {assembled}
 
 ## Ours, by operator
+
+Measured: of one call, launches aside, with cold caches for our normalisations and attention.
 
 {kernels}
 """

@@ -208,7 +208,8 @@ class Config:
             the batch size.
         seed: The seed of everything random.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        accelerate: Computes the network with emfast's kernels; none: on CPUs, where they have been measured.
+        accelerate: Computes the network with emfast's kernels; none: where they were measured to be faster, on CPUs
+            and, in bfloat16, on GPUs.
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
         tensorboard: Also write TensorBoard events.
     """
