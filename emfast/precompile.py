@@ -235,6 +235,10 @@ def compile_calls(
     check(not interpreted, name, "kernels", "to be compiled", "Triton's interpreter", fix, RuntimeError)
     for arch in architectures:
         check(arch in ARCHITECTURES, name, "architecture", f"to be one of {ARCHITECTURES}", arch)
+    from emfast.kernels._cache import mark, settle
+
+    settle(str(folder))
+    mark(folder)
     work = [(arch, call, folder) for arch in architectures for call in calls]
     kernels, compiled = set[str](), set[str]()
     with _processes(jobs) as run:

@@ -12,7 +12,7 @@ from emfast.cli import main
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.nn.gpu import rehearsed
 from emfast.operators import Mask
-from emfast.precompile import BATCHES, recording, trace
+from emfast.precompile import BATCHES, Layout, compile_calls, recording, trace
 from emfast.samplers import DPS
 
 
@@ -45,6 +45,23 @@ def test_a_second_process_compiles_nothing(model, tmp_path, capsys):
     again = subprocess.run([sys.executable, "-m", "emfast", *argv], capture_output=True, text=True, check=True)
     assert counts(again.stdout) == (0, compiled)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == files
+
+
+def test_a_moved_cache_serves_as_before(tmp_path):
+    pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
+    from emfast.kernels import _cache
+
+    calls = [("residual_sum", (Layout.of(torch.empty(2, 8, 4, 4)),) * 2 + (None, None, 1.0))]
+    options = {"architectures": [90]}
+    compiled, _ = compile_calls(calls, tmp_path / "made", **options)
+    assert compiled == 1
+    (tmp_path / "made").rename(tmp_path / "moved")
+    assert compile_calls(calls, tmp_path / "moved", **options) == (0, 1)
+    assert not [path for path in (tmp_path / "moved").rglob("__grp__*") if "/made/" in path.read_text()]
+
+    (tmp_path / "moved").rename(tmp_path / "again")  # what the first launch of a process sees
+    _cache.settle(str(tmp_path / "again"))
+    assert not [path for path in (tmp_path / "again").rglob("__grp__*") if "/moved/" in path.read_text()]
 
 
 def counts(text):
