@@ -89,7 +89,7 @@ struct Float {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 2
-      for (int c = 0; c < Columns; ++c) sums[r][c] = add ? load(out + r * stride + c * lanes) : vec{};
+      for (int c = 0; c < Columns; ++c) sums[r][c] = vec{};
 #pragma GCC unroll 4
     for (int64_t k = 0; k < depth; k += Paired ? 2 : 1, right += stride, left.data += Paired ? 2 : left.step) {
       vec b[Columns];
@@ -105,7 +105,10 @@ struct Float {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 2
-      for (int c = 0; c < Columns; ++c) store(out + r * stride + c * lanes, sums[r][c]);
+      for (int c = 0; c < Columns; ++c) {
+        float* o = out + r * stride + c * lanes;
+        store(o, add ? load(o) + sums[r][c] : sums[r][c]);
+      }
   }
 
   EMFAST_INLINE vec splat_pair(const float* p) {
@@ -115,20 +118,24 @@ struct Float {
     return bits<vec>(pair - wide{});
   }
 
-  // out (rows, columns) = left (rows, depth) right (depth, columns), added to out or not.
+  // out (rows, columns) = left (rows, depth) right (depth, columns), added to out or not. Sums are taken in pieces, so
+  // that their rounding errors grow with the length of a piece.
   template <bool Paired>
   static void multiply_as(float* out, int64_t stride, Left left, const float* right, int64_t rows, int64_t columns,
                           int64_t depth, bool add) {
     constexpr int block = EMFAST_LANES == 16 ? 8 : 4;  // as many sums as registers hold
-    for (int64_t c = 0; c < columns; c += 2 * lanes)
-      for (int64_t r = 0; r < rows; r += block) {
-        const Left l{left.data + r * left.row, left.row, left.step};
-        float* o = out + r * stride + c;
-        if (columns - c >= 2 * lanes)
-          product<block, 2, Paired>(o, stride, l, right + c, depth, add);
-        else
-          product<block, 1, Paired>(o, stride, l, right + c, depth, add);
-      }
+    constexpr int64_t piece = 64;
+    for (int64_t k = 0; k < depth; k += piece)
+      for (int64_t c = 0; c < columns; c += 2 * lanes)
+        for (int64_t r = 0; r < rows; r += block) {
+          const Left l{left.data + r * left.row + k * left.step, left.row, left.step};
+          const float* b = right + k / (Paired ? 2 : 1) * stride + c;
+          float* o = out + r * stride + c;
+          if (columns - c >= 2 * lanes)
+            product<block, 2, Paired>(o, stride, l, b, least(piece, depth - k), add || k > 0);
+          else
+            product<block, 1, Paired>(o, stride, l, b, least(piece, depth - k), add || k > 0);
+        }
   }
 
   static void multiply(float* out, int64_t stride, Left left, const float* right, int64_t rows, int64_t columns,

@@ -167,7 +167,8 @@ def test_restore_takes_observations_from_a_file(restored, run, tmp_path):
     argv = ["restore", str(run), "--observations", str(output / "observations.npz"), "--sampler.steps", "3"]
     assert main([*argv, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
     again, first = (np.load(folder / "reconstructions.npz")["images"] for folder in (tmp_path / "out", output))
-    np.testing.assert_array_equal(again, first)  # same ids, same seed, same observations
+    # Same ids, same seed, same observations: the same but for rounding, since the batches may be others.
+    np.testing.assert_allclose(again, first, rtol=0, atol=1e-3)
 
 
 def test_evaluate_pairs_reconstructions_with_the_images_of_their_ids(run, capsys):
