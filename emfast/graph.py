@@ -76,6 +76,8 @@ class Graphed:
                     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                         output = self.function(*inputs)
                     return _Capture(graph.replay, inputs, output)
+                except torch.OutOfMemoryError:
+                    raise
                 except RuntimeError as error:
                     reason = str(error)
         first = reason.splitlines()[0]
@@ -93,6 +95,8 @@ class Graphed:
             torch.cuda.set_sync_debug_mode("error")
         try:
             self.function(*inputs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             return str(error)
         finally:

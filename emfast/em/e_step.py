@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
@@ -43,43 +44,98 @@ def e_step(
         observations: The observations.
         ids: (N,) ids of those to reconstruct, N = the store's count; row i of the store belongs to ids[i].
         store: The store; each shard gets `images`, `ids` and the `seconds` that each took.
-        batch_size: Observations reconstructed together; auto: see `choose_batch_size`.
+        batch_size: Observations reconstructed together, of whatever shards; auto: see `choose_batch_size`. It is halved
+            where a GPU has no memory for it.
         seed: The key of the sampler's noise.
         processes: The processes that share the shards; this one alone by default.
-        callback: Called as callback(sampler steps done, in all) of this process's work.
+        callback: Called as callback(sampler steps of single observations done, in all) of this process's work.
     Raises:
         RuntimeError: If a sample diverges twice; its id is named.
     """
     processes = processes or Processes()
     device = next(denoiser.parameters()).device
     todo = [shard for shard in store.shards[processes.rank :: processes.world] if not store.has(shard[0])]
+    rows = torch.cat([torch.arange(start, stop) for _, start, stop in todo] or [torch.arange(0)])
     if batch_size == "auto":
         batch_size = choose_batch_size(sampler, denoiser, observations, ids) if todo else 1
-    batches = sum(-(-(stop - start) // batch_size) for _, start, stop in todo)
+    shards = Shards(todo)
+    with kept(), Writer(store, device) as writer:
+        for x, seconds in reconstructions(
+            sampler, denoiser, observations, ids[rows], batch_size=batch_size, seed=seed, callback=callback
+        ):
+            for index, part, images, times in shards.add(x, seconds):
+                writer.write(index, {"images": images, "ids": ids[part], "seconds": times})
+    processes.wait()
+
+
+def reconstructions(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    observations: Observations,
+    ids: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    callback: Callable[[int, int], None] | None,
+) -> Iterator[tuple[Tensor, float]]:
+    """Yields the samples of one batch after the other, and the seconds that each of its images took; see `e_step`.
+
+    A batch for which the GPU has no memory is done in halves, and so are those behind it.
+    """
+    device = next(denoiser.parameters()).device
     finished = 0
 
     def progress(done: int, steps: int) -> None:
         if callback is not None:
-            callback(finished * steps + done, batches * steps)
+            callback(finished * steps + done * len(part), len(ids) * steps)
 
-    with kept(), Writer(store, device) as writer:
-        for index, start, stop in todo:
-            watch = Stopwatch()
-            images = []
-            for part in ids[start:stop].split(batch_size):
-                # One shape, one graph: a partial batch on a GPU is filled with its last observation again.
-                full = pad(part, batch_size) if device.type == "cuda" else part
-                x = reconstruct(sampler, denoiser, observations, full, seed=seed, callback=progress)
-                images.append(x[: len(part)])
-                finished += 1
-            seconds = torch.full((stop - start,), watch.seconds / (stop - start))
-            writer.write(index, {"images": torch.cat(images), "ids": ids[start:stop], "seconds": seconds})
-    processes.wait()
+    while finished < len(ids):
+        part = ids[finished : finished + batch_size]
+        # One shape, one graph: a partial batch on a GPU is filled with its last observation again.
+        full = pad(part, batch_size) if device.type == "cuda" else part
+        watch = Stopwatch()
+        try:
+            x = reconstruct(sampler, denoiser, observations, full, seed=seed, callback=progress)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            torch.cuda.empty_cache()
+            warnings.warn(f"e_step: out of memory, it goes on with batches of {batch_size}.", stacklevel=2)
+            continue
+        finished += len(part)
+        yield x[: len(part)], watch.seconds / len(part)
 
 
 def pad(ids: Tensor, count: int) -> Tensor:
     """Returns the ids, the last one repeated until there are `count`."""
     return torch.cat((ids, ids[-1:].expand(max(0, count - len(ids)))))
+
+
+class Shards:
+    """Cuts what batches give, in their order, into shards: batches need not fit them.
+
+    Arguments:
+        todo: The (index, start, stop) of the shards, in order.
+    """
+
+    def __init__(self, todo: Sequence[tuple[int, int, int]]) -> None:
+        self.todo = list(todo)
+        self.images, self.seconds = torch.empty(0), torch.empty(0)  # of no whole shard yet
+
+    def add(self, images: Tensor, seconds: float) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+        """Yields the index, the rows, the images and the seconds of every shard that is whole now.
+
+        Arguments:
+            images: (B, C, H, W) the next ones.
+            seconds: The time that each of them took.
+        """
+        self.images = torch.cat((self.images, images)) if len(self.images) else images
+        self.seconds = torch.cat((self.seconds, torch.full((len(images),), seconds)))
+        while self.todo and len(self.images) >= (count := self.todo[0][2] - self.todo[0][1]):
+            index, start, stop = self.todo.pop(0)
+            yield index, slice(start, stop), self.images[:count], self.seconds[:count]
+            self.images, self.seconds = self.images[count:], self.seconds[count:]
 
 
 class Writer:

@@ -66,6 +66,41 @@ def test_a_partial_batch_is_filled_for_a_gpu():
     assert torch.equal(pad(IDS, 7), IDS)
 
 
+@pytest.mark.parametrize(("batch", "shard"), [(5, 2), (3, 5), (64, 1), (2, 2)])
+def test_batches_need_not_fit_the_shards(batch, shard, tmp_path, monkeypatch):
+    sizes = []
+
+    def draw(sampler, denoiser, observations, ids, **rest):
+        sizes.append(len(ids))
+        return ids.float().reshape(-1, 1, 1, 1)
+
+    monkeypatch.setitem(e_step.__globals__, "reconstruct", draw)
+    store = new_store(tmp_path, shard)
+    e_step(DPS(steps=2), Model(), observations(), IDS, store, batch_size=batch)
+    assert len(sizes) == -(-len(IDS) // batch)  # at most one of them is not full
+    assert torch.equal(store.load("images").flatten(), IDS.float())
+    assert torch.equal(store.load("ids"), IDS)
+
+
+def test_a_batch_without_memory_is_halved(tmp_path, monkeypatch):
+    sizes, calls = [], []
+
+    def draw(sampler, denoiser, observations, ids, *, callback, **rest):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        callback(1, 1)
+        return ids.float().reshape(-1, 1, 1, 1)
+
+    monkeypatch.setitem(e_step.__globals__, "reconstruct", draw)
+    store = new_store(tmp_path)
+    with pytest.warns(UserWarning, match="out of memory, it goes on with batches of"):
+        e_step(DPS(steps=1), Model(), observations(), IDS, store, batch_size=5, callback=lambda *c: calls.append(c))
+    assert sizes == [5, 2, 2, 2, 1]
+    assert calls == [(2, 7), (4, 7), (6, 7), (7, 7)]
+    assert torch.equal(store.load("images").flatten(), IDS.float())
+
+
 def test_on_a_gpu_shards_are_written_beside_the_next_ones_sampling(tmp_path, monkeypatch):
     store, images = new_store(tmp_path), torch.randn(len(IDS), *Gaussian.shape)
     with Writer(store, torch.device("cuda")) as writer:
