@@ -50,10 +50,11 @@ bench() { # NAME SECONDS SCRIPT ARGUMENTS...: a benchmark; all lines of its log 
     LINES_SHOWN=40 part "$name" "$seconds" "$PYTHON" "$@" --device "$DEVICE" --save
 }
 
-tests() { # NAME SECONDS FILES...: in several processes, since most of the time goes to compiling kernels
+tests() { # NAME SECONDS FILES...: in several processes, since most of the time goes to compiling kernels; each test has
+    # a line of its own as it ends, so that a run that is cut off names its failures too
     local name=$1 seconds=$2
     shift 2
-    OMP_NUM_THREADS=1 LINES_SHOWN=40 part "$name" "$seconds" "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider -n "$PROCESSES" \
+    OMP_NUM_THREADS=1 LINES_SHOWN=40 part "$name" "$seconds" "$PYTHON" -m pytest -vv --tb=short -p no:cacheprovider -n "$PROCESSES" \
         --durations 8 --dist worksteal --device "$DEVICE" "$@"
 }
 
@@ -92,7 +93,9 @@ else
     bench small 60 benchmarks/e_step.py "${all[@]}" --batch "${batches[@]}" --work dps \
         --only "${native[@]}" "graph bf16 channels_last" "emfast bf16" --seconds 0.5
     bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"
-    bench compiled 300 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" \
+    bench compiled 200 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" \
+        --only "compile quickly bf16 channels_last" "graph emfast bf16" --seconds 1 --profile
+    bench autotuned 400 benchmarks/e_step.py "$one" --batch "$large" --work dps \
         --only "compile bf16 channels_last" "emfast bf16" --seconds 1 --profile
     if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then
         part sanitizer 60 compute-sanitizer --error-exitcode 9 --target-processes all "$PYTHON" -m pytest -q -p no:cacheprovider \
