@@ -26,9 +26,16 @@ class Evaluator:
         config: What to measure.
         reference: Clean images the Frechet distance compares with; None: no distance.
         shape: (C, H, W) of the images.
+        device: Where features are computed.
     """
 
-    def __init__(self, config: EvaluationConfig, reference: Images | None, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        reference: Images | None,
+        shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.config, self.shape = config, shape
         self.features = None
         auto = config.features == "auto"
@@ -37,7 +44,8 @@ class Evaluator:
             from emfast import metrics
             from emfast.features import default_features, features
 
-            self.features = default_features(shape[0]) if auto else features(config.features, config.weights)
+            space = default_features(shape[0]) if auto else features(config.features, config.weights)
+            self.features = space.to(device)
             self.distance = metrics.frechet_distance
             self.reference = self.features.extract(reference)
 

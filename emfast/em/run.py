@@ -49,7 +49,8 @@ class Run:
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
         else:
             self.denoiser, self.scheduler = build_model(config.network, shape, config.seed)
-        self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape) if self.processes.main else None
+        measured = (config.evaluation, self.inputs.reference, shape, self.device)
+        self.evaluator = Evaluator(*measured) if self.processes.main else None
         self.folder = RunFolder(config.output)
         if self.processes.main:
             self.folder.claim(yaml, self.inputs.fingerprints)
