@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emfast.em.events import Event
+from emfast.em.lock import held
+from emfast.em.processes import is_main
 from emfast.em.run import Run
 
 if TYPE_CHECKING:
@@ -22,18 +25,21 @@ def train(config: Config, *, yaml: str, callback: Callable[[Event], None] | None
         callback: Called with `Progress` and `RoundFinished` events, in the main process only.
     Raises:
         ValueError: If config and data do not fit together, or the folder belongs to another run.
+        RuntimeError: If another process runs in the folder.
         OSError: If the folder cannot be written.
 
     References:
         | An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted Observations
         | (Bai et al., 2024), arXiv 2407.01014
     """
-    run = Run(config, yaml, callback)
-    if not run.folder.rows():
-        run.initial_round()
-    while phase := next_phase(run.folder.rows(), config):
-        run.round(len(run.folder.rows()), phase)
-    run.publish()
+    free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
+    with held(config.output) if is_main() and free else nullcontext():
+        run = Run(config, yaml, callback)
+        if not run.folder.rows():
+            run.initial_round()
+        while phase := next_phase(run.folder.rows(), config):
+            run.round(len(run.folder.rows()), phase)
+        run.publish()
     return run.folder.model
 
 

@@ -43,6 +43,11 @@ class Processes:
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
+def is_main() -> bool:
+    """Returns whether this process is the first, or the only one, of those that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
+
+
 def join(device: torch.device) -> Processes:
     """Returns the processes a launcher started, joined into a group; this one alone if none did.
 

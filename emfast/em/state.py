@@ -9,6 +9,7 @@ from typing import Any
 
 from emfast._check import check
 from emfast._files import read_json, write_json, write_text
+from emfast.em.lock import NAME as LOCK
 
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
 FREE = {"output", "device", "tensorboard", "rounds", "final_rounds", "m_step.checkpoint", "evaluation.pictures"}
@@ -68,7 +69,9 @@ class RunFolder:
             OSError: If it cannot be written.
         """
         fix = "Choose another output, or delete the folder"
-        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        taken = self.path.exists() and (
+            not self.path.is_dir() or any(path.name != LOCK for path in self.path.iterdir())
+        )
         if taken:
             ours = self.path.is_dir() and any((self.path / name).exists() for name in ("config.yaml", "data.json"))
             check(ours, "train", f"output {self.path}", "to be empty or an emfast run", "other files", fix)
