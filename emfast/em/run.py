@@ -54,6 +54,7 @@ class Run:
         self.folder = RunFolder(config.output)
         if self.processes.main:
             self.folder.claim(yaml, self.inputs.fingerprints)
+            self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
 
     def seed(self, *names: str | int) -> int:

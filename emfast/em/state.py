@@ -55,8 +55,10 @@ class RunFolder:
         self.write_metrics()
 
     def write_metrics(self) -> None:
-        """Writes metrics.jsonl from the rows."""
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows()))
+        """Writes metrics.jsonl from the rows, unless it holds them."""
+        path, text = self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows())
+        if text and (not path.is_file() or path.read_bytes() != text.encode()):
+            write_text(path, text)
 
     def claim(self, config: str, data: dict[str, str]) -> None:
         """Begins a run, or goes on with it if config and data are those it began with.

@@ -92,6 +92,17 @@ def test_the_model_opens_with_diffusers(run):
     assert denoiser(torch.zeros(1, 1, 12, 12), 5).shape == (1, 1, 12, 12)
 
 
+@pytest.mark.parametrize("left", [None, 0, 1])
+def test_lost_metrics_are_written_again(run, left):
+    path = run / "metrics.jsonl"
+    expected = path.read_text()
+    path.unlink()
+    if left is not None:  # as a kill between the row of a round and this file leaves it
+        path.write_text("".join(expected.splitlines(keepends=True)[:left]))
+    assert train(run.parent, "--e_step.scales", "[0.1, 1.0]", "--e_step.scale_images", "4") == 0
+    assert path.read_text() == expected
+
+
 def test_the_same_command_again_changes_nothing(run):
     before = snapshot(run / "rounds")
     assert train(run.parent, "--e_step.scales", "[0.1, 1.0]", "--e_step.scale_images", "4") == 0
