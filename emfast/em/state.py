@@ -12,7 +12,17 @@ from emfast._files import read_json, write_json, write_text
 from emfast.em.lock import NAME as LOCK
 
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
-FREE = {"output", "device", "tensorboard", "rounds", "final_rounds", "m_step.checkpoint", "evaluation.pictures"}
+# But for rounding, that is: on the size of batches a GPU's memory has a say.
+FREE = {
+    "output",
+    "device",
+    "tensorboard",
+    "rounds",
+    "final_rounds",
+    "e_step.batch_size",
+    "m_step.checkpoint",
+    "evaluation.pictures",
+}
 
 
 class Stopwatch:

@@ -67,6 +67,13 @@ def test_a_config_that_contradicts_the_run(tmp_path):
     assert (folder.path / "config.yaml").read_text() == before
 
 
+def test_the_size_of_batches_may_change(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for size in (1024, 512, "auto"):
+        folder.claim(f"sigma: 0.1\ne_step:\n  batch_size: {size}\n", {})
+    assert "auto" in (folder.path / "config.yaml").read_text()
+
+
 def test_a_foreign_folder_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="to be empty or an emfast run"):
