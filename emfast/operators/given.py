@@ -35,6 +35,10 @@ class Given(Operator):
         """Returns A^T y of the operator."""
         return self.operator.adjoint(y, parameters)
 
+    def project(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns the projection of the operator."""
+        return self.operator.project(y, parameters)
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns that of the operator."""
         return self.operator.misfit(x, y, parameters)
