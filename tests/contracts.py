@@ -177,7 +177,7 @@ def rms_norm(x):
 def check_operator(operator, shape):
     """<A x, y> = <x, A^T y> to 1e-10 in float64; A^T is the gradient of the misfit; images do not mix.
 
-    The projection of y loses nothing that A^T sees, and keeps what A gives.
+    The projection of y loses nothing that A^T sees, and keeps what A gives. A x is within the gain.
     """
     ids = torch.tensor([3, 0, 11])
     generator = torch.Generator().manual_seed(0)
@@ -210,6 +210,8 @@ def check_operator(operator, shape):
     torch.testing.assert_close(operator.adjoint(projected, parameters), operator.adjoint(v, parameters))
     assert torch.equal(operator.project(projected, parameters), projected)
     assert torch.equal(operator.project(y, parameters), y)
+    gain = operator.gain(parameters)
+    assert gain is None or operator.apply(x.sign(), parameters).abs().max() <= gain + 1e-10
 
     for row in range(3):
         alone = operator.observe(x[row : row + 1], ids=ids[row : row + 1])

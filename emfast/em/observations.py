@@ -30,7 +30,8 @@ class Observations:
         seed: The key of the simulated noise.
         name: What the errors call y.
     Raises:
-        ValueError: If the operator does not fit the images, or an observed value is not finite.
+        ValueError: If the operator does not fit the images, or an observed value is not finite; if y is far outside
+            the range that images in [-1, 1] and the noise give it, where the operator knows its `gain`.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Observations:
             check(y.dtype == torch.float32, "Observations", name, "to be float32", y, error=TypeError)
         self._check_operator()
         if y is not None:
-            self._check_values(name)
+            self._check_values(y, name)
 
     @classmethod
     def from_file(
@@ -85,13 +86,29 @@ class Observations:
         back = tuple(self.operator.apply(x, self.operator.parameters(first, tuple(y.shape[1:]))).shape)
         check(back == tuple(y.shape), name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
 
-    def _check_values(self, name: str) -> None:
-        """Finds values that no detector gives."""
-        for ids in torch.arange(len(self)).split(256):
-            bad = ~self.read(ids).flatten(1).isfinite().all(1)
+    def _check_values(self, y: Tensor, name: str) -> None:
+        """Finds values that no detector gives, and y in other units than those of the images."""
+        low, high, square, count = 0.0, 0.0, 0.0, 0
+        gains: list[float | None] = []
+        for ids in torch.arange(len(y)).split(256):
+            parameters = self.operator.parameters(ids, tuple(y.shape[1:]))
+            part = self.operator.project(y[ids], parameters)
+            bad = ~part.flatten(1).isfinite().all(1)
             found = f"NaN or inf in row {int(ids[bad][0])}" if bad.any() else ""
             fix = "Repair or remove that observation"
             check(not found, "Observations", name, "to be finite wherever the operator observes something", found, fix)
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+            square += float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+            count += int(part.count_nonzero())  # what is not recorded is zero now
+            gains.append(self.operator.gain(parameters))
+        known = [gain for gain in gains if gain is not None]
+        if len(known) < len(gains):
+            return
+        # The mean square is at most gain^2 + sigma^2. Twice the range, and noise half as strong again, may be meant.
+        limit = (2 * max(known)) ** 2 + (1.5 * self.sigma) ** 2
+        expected = f"to hold floats in [-{max(known):.4g}, {max(known):.4g}] and noise of sigma = {self.sigma:g}"
+        fix = "Scale y and sigma to images in [-1, 1] (x / 127.5 - 1 from 0 ... 255)"
+        check(square <= limit * count, "Observations", name, expected, f"values from {low:.4g} to {high:.4g}", fix)
 
     def read(self, ids: Tensor) -> Tensor:
         """Returns the observations of the ids, (B, ...) float32, as the operator can give them: see its `project`."""

@@ -50,6 +50,13 @@ class Operator:
         """
         return y
 
+    def gain(self, parameters: Parameters) -> float | None:
+        """Returns the largest |A x| that images in [-1, 1] can give; None where that is not known.
+
+        By it observations in other units than [-1, 1] are told from their files.
+        """
+        return None
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the residual r = y - A x, its squared norm per image (B,), in float32 or wider, and A^T r."""
         residual = y - self.apply(x, parameters)

@@ -39,6 +39,10 @@ class Given(Operator):
         """Returns the projection of the operator."""
         return self.operator.project(y, parameters)
 
+    def gain(self, parameters: Parameters) -> float | None:
+        """Returns the gain of the operator."""
+        return self.operator.gain(parameters)
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns that of the operator."""
         return self.operator.misfit(x, y, parameters)

@@ -72,6 +72,10 @@ class Mask(Operator):
         """Returns y where a pixel is observed and 0 elsewhere, even where y is NaN, which 0 * y would keep."""
         return torch.where(_mask(parameters, y) != 0, y, 0)
 
+    def gain(self, parameters: Parameters) -> float:
+        """Returns 1: an observed pixel is as it is."""
+        return 1.0
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns r = y - m * x, its squared norms and m * r, in one pass."""
         return mask_misfit(x, y, _mask(parameters, x))
