@@ -40,6 +40,10 @@ class DeadColumns(Operator):
         """Returns A^T y. Test it: (A x, y) = (x, A^T y) for random x and y."""
         return parameters["alive"].to(y.dtype) * y
 
+    def project(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns y without what a file holds at dead columns, be it NaN. Only for operators that know such values."""
+        return torch.where(parameters["alive"] != 0, y, 0)
+
 
 def main() -> None:
     """Shows observations of the embedded sample, and checks the adjoint."""

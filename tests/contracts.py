@@ -175,7 +175,10 @@ def rms_norm(x):
 
 
 def check_operator(operator, shape):
-    """<A x, y> = <x, A^T y> to 1e-10 in float64; A^T is the gradient of the misfit; images do not mix."""
+    """<A x, y> = <x, A^T y> to 1e-10 in float64; A^T is the gradient of the misfit; images do not mix.
+
+    The projection of y loses nothing that A^T sees, and keeps what A gives. A x is within the gain.
+    """
     ids = torch.tensor([3, 0, 11])
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, *shape, dtype=torch.float64, generator=generator)
@@ -202,6 +205,13 @@ def check_operator(operator, shape):
 
     for ours, usual in zip(operator.misfit(x, v, parameters), Operator.misfit(operator, x, v, parameters), strict=True):
         torch.testing.assert_close(ours, usual, rtol=1e-10, atol=1e-10)
+
+    projected = operator.project(v, parameters)
+    torch.testing.assert_close(operator.adjoint(projected, parameters), operator.adjoint(v, parameters))
+    assert torch.equal(operator.project(projected, parameters), projected)
+    assert torch.equal(operator.project(y, parameters), y)
+    gain = operator.gain(parameters)
+    assert gain is None or operator.apply(x.sign(), parameters).abs().max() <= gain + 1e-10
 
     for row in range(3):
         alone = operator.observe(x[row : row + 1], ids=ids[row : row + 1])

@@ -16,7 +16,7 @@ from emfast._check import check
 from emfast._files import checksum, write_file, write_json, write_text
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder, scores, write_images
-from emfast.data import Store, load, load_observations, save_observations
+from emfast.data import Store, load, save_observations
 from emfast.em import Observations, e_step, load_model, prepare
 from emfast.em.model import resolve_device
 from emfast.operators import Mask, Operator
@@ -120,10 +120,8 @@ def _observations(options: Options) -> Observations:
         images = load(options.images, crop=options.crop, size=options.size, limit=options.limit)
         seed = random.derive(options.seed, "observations")
         return Observations(options.operator, sigma=options.sigma, images=images, seed=seed)
-    y, given = load_observations(options.observations or "")
-    if options.limit is not None:
-        y, given = y.subset(slice(0, options.limit)), {name: value[: options.limit] for name, value in given.items()}
-    return Observations(options.operator, sigma=options.sigma, y=y, given=given)
+    path = options.observations or ""
+    return Observations.from_file(path, options.operator, sigma=options.sigma, limit=options.limit)
 
 
 def _identity(yaml: str, denoiser: torch.nn.Module, observations: Observations) -> dict[str, Any]:

@@ -78,10 +78,15 @@ class Images:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that depend on every pixel, the shape and the dtype, and on nothing else."""
-        digest = hashlib.blake2b(f"{self.tensor.dtype} {tuple(self.tensor.shape)}".encode(), digest_size=8)
-        for image in self.tensor.detach().cpu().split(1024):
-            digest.update(image.contiguous().numpy().data)
-        return digest.hexdigest()
+        return fingerprint(self.tensor)
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """Returns 16 hexadecimal digits that depend on every value of a tensor, its shape and its dtype."""
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
+    for rows in tensor.detach().cpu().split(1024):
+        digest.update(rows.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def first_not_finite(tensor: Tensor) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,21 +14,25 @@ from torch import Tensor
 from emfast._check import check
 from emfast._files import write_file, write_tensors
 from emfast.data.arrays import HDF5, ArrayFile, require_h5py
-from emfast.data.images import Images, first_not_finite
+from emfast.data.images import first_not_finite
 
 SUFFIXES = (".npz", ".safetensors", *HDF5)
 
 
-def load_observations(path: str | os.PathLike[str]) -> tuple[Images, dict[str, Tensor]]:
+def load_observations(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns corrupted observations and the operator parameters stored beside them.
+
+    Where nothing is observed y may hold anything, NaN too. Only the operator knows where that is: `Observations` looks.
 
     Arguments:
         path: A .npz, .safetensors or .h5 file with the observations as float `y`, (N, C, H, W) in data units, and any
             other arrays as parameters with one row per observation, such as `mask` (N, 1, H, W).
     Returns:
-        The observations, float32, and the parameters by name (floats as float32, booleans and integers as they are).
+        The observations, (N, C, H, W) float32, and the parameters by name (floats as float32, booleans and integers as
+        they are).
     Raises:
-        ValueError: If the file is missing or damaged, has no `y`, or an array has the wrong shape or is not finite.
+        ValueError: If the file is missing or damaged, has no `y`, an array has the wrong shape, or a parameter is not
+            finite.
         TypeError: If `y` is not float or a parameter is not a number.
         RuntimeError: If it is HDF5 and h5py is not installed.
     """
@@ -38,8 +42,9 @@ def load_observations(path: str | os.PathLike[str]) -> tuple[Images, dict[str, T
     file = ArrayFile(path)
     fix = f"Name the observations y; the file has {', '.join(file.names)}"
     check("y" in file.names, "load_observations", str(path), "to hold an array y", "none", fix)
-    tensors = _checked("load_observations", {name: file.read(name) for name in file.names})
-    return Images(tensors.pop("y")), tensors
+    arrays = {name: file.read(name) for name in file.names}
+    tensors = _checked("load_observations", arrays, unobserved=("y",))
+    return tensors.pop("y"), tensors
 
 
 def save_observations(path: str | os.PathLike[str], y: Tensor, parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -83,7 +88,8 @@ def _check_suffix(function: str, path: Path) -> None:
     check(path.suffix in SUFFIXES, function, "path", f"to end in one of {', '.join(SUFFIXES)}", str(path))
 
 
-def _checked(function: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked(function: str, arrays: Mapping[str, Tensor], unobserved: Container[str] = ()) -> dict[str, Tensor]:
+    """The arrays, floats as float32; those that may be unobserved in places need not be finite."""
     y = arrays["y"]
     check(y.is_floating_point(), function, "y", "to be float, in data units", y, error=TypeError)
     check(y.dim() == 4 and y.numel() > 0, function, "y", "of shape (N, C, H, W)", y)
@@ -91,7 +97,8 @@ def _checked(function: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in arrays.items():
         good = tensor.dim() > 0 and len(tensor) == len(y)
         check(good, function, name, f"to have one row for each of the {len(y)} observations", tensor)
-        first = first_not_finite(tensor) if tensor.is_floating_point() else None
+        wanted = tensor.is_floating_point() and name not in unobserved
+        first = first_not_finite(tensor) if wanted else None
         found = f"NaN or inf in row {first}"
         check(first is None, function, name, "to be finite", found, "Repair or remove that observation")
         tensors[name] = tensor.float() if tensor.is_floating_point() else tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from emfast import random
 from emfast._check import check
-from emfast.data import Images, load, load_observations
+from emfast.data import Images, load
 from emfast.em.observations import Observations
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ def read_inputs(config: Config) -> Inputs:
             images = images.subset(slice(0, data.limit))
         observations = Observations(config.operator, sigma=config.sigma, images=images, seed=seed)
     else:
-        y, given = load_observations(data.observations)
-        if data.limit is not None:
-            y, given = y.subset(slice(0, data.limit)), {name: v[: data.limit] for name, v in given.items()}
-        observations = Observations(config.operator, sigma=config.sigma, y=y, given=given)
+        observations = Observations.from_file(data.observations, config.operator, sigma=config.sigma, limit=data.limit)
     if wanted and clean is None:
         clean = load(data.clean or "", crop=data.crop, size=data.size)
         clean = _split(clean, data.clean_count)[1]

@@ -1,13 +1,17 @@
 """The observations y = A x + n: fixed once, read by id."""
 
+from __future__ import annotations
+
 import hashlib
+import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast.data import Images
+from emfast.data import Images, load_observations
+from emfast.data.images import fingerprint
 from emfast.operators import Given, Operator
 
 
@@ -21,11 +25,13 @@ class Observations:
         operator: The measurement operator.
         sigma: The standard deviation of the noise, in data units.
         images: Clean images to corrupt; the truth is then known. Give these or y.
-        y: (N, ...) corrupted observations.
+        y: (N, ...) corrupted observations, float32; where nothing is observed they may hold anything, NaN too.
         given: Parameters of the operator that came with y, e.g. {"mask": (N, 1, H, W)}.
         seed: The key of the simulated noise.
+        name: What the errors call y.
     Raises:
-        ValueError: If the operator does not fit the images.
+        ValueError: If the operator does not fit the images, or an observed value is not finite; if y is far outside
+            the range that images in [-1, 1] and the noise give it, where the operator knows its `gain`.
     """
 
     def __init__(
@@ -34,18 +40,40 @@ class Observations:
         *,
         sigma: float = 0.0,
         images: Images | None = None,
-        y: Images | None = None,
+        y: Tensor | None = None,
         given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
+        name: str = "y",
     ) -> None:
         check((images is None) != (y is None), "Observations", "images or y", "to be given", "both or none of them")
         check(sigma >= 0, "Observations", "sigma", "to be >= 0", sigma)
         self.operator = Given(operator, given) if given else operator
         self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
+        if y is not None:
+            check(y.dtype == torch.float32, "Observations", name, "to be float32", y, error=TypeError)
         self._check_operator()
+        if y is not None:
+            self._check_values(y, name)
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike[str], operator: Operator, *, sigma: float = 0.0, limit: int | None = None
+    ) -> Observations:
+        """Returns the observations of a file, see `load_observations`.
+
+        Arguments:
+            path: The file.
+            operator: The measurement operator; parameters in the file go before its own.
+            sigma: The standard deviation of the noise, in data units.
+            limit: Only the first so many.
+        """
+        y, given = load_observations(path)
+        given = {name: value[:limit] for name, value in given.items()}
+        return cls(operator, sigma=sigma, y=y[:limit], given=given, name=f"{path}:y")
 
     def __len__(self) -> int:
-        return len(self.images if self.images is not None else self.y or ())
+        source = self.images if self.images is not None else self.y
+        return 0 if source is None else len(source)
 
     def _check_operator(self) -> None:
         """Finds a misfit of operator and data now rather than hours later."""
@@ -58,10 +86,35 @@ class Observations:
         back = tuple(self.operator.apply(x, self.operator.parameters(first, tuple(y.shape[1:]))).shape)
         check(back == tuple(y.shape), name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
 
+    def _check_values(self, y: Tensor, name: str) -> None:
+        """Finds values that no detector gives, and y in other units than those of the images."""
+        low, high, square, count = 0.0, 0.0, 0.0, 0
+        gains: list[float | None] = []
+        for ids in torch.arange(len(y)).split(256):
+            parameters = self.operator.parameters(ids, tuple(y.shape[1:]))
+            part = self.operator.project(y[ids], parameters)
+            bad = ~part.flatten(1).isfinite().all(1)
+            found = f"NaN or inf in row {int(ids[bad][0])}" if bad.any() else ""
+            fix = "Repair or remove that observation"
+            check(not found, "Observations", name, "to be finite wherever the operator observes something", found, fix)
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+            square += float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+            count += int(part.count_nonzero())  # what is not recorded is zero now
+            gains.append(self.operator.gain(parameters))
+        known = [gain for gain in gains if gain is not None]
+        if len(known) < len(gains):
+            return
+        # The mean square is at most gain^2 + sigma^2. Twice the range, and noise half as strong again, may be meant.
+        limit = (2 * max(known)) ** 2 + (1.5 * self.sigma) ** 2
+        expected = f"to hold floats in [-{max(known):.4g}, {max(known):.4g}] and noise of sigma = {self.sigma:g}"
+        fix = "Scale y and sigma to images in [-1, 1] (x / 127.5 - 1 from 0 ... 255)"
+        check(square <= limit * count, "Observations", name, expected, f"values from {low:.4g} to {high:.4g}", fix)
+
     def read(self, ids: Tensor) -> Tensor:
-        """Returns the observations of the ids, (B, ...) float32."""
+        """Returns the observations of the ids, (B, ...) float32, as the operator can give them: see its `project`."""
         if self.y is not None:
-            return self.y[ids]
+            y = self.y[ids]
+            return self.operator.project(y, self.operator.parameters(ids, tuple(y.shape[1:])))
         return self.operator.observe(self.truth_of(ids), self.sigma, ids=ids, seed=self.seed)
 
     def truth_of(self, ids: Tensor) -> Tensor:
@@ -80,8 +133,9 @@ class Observations:
     @property
     def fingerprint(self) -> str:
         """A short hash of everything that makes the observations, the operator's parameters included."""
-        source = self.images if self.images is not None else self.y
+        source = self.images.fingerprint if self.images is not None else ""
+        source = fingerprint(self.y) if self.y is not None else source
         ids = torch.tensor(sorted({0, len(self) - 1}))
         sample = self.read(ids).contiguous().numpy().tobytes()
-        text = f"{source.fingerprint if source else ''} {self.sigma} {self.seed}".encode()
+        text = f"{source} {self.sigma} {self.seed}".encode()
         return hashlib.blake2b(text + sample, digest_size=8).hexdigest()

@@ -16,9 +16,9 @@ class Operator:
     r"""A linear measurement operator A with parameters of its own for every observation.
 
     A subclass has three methods, `parameters`, `apply` and `adjoint`; an operator without parameters needs only the
-    last two. One that knows its singular vectors may give `regularised_inverse` in closed form too. All tensors are
-    batched: row b of every parameter belongs to image b, and images do not mix. An instance holds hyper-parameters
-    only.
+    last two. One that knows its singular vectors may give `regularised_inverse` in closed form too, and one that never
+    records some of the values of y gives `project`. All tensors are batched: row b of every parameter belongs to image
+    b, and images do not mix. An instance holds hyper-parameters only.
 
     .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
     """
@@ -41,6 +41,21 @@ class Operator:
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns A^T y: observations to images (B, C, H, W)."""
         raise NotImplementedError(f"{type(self).__name__}: expected a method adjoint(y, parameters), got none.")
+
+    def project(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns the orthogonal projection of y on the range of A, where the operator knows it; by default y itself.
+
+        What observations hold outside the range says nothing about x, whatever a file has there: -1, NaN. Samplers and
+        misfits take the projection, once, before anything else.
+        """
+        return y
+
+    def gain(self, parameters: Parameters) -> float | None:
+        """Returns the largest |A x| that images in [-1, 1] can give; None where that is not known.
+
+        By it observations in other units than [-1, 1] are told from their files.
+        """
+        return None
 
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the residual r = y - A x, its squared norm per image (B,), in float32 or wider, and A^T r."""

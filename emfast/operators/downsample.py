@@ -33,6 +33,10 @@ class Downsample(Operator):
         """Returns each pixel spread evenly over its square, (B, C, f H, f W)."""
         return functional.interpolate(y, scale_factor=self.factor, mode="nearest") / self.factor**2
 
+    def gain(self, parameters: Parameters) -> float:
+        """Returns 1: means stay in the range of what they are taken of."""
+        return 1.0
+
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns A^T y / (1 / f^2 + c)."""
         return self.adjoint(y, parameters) / (self.factor**-2 + c)

@@ -75,6 +75,10 @@ class _Physics(Operator):
         self._check(parameters)
         return self.physics.A_adjoint(self._own(y), **parameters).to(y.dtype)
 
+    def project(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns y where the physics records something, which is where it has noise, and 0 elsewhere."""
+        return torch.where(self.noise(torch.ones_like(y), parameters) != 0, y, 0)
+
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns the minimiser, by the physics itself where that is exact."""
         if not self.closed_form:

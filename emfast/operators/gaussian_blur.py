@@ -58,6 +58,10 @@ class GaussianBlur(Operator):
         """Returns the transposed blur of y."""
         return separable_blur(y, parameters["taps"][0], parameters["taps"][0], padding=self.padding, adjoint=True)
 
+    def gain(self, parameters: Parameters) -> float:
+        """Returns 1: the kernel is positive and sums to one."""
+        return 1.0
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns r = y - A x, its squared norms and A^T r."""
         return separable_blur_misfit(x, y, parameters["taps"][0], parameters["taps"][0], padding=self.padding)

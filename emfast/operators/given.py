@@ -35,6 +35,14 @@ class Given(Operator):
         """Returns A^T y of the operator."""
         return self.operator.adjoint(y, parameters)
 
+    def project(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns the projection of the operator."""
+        return self.operator.project(y, parameters)
+
+    def gain(self, parameters: Parameters) -> float | None:
+        """Returns the gain of the operator."""
+        return self.operator.gain(parameters)
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns that of the operator."""
         return self.operator.misfit(x, y, parameters)

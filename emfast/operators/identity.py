@@ -18,6 +18,10 @@ class Identity(Operator):
         """Returns y."""
         return y
 
+    def gain(self, parameters: Parameters) -> float:
+        """Returns 1: a pixel is as it is."""
+        return 1.0
+
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns y / (1 + c)."""
         return y / (1 + c)

@@ -68,6 +68,19 @@ class Mask(Operator):
         """Returns m * y: a mask is its own adjoint."""
         return _mask(parameters, y) * y
 
+    def project(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns y where a pixel is observed and 0 elsewhere, even where y is NaN, which 0 * y would keep."""
+        return torch.where(_mask(parameters, y) != 0, y, 0)
+
+    def gain(self, parameters: Parameters) -> float:
+        """Returns 1: an observed pixel is as it is.
+
+        Raises:
+            ValueError: If a mask has other values than 0 and 1, as those of a file may.
+        """
+        _check_values(parameters["mask"])
+        return 1.0
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns r = y - m * x, its squared norms and m * r, in one pass."""
         return mask_misfit(x, y, _mask(parameters, x))
@@ -96,6 +109,11 @@ def _check_size(mask: Tensor, height: int, width: int) -> None:
     check(mask.shape[-2:] == (height, width), "Mask", "mask", expected, f"{mask.shape[-2]} x {mask.shape[-1]}")
 
 
+def _check_values(mask: Tensor) -> None:
+    found = f"values from {float(mask.min()):g} to {float(mask.max()):g}"
+    check(bool(((mask == 0) | (mask == 1)).all()), "Mask", "mask", "to be made of 0 and 1", found)
+
+
 def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
     """Returns the rows of a given mask (N, 1, H, W) that belong to the ids; a single mask serves all."""
     _check_size(mask, height, width)
@@ -114,7 +132,7 @@ def _given(mask: str | Tensor) -> Tensor:
     if mask.ndim < 4:
         mask = mask.reshape(-1, 1, *mask.shape[-2:])
     check(mask.shape[1] == 1, "Mask", "mask", "to be shared by the channels, (N, 1, H, W)", tuple(mask.shape))
-    check(bool(((mask == 0) | (mask == 1)).all()), "Mask", "mask", "to be made of 0 and 1", "other values")
+    _check_values(mask)
     return mask
 
 

@@ -78,6 +78,10 @@ class MotionBlur(Operator):
             return _filter(y, _response(parameters["kernel"], y).conj())
         return blur(y, parameters["kernel"], padding="circular")
 
+    def gain(self, parameters: Parameters) -> float:
+        """Returns the largest sum of the magnitudes in a kernel: 1 for random ones."""
+        return float(parameters["kernel"].abs().sum((-2, -1)).max())
+
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns r = y - A x, its squared norms and A^T r."""
         if parameters["kernel"].shape[-1] > LARGE:

@@ -201,7 +201,8 @@ class Sampler:
 
         Arguments:
             denoiser: The prior.
-            y: (B, ...) observations, in data units.
+            y: (B, ...) observations, in data units; what they hold outside the range of the operator, such as NaN at
+                unobserved pixels, changes nothing.
             operator: The operator that made them.
             sigma: The standard deviation of their noise, in data units.
             ids: (B,) their stable ids: the operator's parameters and the sampler's noise belong to them. 0 ... B-1 by
@@ -229,6 +230,7 @@ class Sampler:
         """Makes all steps."""
         table = transitions(denoiser.schedule, self.times(denoiser.schedule, sigma), self.eta, self.zeta).to(y.device)
         parameters = operator.parameters(ids, tuple(y.shape[1:]))
+        y = operator.project(y, parameters)
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)
         step = graphed(partial(self.stepper._step, problem), self.stepper, denoiser, operator, sigma, seed)

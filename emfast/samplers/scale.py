@@ -19,12 +19,12 @@ def data_misfit(x: Tensor, y: Tensor, operator: Operator, ids: Tensor | None = N
 
     Arguments:
         x: (B, C, H, W) images.
-        y: (B, ...) observations.
+        y: (B, ...) observations; what they hold outside the range of the operator is not counted.
         operator: The operator that made them.
         ids: (B,) their ids; 0 ... B-1 by default.
     """
     parameters = operator.parameters(default_ids(y, ids), tuple(y.shape[1:]))
-    return (y - operator.apply(x, parameters)).square().flatten(1).mean(1)
+    return (operator.project(y, parameters) - operator.apply(x, parameters)).square().flatten(1).mean(1)
 
 
 def choose_scale(

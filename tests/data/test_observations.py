@@ -77,6 +77,9 @@ def test_what_loading_refuses(tmp_path: Path) -> None:
     np.savez(path, y=y.numpy(), name=np.array(["a"] * 5))
     with pytest.raises(TypeError, match=r"y.npz:name to hold numbers"):
         load_observations(path)
+    np.savez(path, y=y.numpy(), gain=np.full(5, np.nan))
+    with pytest.raises(ValueError, match="expected gain to be finite, got NaN or inf in row 0"):
+        load_observations(path)
     np.savez(path, y=(y * 10).numpy().astype(np.uint8))
     with pytest.raises(TypeError, match="expected y to be float"):
         load_observations(path)

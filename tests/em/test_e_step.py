@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from contracts import Gaussian
 
+from emfast.config import EvaluationConfig
 from emfast.data import Images
 from emfast.data.store import Store
 from emfast.diffusion import VPSchedule
 from emfast.em import Observations, e_step
 from emfast.em.e_step import Writer, pad, reconstruct
+from emfast.em.evaluation import Evaluator
+from emfast.em.initialisation import fit_gaussian
 from emfast.em.processes import Processes
-from emfast.operators import Mask
-from emfast.samplers import DPS, Sampler
+from emfast.operators import Downsample, GaussianBlur, Identity, Mask, MotionBlur, Operator
+from emfast.samplers import DPS, MMPS, Sampler
 
 IDS = torch.tensor([3, 0, 9, 5, 7, 1, 2])
 
@@ -152,10 +156,89 @@ def test_given_observations_bring_their_masks():
     a = observations()
     ids = torch.arange(10)
     masks = a.operator.parameters(ids, Gaussian.shape)
-    b = Observations(Mask(), sigma=0.1, y=Images(a.read(ids)), given=masks)
+    b = Observations(Mask(), sigma=0.1, y=a.read(ids), given=masks)
     assert torch.equal(b.read(IDS), a.read(IDS))
     assert torch.equal(b.operator.parameters(IDS, Gaussian.shape)["mask"], masks["mask"][IDS])
     assert b.truth(IDS) is None
+
+
+@pytest.mark.parametrize("value", [-1.0, torch.nan, torch.inf])
+def test_unobserved_values_are_not_read(value, tmp_path):
+    """In a file, through the reconstructions, their misfit and the Gaussian that EM begins with."""
+    a, ids, path = observations(), torch.arange(10), tmp_path / "y.npz"
+    mask = a.operator.parameters(ids, Gaussian.shape)["mask"]
+    np.savez(path, y=torch.where(mask == 1, a.read(ids), value).numpy(), mask=mask.numpy())
+    b = Observations.from_file(path, Mask(), sigma=0.1)
+    assert torch.equal(b.read(IDS), a.read(IDS))
+    found = [reconstruct(MMPS(steps=3), Model(), data, IDS, seed=2) for data in (a, b)]
+    assert torch.equal(*found)
+    evaluator = Evaluator(EvaluationConfig(), None, Gaussian.shape)
+    misfits = [evaluator.reconstructions(found[0], IDS, data)["misfit"] for data in (a, b)]
+    assert misfits[0] == misfits[1]
+    first, second = (fit_gaussian(data, ids, rank=2, rounds=2) for data in (a, b))
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.diagonal, second.diagonal)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_observed_values_must_be_finite(value, tmp_path):
+    a, ids, path = observations(), torch.arange(10), tmp_path / "y.npz"
+    y, mask = a.read(ids), a.operator.parameters(ids, Gaussian.shape)["mask"]
+    y[4] = torch.where(mask[4] == 1, value, y[4])
+    np.savez(path, y=y.numpy(), mask=mask.numpy())
+    with pytest.raises(ValueError, match=r"y.npz:y to be finite wherever .* got NaN or inf in row 4\."):
+        Observations.from_file(path, Mask())
+    assert len(Observations.from_file(path, Mask(), limit=4)) == 4
+
+
+class Camera(Operator):
+    """A user's operator, which gives numbers of counts."""
+
+    def apply(self, x, parameters):
+        return 127.5 * x
+
+    adjoint = apply
+
+
+UNIT_GAIN = {
+    "mask": Mask(missing=0.6),
+    "identity": Identity(),
+    "blur": GaussianBlur(size=3),
+    "shake": MotionBlur(size=3),
+    "downsample": Downsample(2),
+}
+
+
+def pixels():
+    """Images in [-1, 1] with 12 x 12 pixels, most of them at the ends."""
+    return torch.randn(6, 1, 12, 12, generator=torch.Generator().manual_seed(0)).mul(2).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("operator", UNIT_GAIN.values(), ids=UNIT_GAIN)
+@pytest.mark.parametrize("sigma", [0.0, 0.4, 5.0])
+def test_observations_in_other_units_are_refused(operator, sigma, tmp_path):
+    path = tmp_path / "y.npz"
+    for largest in (255, 65535):
+        scale = largest / 2
+        y = operator.observe(scale * (pixels() + 1), scale * min(sigma, 0.4))
+        np.savez(path, y=y.numpy())
+        for stated in (min(sigma, 0.4), scale * min(sigma, 0.4)):
+            with pytest.raises(ValueError, match=r"y.npz:y to hold floats in \[-1, 1\].*Scale y and sigma") as error:
+                Observations.from_file(path, operator, sigma=stated)
+            assert "\n" not in str(error.value)
+    np.savez(path, y=operator.observe(1.5 * pixels(), sigma).numpy())
+    for stated in (sigma, 0.8 * sigma):
+        assert len(Observations.from_file(path, operator, sigma=stated)) == 6
+
+
+def test_an_operator_that_changes_the_range_is_not_asked_for_it():
+    y = 127.5 * (pixels() + 1)
+    Observations(Camera(), y=y)
+    kernel = torch.full((3, 3), 300.0)
+    Observations(MotionBlur(kernel=kernel), y=y)
+    Observations(MotionBlur(size=3), y=y, given={"kernel": kernel.expand(6, 1, 3, 3)})
+    with pytest.raises(ValueError, match=r"y to hold floats in \[-0.5, 0.5\]"):
+        Observations(MotionBlur(kernel=kernel / 5400), y=y)
 
 
 def test_an_operator_that_does_not_fit_the_data_is_found_at_once():

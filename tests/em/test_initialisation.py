@@ -35,7 +35,7 @@ def observed(operator, sigma, prior):
 def test_posterior_is_the_closed_form(operator, sigma):
     prior, ids = truth(), torch.arange(COUNT)
     y = operator.observe(prior.sample(torch.tensor([0]), seed=3), sigma)
-    same = Observations(operator, sigma=sigma, y=Images(y.float().expand(COUNT, *SHAPE).contiguous()))
+    same = Observations(operator, sigma=sigma, y=y.float().expand(COUNT, *SHAPE))
     x = prior.posterior(same, ids, seed=4, iterations=30).flatten(1)
     basis = torch.eye(12, dtype=torch.float64).reshape(12, *SHAPE)
     forward = operator.apply(basis, operator.parameters(torch.tensor([0]), SHAPE)).flatten(1).T

@@ -112,6 +112,8 @@ def test_samples_are_those_of_the_same_operator():
     sampler = DPS(steps=10)
     a, b = (sampler(prior.denoiser, y, operator, sigma=0.1) for operator in (own, theirs))
     torch.testing.assert_close(a, b)
+    marked = torch.where(masks == 1, y, torch.nan)
+    assert torch.equal(sampler(prior.denoiser, marked, theirs, sigma=0.1), b)
 
 
 def test_the_physics_itself_is_left_alone():

@@ -7,13 +7,40 @@ import torch
 from contracts import Gaussian, check_moments, check_sampler
 
 from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
-from emfast.operators import GaussianBlur, Identity, Mask
-from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, choose_scale, data_misfit
+from emfast.operators import GaussianBlur, Given, Identity, Mask, Operator
+from emfast.samplers import (
+    DAPS,
+    DPS,
+    MMPS,
+    DiffPIR,
+    PiGDM,
+    Prior,
+    ReverseFromObservation,
+    WarmStart,
+    choose_scale,
+    data_misfit,
+)
 
 COUNT = 2000
 SCHEDULES = [VPSchedule.linear(), VPSchedule.cosine(), EDMSchedule()]
 BLUR = GaussianBlur(size=3, std=0.8)
 MASK = Mask(mask=torch.tensor([[1, 0, 1], [0, 1, 1]]))
+
+
+class Halved(Operator):
+    """A user's operator, whose last row of pixels is dead."""
+
+    def apply(self, x, parameters):
+        return torch.cat((0.5 * x[..., :1, :], 0 * x[..., 1:, :]), -2)
+
+    def adjoint(self, y, parameters):
+        return self.apply(y, parameters)
+
+    def project(self, y, parameters):
+        return torch.cat((y[..., :1, :], torch.zeros_like(y[..., 1:, :])), -2)
+
+    def noise(self, z, parameters):
+        return self.project(z, parameters)
 
 
 def observations(operator, sigma):
@@ -133,6 +160,27 @@ def test_a_perfect_fit_is_no_nan():
     prior = Gaussian(VPSchedule.linear())
     x = DPS(steps=10)(prior.denoiser, torch.zeros(2, *Gaussian.shape, dtype=torch.float64), Mask(missing=1.0))
     assert x.isfinite().all()
+
+
+EVERY = [DPS, MMPS, PiGDM, DiffPIR, DAPS]
+PHYSICS = {"Mask": MASK, "Given": Given(Mask(), {"mask": MASK.mask.expand(4, 1, 2, 3)}), "own": Halved()}
+
+
+@pytest.mark.parametrize("value", [-1.0, 1e30, torch.nan])
+@pytest.mark.parametrize("operator", PHYSICS.values(), ids=PHYSICS)
+@pytest.mark.parametrize("kind", [*EVERY, "warm"])
+def test_unobserved_values_change_nothing(kind, operator, value):
+    """What a file has where nothing is recorded is an accident: 0 counts, NaN."""
+    prior = Gaussian(VPSchedule.linear())
+    x = torch.randn(3, *Gaussian.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sampler = WarmStart(MMPS(steps=4), x[:2], torch.arange(2), noise=1.0) if kind == "warm" else kind(steps=4)
+    y = operator.observe(x, 0.1)
+    recorded = operator.apply(torch.ones_like(x), operator.parameters(torch.arange(3), Gaussian.shape)) != 0
+    marked = torch.where(recorded, y, value)
+    assert not torch.equal(y, marked)
+    samples = [sampler(prior.denoiser, part, operator, sigma=0.1, seed=1) for part in (y, marked)]
+    assert torch.equal(*samples)
+    assert torch.equal(data_misfit(x, y, operator), data_misfit(x, marked, operator))
 
 
 def test_choose_scale_takes_the_smallest_misfit():
