@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from emfast._check import check
-from emfast._files import read_json, write_json, write_text
+from emfast._files import read_json, to_json, write_json, write_text
 
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
 FREE = {"output", "device", "tensorboard", "rounds", "final_rounds", "m_step.checkpoint", "evaluation.pictures"}
@@ -55,7 +54,7 @@ class RunFolder:
 
     def write_metrics(self) -> None:
         """Writes metrics.jsonl from the rows."""
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows()))
+        write_text(self.path / "metrics.jsonl", "".join(to_json(row) + "\n" for row in self.rows()))
 
     def claim(self, config: str, data: dict[str, str]) -> None:
         """Begins a run, or goes on with it if config and data are those it began with.
