@@ -36,6 +36,15 @@ def message(function: str, name: str, requirement: str, value: object, fix: str 
     return f"{sentence} {fix}." if fix else sentence
 
 
+LOUD = 1000.0  # the standard deviation of noise that is no mistake, at most; images are in [-1, 1]
+
+
+def check_sigma(sigma: float, function: str) -> None:
+    """Raises the sentence of `check` unless a standard deviation of measurement noise is one that may be."""
+    check(sigma >= 0, function, "sigma", "to be >= 0", sigma)
+    check(sigma <= LOUD, function, "sigma", f"to be <= {LOUD:g}, in data units ([-1, 1])", sigma)
+
+
 def check_finite(
     tensors: Mapping[str, Tensor], function: str, name: str, fix: str | None = None, error: type[Exception] = ValueError
 ) -> None:

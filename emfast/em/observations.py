@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from emfast._check import check
+from emfast._check import check, check_sigma
 from emfast.data import Images
 from emfast.operators import Given, Operator
 
@@ -39,7 +39,7 @@ class Observations:
         seed: int = 0,
     ) -> None:
         check((images is None) != (y is None), "Observations", "images or y", "to be given", "both or none of them")
-        check(sigma >= 0, "Observations", "sigma", "to be >= 0", sigma)
+        check_sigma(sigma, "Observations")
         self.operator = Given(operator, given) if given else operator
         self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
         self._check_operator()
