@@ -9,6 +9,7 @@ from torch import Tensor
 from emfast._check import check, check_sigma
 from emfast.data import Images
 from emfast.operators import Given, Operator
+from emfast.operators.linearity import check_linear
 
 
 class Observations:
@@ -57,6 +58,7 @@ class Observations:
         self.shape: tuple[int, int, int] = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
         back = tuple(self.operator.apply(x, self.operator.parameters(first, tuple(y.shape[1:]))).shape)
         check(back == tuple(y.shape), name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
+        check_linear(self.operator, torch.tensor(sorted({0, len(self) - 1})), self.shape, tuple(y.shape[1:]))
 
     def read(self, ids: Tensor) -> Tensor:
         """Returns the observations of the ids, (B, ...) float32."""
