@@ -8,6 +8,7 @@ from typing import Any
 
 from emfast._check import check
 from emfast._files import read_json, to_json, write_json, write_text
+from emfast._yaml import check_yaml
 
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
 FREE = {"output", "device", "tensorboard", "rounds", "final_rounds", "m_step.checkpoint", "evaluation.pictures"}
@@ -87,6 +88,7 @@ class RunFolder:
         import yaml
 
         path = self.path / "config.yaml"
+        check_yaml(path, "train")
         try:
             before = _flat(yaml.safe_load(path.read_text()))
         except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
