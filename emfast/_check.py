@@ -1,5 +1,6 @@
 """Argument checks: every error of emfast is one sentence of the same form, and says how to put it right."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,33 @@ def message(function: str, name: str, requirement: str, value: object, fix: str 
     """Returns the sentence that `check` raises."""
     sentence = f"{function}: expected {name} {requirement}, got {show(value)}."
     return f"{sentence} {fix}." if fix else sentence
+
+
+LOUD = 1000.0  # the standard deviation of noise that is no mistake, at most; images are in [-1, 1]
+
+
+def check_sigma(sigma: float, function: str) -> None:
+    """Raises the sentence of `check` unless a standard deviation of measurement noise is one that may be."""
+    check(sigma >= 0, function, "sigma", "to be >= 0", sigma)
+    check(sigma <= LOUD, function, "sigma", f"to be <= {LOUD:g}, in data units ([-1, 1])", sigma)
+
+
+def check_finite(
+    tensors: Mapping[str, Tensor], function: str, name: str, fix: str | None = None, error: type[Exception] = ValueError
+) -> None:
+    """Raises the sentence of `check`, with the first tensor at fault in it, unless all numbers are finite.
+
+    Arguments:
+        tensors: The tensors by name; what holds no fractions is passed over.
+        function: The public function the caller used.
+        name: Where they are from, a file or an argument.
+        fix: A sentence that tells the caller what to do, without its full stop.
+        error: The class of the error.
+    """
+    for key, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+            good = bool(tensor.isfinite().all())
+            check(good, function, name, "to hold finite numbers", f"NaN or infinity in {key}", fix, error)
 
 
 def show(value: Any) -> str:

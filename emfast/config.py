@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emfast._check import check
+from emfast._check import check, check_sigma
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
+from emfast.samplers.defaults import check_posterior
 
 
 @dataclass
@@ -102,7 +104,8 @@ class EStepConfig:
         _positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images")
         if self.batch_size != "auto":
             _positive("e_step", self, "batch_size")
-        check(all(scale > 0 for scale in self.scales), "config", "e_step.scales", "to be positive", self.scales)
+        good = all(0 < scale < math.inf for scale in self.scales)
+        check(good, "config", "e_step.scales", "to be positive and finite", self.scales)
 
 
 @dataclass
@@ -157,7 +160,8 @@ class MStepConfig:
         _positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
         _positive("m_step", self, "learning_rate", "clip_norm")
         check(self.warmup >= 0, "config", "m_step.warmup", "to be >= 0", self.warmup)
-        check(self.weight_decay >= 0, "config", "m_step.weight_decay", "to be >= 0", self.weight_decay)
+        good = 0 <= self.weight_decay < math.inf
+        check(good, "config", "m_step.weight_decay", "to be >= 0 and finite", self.weight_decay)
         check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
 
 
@@ -166,7 +170,7 @@ class EvaluationConfig:
     """What is measured after every round.
 
     Args:
-        samples: Images sampled from the model for the Frechet distance and the pictures; 0: none.
+        samples: Images sampled from the model for the Frechet distance and the pictures, 2 or more; 0: none.
         steps: Deterministic sampling steps for them.
         features: Feature space of the distance; auto: "fashion-mnist" for one channel, "efficientnet-lite0" for RGB.
         weights: Path of the weights where the feature space needs a file ("inception").
@@ -181,7 +185,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _positive("evaluation", self, "steps", "pictures")
-        check(self.samples >= 0, "config", "evaluation.samples", "to be >= 0", self.samples)
+        good = self.samples == 0 or self.samples > 1
+        check(good, "config", "evaluation.samples", "to be 0, or 2 or more", self.samples)
 
 
 @dataclass
@@ -237,9 +242,12 @@ class Config:
 
     def __post_init__(self) -> None:
         self.sampler = self.sampler or default_sampler(type(self.operator))
-        check(self.sigma >= 0, "config", "sigma", "to be >= 0", self.sigma)
+        check_posterior(self.sampler, "config")
+        check_sigma(self.sigma, "config")
         check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
         check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)
+        good = 0 <= self.switch_scale < math.inf
+        check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
         check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
         steps = getattr(self.sampler, "steps", 1)
         check(steps > 0, "config", "sampler.steps", "to be positive", steps)
@@ -256,7 +264,8 @@ class Config:
 
 
 def _positive(group: str, config: object, *names: str) -> None:
-    """Checks that numbers of a group, where they are given, are positive."""
+    """Checks that numbers of a group, where they are given, are positive and finite."""
     for name in names:
         value = getattr(config, name)
-        check(value is None or value > 0, "config", f"{group}.{name}", "to be positive", value)
+        good = value is None or 0 < value < math.inf
+        check(good, "config", f"{group}.{name}", "to be positive and finite", value)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emfast._check import check, message
+from emfast._check import check, check_finite, message
 from emfast._files import read_tensors
 
 CLASSIFIER = Path(__file__).parent / "data" / "sample" / "classifier.safetensors"
@@ -280,8 +280,11 @@ def require(function: str, module: str, package: str, extra: str) -> None:
 def read_weights(function: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Returns the tensors of a PyTorch weights file, refusing one that holds anything else."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
         fix = "Download it again"
         found = f"another content ({type(error).__name__})"
         raise ValueError(message(function, str(path), "to be a PyTorch weights file", found, fix)) from error
+    check(isinstance(tensors, dict), function, str(path), "to hold tensors by name", type(tensors))
+    check_finite(tensors, function, str(path), "Download it again")
+    return tensors

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "emfast"
 
 LAYERS = (
     ("_check",),
-    ("_files", "_library", "_memory"),
+    ("_files", "_library", "_memory", "_yaml"),
     ("random", "graph"),
     ("ops", "data", "metrics", "features"),
     ("operators", "diffusion", "nn"),

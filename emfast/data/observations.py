@@ -97,8 +97,8 @@ def _checked(function: str, arrays: Mapping[str, Tensor], unobserved: Container[
     for name, tensor in arrays.items():
         good = tensor.dim() > 0 and len(tensor) == len(y)
         check(good, function, name, f"to have one row for each of the {len(y)} observations", tensor)
-        wanted = tensor.is_floating_point() and name not in unobserved
-        first = first_not_finite(tensor) if wanted else None
+        numbers = tensor.is_floating_point() or tensor.is_complex()
+        first = first_not_finite(tensor) if numbers and name not in unobserved else None
         found = f"NaN or inf in row {first}"
         check(first is None, function, name, "to be finite", found, "Repair or remove that observation")
         tensors[name] = tensor.float() if tensor.is_floating_point() else tensor

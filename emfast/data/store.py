@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast._files import read_json, read_tensors_and_metadata, write_json, write_tensors
+from emfast._files import read_json, read_tensors_and_metadata, to_json, write_json, write_tensors
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ class Store:
         self.folder = Path(folder)
         self.count = count
         self.shard_size = shard_size
-        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+        self.identity: dict[str, Any] = json.loads(to_json(dict(identity)))
         starts = range(0, count, shard_size)
         self.shards = [(index, start, min(start + shard_size, count)) for index, start in enumerate(starts)]
         if (self.folder / MANIFEST).exists():

@@ -19,6 +19,7 @@ from emfast.em.processes import Processes
 from emfast.em.state import Stopwatch
 from emfast.graph import kept
 from emfast.samplers import Sampler
+from emfast.samplers.defaults import check_posterior
 
 
 def e_step(
@@ -50,8 +51,10 @@ def e_step(
         processes: The processes that share the shards; this one alone by default.
         callback: Called as callback(sampler steps of single observations done, in all) of this process's work.
     Raises:
+        ValueError: If the sampler does not read the observations.
         RuntimeError: If a sample diverges twice; its id is named.
     """
+    check_posterior(sampler, "e_step")
     processes = processes or Processes()
     device = next(denoiser.parameters()).device
     todo = [shard for shard in store.shards[processes.rank :: processes.world] if not store.has(shard[0])]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
+from emfast._check import check_finite
 from emfast.data import Images
 from emfast.diffusion import Denoiser
 from emfast.em.observations import Observations
@@ -93,6 +94,8 @@ class Evaluator:
             for ids in torch.arange(count, device=device).split(128):
                 parts.append(sampler.sample(denoiser, self.shape, ids=ids, seed=key, callback=progress).cpu())
         images = torch.cat(parts)
+        fix = "Lower m_step.learning_rate, in another output folder"
+        check_finite({"an image": images}, "train", "samples of the model", fix, RuntimeError)
         if self.features is None:
             return images, {"fd": None, "features": None}
         distance = self.distance(self.features.extract(images), self.reference)

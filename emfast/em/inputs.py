@@ -64,6 +64,8 @@ def read_inputs(config: Config) -> Inputs:
         if images_ is not None:
             shape = observations.shape
             fix = "Set data.size, or give other images"
+            few = name == "data.reference" and len(images_) < 2
+            check(not few, "train", name, "to hold 2 images or more", len(images_), "Set it to null for no distance")
             check(images_.shape == shape, "train", name, f"to have the observations' shape {shape}", images_.shape, fix)
     return Inputs(observations, clean, reference)
 

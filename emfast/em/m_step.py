@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_finite
 from emfast._files import read_tensors_and_metadata, write_tensors
 from emfast.diffusion import Denoiser
 from emfast.em.processes import Processes
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 RESIDENT = 0.1  # the share of a GPU's free memory that training images may take
+LOOK = 100  # steps between two looks at whether all is finite: each waits for the device
 
 
 class Trainer:
@@ -43,13 +45,19 @@ class Trainer:
         )
         self.step = 0
         self.watch = Stopwatch()
+        device = self.parameters[0].device
+        self.total = torch.zeros((), device=device)  # of the losses: once it is NaN or infinite it stays so
+        self.sound = torch.zeros((), dtype=torch.int64, device=device)  # the last step of a finite total
 
-    def update(self, gradients: Sequence[Tensor | None]) -> None:
-        """Makes one optimizer step and moves the average towards the new weights.
+    def update(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        """Makes one optimizer step and moves the average towards the new weights; does not wait for the device.
 
         Arguments:
+            loss: The loss that the gradients are of, 0-dimensional.
             gradients: One for each parameter; those of a graph are overwritten by its next replay.
         """
+        self.total += loss
+        self.sound += self.total.isfinite()
         for p, gradient in zip(self.parameters, gradients, strict=True):
             p.grad = gradient
         rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup))
@@ -62,27 +70,46 @@ class Trainer:
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         self.step += 1
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint."""
+    def look(self) -> None:
+        """Makes sure that the training has not diverged; waits for the device.
+
+        Raises:
+            RuntimeError: If a loss since the look before, or a number of a checkpoint, is NaN or infinite.
+        """
+        fix = f"Lower m_step.learning_rate, {self.config.learning_rate:g}, in another output folder"
+        finite, step = bool(self.total.isfinite()), min(int(self.sound) + 1, self.step)
+        check(finite, "train", "the loss", "to be finite", f"NaN or infinity at step {step}", fix, RuntimeError)
+        self.total.zero_()
+        numbers = [t.detach() for t in self.tensors().values() if t.is_floating_point() and t.numel()]
+        finite = bool(torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all())
+        step = self.step
+        check(finite, "train", "the weights", "to be finite", f"NaN or infinity at step {step}", fix, RuntimeError)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns what training changes, by the names that a checkpoint has for it."""
         tensors: dict[str, Tensor] = {f"network/{i}": p for i, p in enumerate(self.parameters)}
         tensors |= {f"average/{i}": p for i, p in enumerate(self.average)}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
-        tensors |= {f"buffer/{name}": value for name, value in self.network.named_buffers()}
+        return tensors | {f"buffer/{name}": value for name, value in self.network.named_buffers()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint."""
         metadata = {"identity": self.identity, "step": str(self.step), "seconds": str(self.watch.seconds)}
-        write_tensors(path, tensors, metadata)
+        write_tensors(path, self.tensors(), metadata)
 
     @torch.no_grad()
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes back to a checkpoint.
 
         Raises:
-            ValueError: If the file is damaged, or of another training; it is named.
+            ValueError: If the file is damaged, of another training or of a diverged one; it is named.
         """
         tensors, metadata = read_tensors_and_metadata(path)
         fix = "Delete the file to start this round's training again"
         own = metadata.get("identity") == self.identity
         check(own, "train", str(path), "to be a checkpoint of this training", metadata.get("identity", "none"), fix)
+        check_finite(tensors, "train", str(path), fix)
         for i, (p, average) in enumerate(zip(self.parameters, self.average, strict=True)):
             p.copy_(tensors[f"network/{i}"])
             average.copy_(tensors[f"average/{i}"])
@@ -95,6 +122,7 @@ class Trainer:
                 state.setdefault(int(place), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = int(metadata["step"])
+        self.sound.fill_(self.step)
         self.watch = Stopwatch(float(metadata["seconds"]))
 
     @torch.no_grad()
@@ -102,7 +130,6 @@ class Trainer:
         """Puts the averaged weights into the network: they are the model."""
         for p, average in zip(self.parameters, self.average, strict=True):
             p.copy_(average)
-        self.network.eval()
 
 
 def m_step(
@@ -130,6 +157,9 @@ def m_step(
         checkpoint: The file to write checkpoints to, and to go on from if it exists.
         processes: The processes that share each batch; this one alone by default.
         callback: Called as callback(steps done, steps in all).
+    Raises:
+        RuntimeError: If training diverges: a loss, a weight or the loss of the averaged weights is NaN or infinite. The
+            last checkpoint stays.
     """
     processes = processes or Processes()
     requirement = f"to be a multiple of {processes.world}, the number of processes"
@@ -139,36 +169,60 @@ def m_step(
         trainer.load(checkpoint)
     device = trainer.parameters[0].device
     denoiser.network.train()
-    batches = Batches(len(images), config.batch_size, seed)
-    part = slice(processes.rank, None, processes.world)
-    place = torch.arange(config.batch_size, device=device)[part]  # in the batch, whatever the number of processes
-    images = _resident(images, device)
+    batch = _Batch(trainer, denoiser, images, seed, processes)
+    graphed = Graphed(batch.gradients, state=denoiser.network.buffers())
 
-    def gradients(x_0: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of step k to all parameters."""
-        u, noise = draws(tuple(x_0.shape[1:]), place, seed, k)
-        if config.flip:
-            x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
-        trainer.optimizer.zero_grad()
-        denoiser.loss(x_0, denoiser.schedule.training_times(u[:, 0]), noise).mean().backward()
-        return tuple(p.grad for p in trainer.parameters)  # type: ignore[misc]
+    def step(k: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The loss and the gradients of step k, the means over all processes."""
+        found = graphed(*batch.inputs(k))
+        processes.average([tensor for tensor in found if tensor is not None])
+        return found[0], found[1:]
 
-    graphed = Graphed(gradients, state=denoiser.network.buffers())
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while trainer.step < steps:
-            k = trainer.step
-            torch.manual_seed(random.derive(seed, "dropout", k, processes.rank) % 2**63)
-            x_0 = _sent(images[_sent(batches.ids(k)[part], images.device)], device)
-            found = graphed(x_0, torch.full((), k, dtype=torch.int64, device=device))
-            processes.average([gradient for gradient in found if gradient is not None])
-            trainer.update(found)
-            if processes.main and trainer.step % config.checkpoint == 0 and trainer.step < steps:
+            trainer.update(*step(trainer.step))
+            writes = trainer.step % config.checkpoint == 0 and trainer.step < steps
+            if writes or trainer.step % LOOK == 0:
+                trainer.look()
+            if writes and processes.main:
                 trainer.save(checkpoint)
             if callback is not None:
                 callback(trainer.step, steps)
-    trainer.finish()
+        trainer.finish()
+        trainer.total += step(steps - 1)[0]  # what the last update led to is looked at too
+        trainer.look()
+    trainer.optimizer.zero_grad()
+    denoiser.network.eval()
     return trainer.watch.seconds
+
+
+class _Batch:
+    """This process's part of the batch of every step, and the gradients that it gives."""
+
+    def __init__(self, trainer: Trainer, denoiser: Denoiser, images: Tensor, seed: int, processes: Processes) -> None:
+        self.trainer, self.denoiser, self.seed, self.processes = trainer, denoiser, seed, processes
+        self.config, self.device = trainer.config, trainer.parameters[0].device
+        self.batches = Batches(len(images), self.config.batch_size, seed)
+        self.part = slice(processes.rank, None, processes.world)
+        # In the batch, whatever the number of processes.
+        self.place = torch.arange(self.config.batch_size, device=self.device)[self.part]
+        self.images = _resident(images, self.device)
+
+    def inputs(self, k: int) -> tuple[Tensor, Tensor]:
+        """Returns the images of step k and its number on the device; seeds its dropout."""
+        torch.manual_seed(random.derive(self.seed, "dropout", k, self.processes.rank) % 2**63)
+        x_0 = _sent(self.images[_sent(self.batches.ids(k)[self.part], self.images.device)], self.device)
+        return x_0, torch.full((), k, dtype=torch.int64, device=self.device)
+
+    def gradients(self, x_0: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """Returns the loss of step k, and its gradients to all parameters."""
+        u, noise = draws(tuple(x_0.shape[1:]), self.place, self.seed, k)
+        if self.config.flip:
+            x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
+        self.trainer.optimizer.zero_grad()
+        loss = self.denoiser.loss(x_0, self.denoiser.schedule.training_times(u[:, 0]), noise).mean()
+        loss.backward()
+        return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 
 def _resident(images: Tensor, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from emfast import random
-from emfast._check import check, message
+from emfast._check import check, check_finite, message
 from emfast._files import settle_folder, write_folder, write_json
 from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
@@ -103,8 +103,12 @@ def save_model(
         scheduler: The diffusers scheduler it was trained with.
         folder: The folder, replaced if it exists.
         note: Written beside it as `emfast.json`: where the model comes from.
+    Raises:
+        ValueError: If a weight is NaN or infinite.
     """
     from diffusers import DDPMPipeline
+
+    check_finite(denoiser.network.state_dict(), "save_model", "the model")
 
     def fill(path: Path) -> None:
         pipeline: Any = DDPMPipeline(denoiser.network, scheduler)
@@ -125,7 +129,7 @@ def load_model(
         device: Where to put it.
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no model, or a damaged one.
+        ValueError: If it holds no model, a damaged one, or one whose weights are not finite.
     """
     denoiser, _, shape = load_pipeline(folder)
     return denoiser.to(device), shape
@@ -149,6 +153,9 @@ def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[
     except Exception as error:  # diffusers raises whatever its parts do
         reason = str(error).strip().split("\n")[0]
         raise ValueError(message("load_model", str(folder), "to hold a whole UNet2DModel", reason, fix)) from error
+    found = sorted(unet.glob("diffusion_pytorch_model*.safetensors")) or sorted(unet.glob("*.bin"))
+    weights = found[0] if len(found) == 1 else unet
+    check_finite(network.state_dict(), "load_model", str(weights), "Its training diverged: give another model")
     size = network.config.sample_size or 0
     height, width = (size, size) if isinstance(size, int) else size
     return Denoiser(network.eval(), scheduler), scheduler, (int(network.config.in_channels), height, width)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from emfast._check import check
+from emfast._check import check, check_sigma
 from emfast.data import Images, load_observations
 from emfast.data.images import fingerprint
 from emfast.operators import Given, Operator
+from emfast.operators.linearity import check_linear
 
 
 class Observations:
@@ -46,7 +47,7 @@ class Observations:
         name: str = "y",
     ) -> None:
         check((images is None) != (y is None), "Observations", "images or y", "to be given", "both or none of them")
-        check(sigma >= 0, "Observations", "sigma", "to be >= 0", sigma)
+        check_sigma(sigma, "Observations")
         self.operator = Given(operator, given) if given else operator
         self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
         if y is not None:
@@ -85,6 +86,7 @@ class Observations:
         self.shape: tuple[int, int, int] = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
         back = tuple(self.operator.apply(x, self.operator.parameters(first, tuple(y.shape[1:]))).shape)
         check(back == tuple(y.shape), name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
+        check_linear(self.operator, torch.tensor(sorted({0, len(self) - 1})), self.shape, tuple(y.shape[1:]))
 
     def _check_values(self, y: Tensor, name: str) -> None:
         """Finds values that no detector gives, and y in other units than those of the images."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_finite
 from emfast._files import read_json, read_tensors, settle_folder, write_json, write_tensors
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
@@ -102,7 +102,9 @@ class Run:
                 seed=self.config.seed,
                 callback=self.progress("gaussian", 0),
             )
-            write_tensors(path, dataclasses.asdict(prior) | {"seconds": torch.tensor(watch.seconds)})
+            tensors = dataclasses.asdict(prior)
+            check_finite(tensors, "train", "the Gaussian prior", "Give data.clean instead", RuntimeError)
+            write_tensors(path, tensors | {"seconds": torch.tensor(watch.seconds)})
         self.processes.wait()
         tensors = read_tensors(path)
         seconds = float(tensors.pop("seconds"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from emfast._check import check
-from emfast._files import read_json, write_json, write_text
+from emfast._files import read_json, to_json, write_json, write_text
+from emfast._yaml import check_yaml
 from emfast.em.lock import NAME as LOCK
 
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
@@ -66,7 +66,7 @@ class RunFolder:
 
     def write_metrics(self) -> None:
         """Writes metrics.jsonl from the rows, unless it holds them."""
-        path, text = self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows())
+        path, text = self.path / "metrics.jsonl", "".join(to_json(row) + "\n" for row in self.rows())
         if text and (not path.is_file() or path.read_bytes() != text.encode()):
             write_text(path, text)
 
@@ -103,6 +103,7 @@ class RunFolder:
         import yaml
 
         path = self.path / "config.yaml"
+        check_yaml(path, "train")
         try:
             before = _flat(yaml.safe_load(path.read_text()))
         except (yaml.YAMLError, AttributeError, UnicodeDecodeError):

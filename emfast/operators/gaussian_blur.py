@@ -1,5 +1,6 @@
 """Deblurring: A convolves with a separable Gaussian kernel."""
 
+import math
 from functools import lru_cache
 from typing import Literal
 
@@ -32,7 +33,7 @@ class GaussianBlur(Operator):
 
     def __init__(self, size: int = 9, std: float = 2.0, padding: Literal["reflect", "circular"] = "reflect") -> None:
         check(size > 0 and size % 2 == 1, "GaussianBlur", "size", "to be odd and positive", size)
-        check(std > 0, "GaussianBlur", "std", "to be > 0 pixels", std)
+        check(0 < std < math.inf, "GaussianBlur", "std", "to be > 0 pixels and finite", std)
         check(padding in ("reflect", "circular"), "GaussianBlur", "padding", "to be reflect or circular", padding)
         self.size, self.std, self.padding = size, std, padding
 

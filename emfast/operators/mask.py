@@ -19,8 +19,8 @@ class Mask(Operator):
     Give one of `missing`, `box` or `mask`; or none, where a file of observations brings the masks along.
 
     Arguments:
-        missing: The probability in [0, 1] that a pixel is missing, drawn for each pixel and observation.
-        box: The side in pixels of a missing square, placed at random in each observation.
+        missing: The probability in [0, 1) that a pixel is missing, drawn for each pixel and observation.
+        box: The side in pixels of a missing square, smaller than the image, placed at random in each observation.
         mask: A given mask with values 0 and 1: (H, W) or (1, H, W) for all observations, or (N, 1, H, W) with row id
             for observation id. A tensor, or the path of a `.npy` file.
         seed: The key of the random masks: observation id always has the mask of (seed, id).
@@ -34,11 +34,11 @@ class Mask(Operator):
         given = [name for name, value in (("missing", missing), ("box", box), ("mask", mask)) if value is not None]
         check(len(given) <= 1, "Mask", "one of missing, box and mask", "to be given", " and ".join(given))
         if missing is not None:
-            check(0 <= missing <= 1, "Mask", "missing", "to be a probability in [0, 1]", missing)
+            check(0 <= missing < 1, "Mask", "missing", "to be a probability in [0, 1)", missing)
         if box is not None:
-            check(box > 0, "Mask", "box", "to be > 0 pixels", box)
+            check(box > 0 and box == int(box), "Mask", "box", "to be a whole number > 0 of pixels", box)
         self.missing, self.box, self.seed = missing, box, seed
-        self.mask = None if mask is None else _given(mask)
+        self.mask = None if mask is None else given_mask(mask)
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns {"mask": (B, 1, H, W) float32}."""
@@ -53,6 +53,7 @@ class Mask(Operator):
             return {}
         side = self.box
         check(side <= min(height, width), "Mask", "box", f"to be <= {min(height, width)}, the side of the images", side)
+        check(side < max(height, width), "Mask", "box", f"to be < {side}: it hides whole images", side)
         u = random.uniform((2,), ids=ids, seed=key)
         top, left = (u * torch.tensor([height - side + 1, width - side + 1], device=ids.device)).long().unbind(1)
         rows = torch.arange(height, device=ids.device) - top[:, None]
@@ -73,12 +74,7 @@ class Mask(Operator):
         return torch.where(_mask(parameters, y) != 0, y, 0)
 
     def gain(self, parameters: Parameters) -> float:
-        """Returns 1: an observed pixel is as it is.
-
-        Raises:
-            ValueError: If a mask has other values than 0 and 1, as those of a file may.
-        """
-        _check_values(parameters["mask"])
+        """Returns 1: an observed pixel is as it is."""
         return 1.0
 
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,11 +105,6 @@ def _check_size(mask: Tensor, height: int, width: int) -> None:
     check(mask.shape[-2:] == (height, width), "Mask", "mask", expected, f"{mask.shape[-2]} x {mask.shape[-1]}")
 
 
-def _check_values(mask: Tensor) -> None:
-    found = f"values from {float(mask.min()):g} to {float(mask.max()):g}"
-    check(bool(((mask == 0) | (mask == 1)).all()), "Mask", "mask", "to be made of 0 and 1", found)
-
-
 def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
     """Returns the rows of a given mask (N, 1, H, W) that belong to the ids; a single mask serves all."""
     _check_size(mask, height, width)
@@ -124,15 +115,24 @@ def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
     return rows_of(mask, ids)
 
 
-def _given(mask: str | Tensor) -> Tensor:
-    """Returns a given mask as float32 (N, 1, H, W)."""
+def given_mask(mask: str | Tensor) -> Tensor:
+    """Returns a given mask as float32 (N, 1, H, W).
+
+    Arguments:
+        mask: A mask as `Mask` takes it, or (N, H, W).
+    Raises:
+        ValueError: If it has another shape or values other than 0 and 1, or shows nothing at all.
+    """
     mask = mask if isinstance(mask, Tensor) else _read(Path(mask))
     check(2 <= mask.ndim <= 4, "Mask", "mask", "to have shape (H, W), (1, H, W) or (N, 1, H, W)", tuple(mask.shape))
+    check(not mask.is_complex(), "Mask", "mask", "to be real", mask.dtype)
+    bad = mask[~((mask == 0) | (mask == 1))]
+    check(len(bad) == 0, "Mask", "mask", "to be made of 0 and 1", bad[0].item() if len(bad) else "")
+    check(bool(mask.any()), "Mask", "mask", "to be 1 somewhere", "0 everywhere: nothing is observed")
     mask = mask.to(torch.float32)
     if mask.ndim < 4:
         mask = mask.reshape(-1, 1, *mask.shape[-2:])
     check(mask.shape[1] == 1, "Mask", "mask", "to be shared by the channels, (N, 1, H, W)", tuple(mask.shape))
-    _check_values(mask)
     return mask
 
 

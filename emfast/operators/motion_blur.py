@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_finite
 from emfast.operators.base import Operator, Parameters, rows_of
 from emfast.ops import blur, blur_misfit
 
@@ -33,10 +33,11 @@ class MotionBlur(Operator):
             kernel = torch.as_tensor(kernel, dtype=torch.float64)
             shaped = kernel.ndim in (2, 3) and kernel.shape[-1] == kernel.shape[-2] and kernel.shape[-1] % 2 == 1
             check(shaped, "MotionBlur", "kernel", "to have shape (K, K) or (N, K, K), K odd", tuple(kernel.shape))
+            check_finite({"kernel": kernel}, "MotionBlur", "the given kernels")
             kernel = kernel.reshape(-1, *kernel.shape[-2:])
             size = kernel.shape[-1]
         check(size > 0 and size % 2 == 1, "MotionBlur", "size", "to be odd and positive", size)
-        check(shake >= 0, "MotionBlur", "shake", "to be >= 0", shake)
+        check(0 <= shake < math.inf, "MotionBlur", "shake", "to be >= 0 and finite", shake)
         self.size, self.shake, self.kernel, self.seed = size, shake, kernel, seed
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:

@@ -18,6 +18,7 @@ from emfast.graph import graphed
 from emfast.operators import Operator
 from emfast.operators.base import Parameters, default_ids
 from emfast.ops import sampler_update
+from emfast.samplers.settings import check_settings
 
 Callback = Callable[[int, int], None]
 
@@ -144,6 +145,9 @@ class Sampler:
     order: int = 1  # 2: the estimate is extrapolated from the step before, at no cost
     eta: float = 0.0
     zeta: float | None = None  # the share of fresh noise, in the place of eta
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def evaluations(self) -> int:

@@ -39,7 +39,7 @@ class WarmStart(Sampler):
     noise: float
 
     def __post_init__(self) -> None:
-        check(self.noise > 0, "WarmStart", "noise", "to be > 0", self.noise)
+        super().__post_init__()
         name = type(self.sampler).__name__
         check(self.sampler.begins_at_noise, "WarmStart", "sampler", "to begin at pure noise", name)
         shape = tuple(self.ids.shape)

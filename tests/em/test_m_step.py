@@ -1,5 +1,6 @@
 """The M-step: what it trains, and that an interruption changes nothing."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from emfast.config import MStepConfig
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.em.m_step import Batches, draws, m_step
+from emfast.em.m_step import Batches, Trainer, draws, m_step
 from emfast.graph import Graphed
 
 CONFIG = MStepConfig(batch_size=8, learning_rate=1e-2, warmup=5, ema=0.9, checkpoint=3)
@@ -104,6 +105,48 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match="checkpoint"):
         run(fresh(), path, steps=4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 10])
+def test_a_diverged_training_is_a_sentence_and_leaves_the_last_good_checkpoint(tmp_path, steps):
+    path, config = tmp_path / "checkpoint", dataclasses.replace(CONFIG, learning_rate=1e38, clip_norm=1e30)
+    with pytest.raises(RuntimeError, match=r"finite, got NaN or infinity at step [1-4]\. Lower m_step\.learning_rate"):
+        m_step(fresh(), IMAGES, steps=steps, config=config, seed=1, checkpoint=path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("moment", [4, 9])
+def test_the_step_of_a_diverged_loss_is_named(tmp_path, moment):
+    denoiser, path = fresh(), tmp_path / "checkpoint"
+
+    def spoil(done, total):
+        if done == moment:
+            denoiser.network.layers[0].bias.data[0] = torch.nan
+
+    with pytest.raises(RuntimeError, match=f"the loss to be finite, got NaN or infinity at step {moment + 1}"):
+        run(denoiser, path, callback=spoil)
+    expected = run(fresh(), tmp_path / "none")
+    found = run(fresh(), path)  # goes on from the last checkpoint that was written before
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_nothing_else_of_a_checkpoint_may_be_infinite(tmp_path):
+    trainer = Trainer(fresh().network, CONFIG, "one")
+    trainer.look()
+    trainer.average[1][0] = torch.inf
+    with pytest.raises(RuntimeError, match="the weights to be finite"):
+        trainer.look()
+    trainer.save(tmp_path / "bad")
+    with pytest.raises(ValueError, match="NaN or infinity in average/1"):
+        Trainer(fresh().network, CONFIG, "one").load(tmp_path / "bad")
+
+
+def test_most_steps_do_not_wait_for_the_device(tmp_path, monkeypatch):
+    looks, look = [], Trainer.look
+    monkeypatch.setattr(Trainer, "look", lambda self: looks.append(self.step) or look(self))
+    monkeypatch.setattr("emfast.em.m_step.LOOK", 4)
+    run(fresh(), tmp_path / "none")
+    assert looks == [3, 4, 6, 8, 9, 10]
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, 8), (3, 8), (8, 8), (1, 2)])

@@ -10,7 +10,7 @@ from emfast.operators import Downsample, GaussianBlur, Given, Identity, Mask, Mo
 OPERATORS = [
     Identity(),
     Mask(missing=0.6),
-    Mask(missing=1.0),
+    Mask(mask=(torch.arange(12) % 2).reshape(12, 1, 1, 1).expand(12, 1, 8, 9)),  # some show nothing
     Mask(box=3),
     Mask(mask=(torch.arange(72).reshape(8, 9) % 3 > 0)),
     GaussianBlur(size=5, std=1.3),
@@ -120,6 +120,12 @@ def test_random_motion_kernels():
     assert ((kernel > 0).sum((1, 2, 3)) >= 9).all()  # a path, not a point
 
 
+def test_given_masks_without_channels():
+    masks = torch.arange(5 * 16).reshape(5, 4, 4) % 3 == 0
+    found = Given(Mask(), {"mask": masks}).parameters(torch.tensor([4, 1]), (3, 4, 4))["mask"]
+    assert torch.equal(found, masks[[4, 1], None].float())
+
+
 def test_given_masks(tmp_path):
     masks = (torch.rand(5, 1, 4, 4) > 0.5).float()
     np.save(tmp_path / "masks.npy", masks.numpy())
@@ -134,6 +140,22 @@ def test_given_masks(tmp_path):
         (lambda: Mask(missing=1.5), "missing to be a probability"),
         (lambda: Mask(missing=0.5, box=3), "one of missing, box and mask"),
         (lambda: Mask(mask=torch.full((4, 4), 0.5)), "made of 0 and 1"),
+        (lambda: Mask(mask=torch.full((4, 4), 2)), "made of 0 and 1, got 2"),
+        (lambda: Mask(mask=torch.full((4, 4), -1.0)), "made of 0 and 1, got -1"),
+        (lambda: Mask(mask=torch.full((4, 4), torch.nan)), "made of 0 and 1, got nan"),
+        (lambda: Mask(mask=torch.ones(4, 4, dtype=torch.complex64)), "mask to be real"),
+        (lambda: Mask(mask=torch.zeros(4, 4)), "nothing is observed"),
+        (lambda: Given(Mask(), {"mask": torch.full((2, 4, 4), 2)}), "made of 0 and 1, got 2"),
+        (lambda: Given(Mask(), {"mask": torch.ones(4, 4)}), r"shape \(N, 1, H, W\) or \(N, H, W\)"),
+        (lambda: Given(Mask(), {"mask": torch.ones(2, 3, 4, 4)}), "shared by the channels"),
+        (lambda: Mask(missing=1.0), r"missing to be a probability in \[0, 1\)"),
+        (lambda: Mask(missing=float("nan")), "missing to be a probability"),
+        (lambda: Mask(box=4).observe(torch.zeros(1, 1, 4, 4)), "hides whole images"),
+        (lambda: Mask(box=0), "box to be a whole number > 0"),
+        (lambda: Mask(box=2.5), "box to be a whole number > 0"),
+        (lambda: GaussianBlur(std=float("inf")), "std to be > 0 pixels and finite"),
+        (lambda: MotionBlur(shake=float("inf")), "shake to be >= 0 and finite"),
+        (lambda: MotionBlur(kernel=torch.full((3, 3), torch.nan)), "finite"),
         (lambda: Mask(mask=torch.ones(4)), "to have shape"),
         (lambda: Mask(mask=torch.ones(2, 3, 4, 4)), "shared by the channels"),
         (lambda: Mask(mask=torch.ones(3, 3)).observe(torch.zeros(1, 1, 4, 4)), "the size of the images, 4 x 4"),

@@ -156,9 +156,11 @@ def test_the_bias_of_the_others_is_the_documented_one(sampler, ratio):
 
 
 def test_a_perfect_fit_is_no_nan():
-    """Nothing observed: the misfit is zero from the first step, and so is its norm."""
+    """Nothing observed of the first: the misfit is zero from the first step, and so is its norm."""
+    y, mask = torch.zeros(2, *Gaussian.shape, dtype=torch.float64), torch.zeros(2, *Gaussian.shape)
+    mask[1] = 1
     prior = Gaussian(VPSchedule.linear())
-    x = DPS(steps=10)(prior.denoiser, torch.zeros(2, *Gaussian.shape, dtype=torch.float64), Mask(missing=1.0))
+    x = DPS(steps=10)(prior.denoiser, y, Mask(mask=mask))
     assert x.isfinite().all()
 
 

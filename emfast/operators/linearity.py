@@ -1,0 +1,75 @@
+"""Whether an operator is what every sampler takes it for: linear, and with the adjoint that it says it has."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+from emfast.operators.base import Operator, Parameters
+
+# Rounding is this many times the precision of the numbers at most, relative to the lengths of the vectors.
+ROUNDING = 100.0
+LOWER = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check_linear(operator: Operator, ids: Tensor, shape: tuple[int, ...], observed: tuple[int, ...]) -> None:
+    r"""Tries an operator on random vectors, in float64 if it takes that, else in float32.
+
+    .. math:: A (x - 2 z) = A x - 2 A z, \quad \langle A x, y \rangle = \langle x, A^\top y \rangle
+
+    An operator that rounds to a lower precision inside, as a physics with float32 filters does, is allowed the errors
+    of that precision.
+
+    Arguments:
+        operator: The operator.
+        ids: (B,) ids of observations, on the CPU.
+        shape: (C, H, W) of an image.
+        observed: The shape of an observation.
+    Raises:
+        ValueError: If one of the two does not hold; the operator and the two numbers are named.
+    """
+    draw = partial(torch.randn, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, z, y = draw(len(ids), *shape), draw(len(ids), *shape), draw(len(ids), *observed)
+    parameters = operator.parameters(ids, observed)
+    try:
+        a_x, back = operator.apply(x, parameters), operator.adjoint(y, parameters)
+    except (RuntimeError, TypeError, ValueError):  # whatever it raises for float64; float32 is what a run gives it
+        x, z, y = x.float(), z.float(), y.float()
+        a_x, back = operator.apply(x, parameters), operator.adjoint(y, parameters)
+    mixed, apart = operator.apply(x - 2 * z, parameters), a_x - 2 * operator.apply(z, parameters)
+    ours, theirs = _product(a_x, y), _product(x, back)
+    bent = _product(mixed - apart, mixed - apart).sqrt()
+    size = _product(a_x, a_x).sqrt() + _product(apart, apart).sqrt()
+    span = (_product(a_x, a_x) * _product(y, y)).sqrt() + (_product(x, x) * _product(back, back)).sqrt()
+
+    eps = torch.finfo(x.dtype).eps
+    if not bool(((bent <= ROUNDING * eps * size) & ((ours - theirs).abs() <= ROUNDING * eps * span)).all()):
+        eps = _precision(operator, x, a_x, parameters)
+    name = _name(operator)
+    for b, s, o, t, p in zip(*(v.tolist() for v in (bent, size, ours, theirs, span)), strict=True):
+        requirement = f"to be 0 up to rounding, for A is to be linear (|A x| + |A x - 2 A z| is {s:.6g})"
+        fix = "Leave offsets, clipping and noise out of apply"
+        check(b <= ROUNDING * eps * s, name, "|A(x - 2 z) - (A x - 2 A z)|", requirement, f"{b:.6g}", fix)
+        fix = "Make adjoint the transpose of apply; torch.func.vjp of apply is one"
+        good = abs(o - t) <= ROUNDING * eps * p
+        check(good, name, "<x, A^T y>", f"to be <A x, y> = {o:.9g} up to rounding", f"{t:.9g}", fix)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the inner product of each row, (B,) float64."""
+    return (a.double() * b.double()).flatten(1).sum(1)
+
+
+def _precision(operator: Operator, x: Tensor, a_x: Tensor, parameters: Parameters) -> float:
+    """Returns the precision that an operator computes in: of the numbers that it takes for the same as those of x."""
+    for dtype in LOWER:
+        if torch.equal(operator.apply(x.to(dtype).to(x.dtype), parameters), a_x):
+            return torch.finfo(dtype).eps
+    return torch.finfo(x.dtype).eps
+
+
+def _name(operator: Operator) -> str:
+    """Returns the name of an operator as its user knows it: that of what a wrapper holds."""
+    inner = getattr(operator, "operator", operator)
+    return type(getattr(inner, "physics", inner)).__name__

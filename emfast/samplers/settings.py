@@ -1,0 +1,44 @@
+"""What the hyper-parameters of samplers may be."""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from numbers import Real
+from typing import Any, NamedTuple
+
+from emfast._check import check
+
+
+class Rule(NamedTuple):
+    """What must hold of a number, and how a sentence says so."""
+
+    holds: Callable[[Any], bool]
+    requirement: str
+
+
+COUNT = Rule(lambda value: value > 0 and value == int(value), "to be a whole number > 0")
+SHARE = Rule(lambda value: 0 <= value <= 1, "to be in [0, 1]")
+LEVEL = Rule(lambda value: value >= 0, "to be >= 0 and finite")
+POSITIVE = Rule(lambda value: value > 0, "to be > 0 and finite")
+RULES = {
+    "steps": COUNT,
+    "flow": COUNT,
+    "iterations": COUNT,
+    "order": Rule(lambda value: value in (1, 2), "to be 1 or 2"),
+    "eta": SHARE,
+    "zeta": SHARE,
+    "scale": LEVEL,
+    "sigma_min": LEVEL,
+    "width": POSITIVE,
+    "weight": POSITIVE,
+    "noise": POSITIVE,
+}
+
+
+def check_settings(sampler: Any) -> None:
+    """Raises a ValueError if a field of a dataclass, by its name, is a number that means nothing to a sampler."""
+    for name in [field.name for field in fields(sampler) if field.name in RULES]:
+        value, rule = getattr(sampler, name), RULES[name]
+        if isinstance(value, Real):
+            good = math.isfinite(value) and rule.holds(value)
+            check(good, type(sampler).__name__, name, rule.requirement, value)
