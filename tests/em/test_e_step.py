@@ -222,7 +222,7 @@ def test_observations_in_other_units_are_refused(operator, sigma, tmp_path):
         scale = largest / 2
         y = operator.observe(scale * (pixels() + 1), scale * min(sigma, 0.4))
         np.savez(path, y=y.numpy())
-        for stated in (min(sigma, 0.4), min(scale * sigma, 1000.0) * 0.4):
+        for stated in (min(sigma, 0.4), min(scale * min(sigma, 0.4), 1000.0)):
             with pytest.raises(ValueError, match=r"y.npz:y to hold floats in \[-1, 1\].*Scale y and sigma") as error:
                 Observations.from_file(path, operator, sigma=stated)
             assert "\n" not in str(error.value)
