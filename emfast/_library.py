@@ -185,9 +185,24 @@ def extension() -> ModuleType:
     return importlib.import_module("emfast._C")
 
 
-def addresses(*tensors: torch.Tensor | None) -> list[int]:
-    """Returns the addresses of tensors as the functions of emfast._C take them; None is 0."""
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+def run_cpp(function: str, *arguments: Any) -> None:
+    """Calls a function of emfast._C, which takes addresses, with the tensors that these belong to.
+
+    No op sees an address: the memory of a tensor that was made for the call would be free before the kernel reads it.
+    Here the arguments hold every tensor until the call returns.
+
+    Arguments:
+        function: Its name.
+        arguments: What it takes, but with tensors for addresses and None for 0; these stand in lists, and only there.
+    """
+    getattr(extension(), function)(*[_addressed(part) if type(part) is list else part for part in arguments])
+
+
+def _addressed(row: list[Any]) -> list[Any]:
+    return [
+        part.data_ptr() if isinstance(part, torch.Tensor) else _addressed(part) if type(part) is list else part or 0
+        for part in row
+    ]
 
 
 @cache

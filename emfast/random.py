@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
+from emfast._library import register, run_cpp
 
 MASK = 0xFFFFFFFF
 
@@ -115,7 +115,7 @@ def _fake(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
 
 def _cpp(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
     z = _fake(shape, ids, step, seed)
-    extension().normal(addresses(ids.contiguous(), step, z), len(ids), math.prod(shape), seed)
+    run_cpp("normal", [ids.contiguous(), step, z], len(ids), math.prod(shape), seed)
     return z
 
 

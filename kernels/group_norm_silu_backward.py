@@ -158,7 +158,8 @@ def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest
         added = torch.zeros_like(x) if added is None else added
         added_skip = torch.zeros_like(skip) if added_skip is None else added_skip
     a = Launch(BACKWARD, x, skip, parameters, num_groups, whole=not wanted)
-    inputs = (a.dense(grad), a.x, a.skip, *a.parameters, statistics, a.dense(added), a.dense(added_skip), a.partial())
+    features = (a.dense(added), a.dense(added_skip))
+    inputs = (a.dense(grad), a.x, a.skip, *a.parameters, statistics.contiguous(), *features, a.partial())
     dx, dskip = a.empty(x.shape[1]), None if skip is None else a.empty(skip.shape[1])
     shape = (x.shape[0], a.splits, a.channels)
     sums, shift = (a.floats(3, *shape[::2]), a.floats(*shape)) if wanted else (None, None)

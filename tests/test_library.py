@@ -1,7 +1,9 @@
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +79,24 @@ def test_where_the_reference_is_faster_it_runs_unless_one_is_forced(monkeypatch)
     with backend("cpp"):
         OPS["convolution"].run("cpp", "cpu", *few)
     assert seen == ["reference", "cpp"]
+
+
+def test_tensors_made_for_a_call_live_until_it_returns(monkeypatch):
+    made, seen = [], []
+
+    def tensor():
+        x = torch.ones(3)
+        made.append(weakref.ref(x))
+        return x
+
+    def kernel(*arguments):
+        alive = [ref() for ref in made]
+        assert arguments == ([alive[0].data_ptr(), 0], [[alive[1].data_ptr(), 3]], (None, 2), False)
+        seen.append(len(alive))
+
+    monkeypatch.setattr(_library, "extension", lambda: SimpleNamespace(kernel=kernel))
+    _library.run_cpp("kernel", [tensor(), None], [[tensor(), 3]], (None, 2), False)
+    assert seen == [2]
 
 
 def test_an_unknown_backend_is_an_error():

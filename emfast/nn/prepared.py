@@ -82,11 +82,18 @@ def _stamp(weight: Tensor) -> tuple[Any, ...]:
 
     The version alone misses writes through `.data`, with which most code copies averaged weights.
     """
-    (address, version), size = _version(weight), weight.numel() * weight.element_size()
+    (address, version), size = _version(weight), _extent(weight) * weight.element_size()
     if size < 8 * SAMPLES:
         return address, version, ctypes.string_at(address, size)
     step = (size - 8) // (SAMPLES - 1)
     return address, version, *[ctypes.string_at(address + i * step, 8) for i in range(SAMPLES)]
+
+
+def _extent(weight: Tensor) -> int:
+    """Returns from its first to its last element how many there are in memory: that many may be read."""
+    if weight.is_contiguous() or weight.numel() == 0:
+        return weight.numel()
+    return 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
 
 
 def _version(weight: Tensor) -> tuple[int, int]:

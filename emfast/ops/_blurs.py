@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from emfast._library import addresses, extension, register
+from emfast._library import register, run_cpp
 from emfast.ops._images import Misfit, fake_misfit, misfit_gradients, misfit_of
 from emfast.ops._tensors import DTYPES, unsupported
 
@@ -68,7 +68,7 @@ class Blur:
     ) -> None:
         tensors = [t.contiguous() for t in images] + [t.float().contiguous() for t in taps]
         sizes = (DTYPES[images[0].dtype], *images[0].shape, *self.sizes(*taps))
-        getattr(extension(), name)(addresses(*tensors, *results), sizes, *flags)
+        run_cpp(name, [*tensors, *results], sizes, *flags)
 
     def _backward(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         taps = ctx.saved_tensors

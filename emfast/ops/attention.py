@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, is_forced, register, triton_launcher
+from emfast._library import is_forced, register, run_cpp, triton_launcher
 from emfast.ops._tensors import DTYPES, accumulate, unsupported
 
 LARGEST = 256  # dimensions of a head that the Triton kernels take
@@ -148,7 +148,7 @@ def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *res
 def _cpp(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     out, lse = _fake(query)
     tensors = (query, key, value, out)
-    extension().attention(addresses(*tensors, lse), [t.stride() for t in tensors], _sizes(query, key), scale)
+    run_cpp("attention", [*tensors, lse], tuple(t.stride() for t in tensors), _sizes(query, key), scale)
     return out, lse
 
 
@@ -175,8 +175,8 @@ def _cpp_packed_backward(grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor,
 
 def _write_gradients(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple[Tensor, ...]) -> None:
     tensors = (*inputs, *results)
-    where = addresses(*tensors, lse.contiguous())
-    extension().attention_backward(where, [t.stride() for t in tensors], _sizes(*inputs[1:3]), scale)
+    strides, sizes = tuple(t.stride() for t in tensors), _sizes(*inputs[1:3])
+    run_cpp("attention_backward", [*tensors, lse.contiguous()], strides, sizes, scale)
 
 
 def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from emfast._library import addresses, extension, extension_error, register
+from emfast._library import extension, extension_error, register, run_cpp
 
 LAST = torch.channels_last
 Window = tuple[int, int, bool]  # stride, padding, upsample
@@ -108,13 +108,8 @@ def _cpp(x: Tensor, skip: Tensor | None, w: Any, biases: list[Tensor], residual:
     added = None if residual is None else residual.contiguous(memory_format=LAST)
     shifts: list[Any] = list(biases) or [None] * len(w)
     grid = (x.shape[0], *y.shape[2:], *x.shape[2:], w[0].shape[2], *window)
-    extension().convolution(
-        [(t.data_ptr(), t.shape[1], 0) for t in xs],
-        _rows(w, shifts),
-        [(*addresses(y), y.shape[1], *addresses(added))],
-        grid,
-        False,
-    )
+    inputs = [[t, t.shape[1], None] for t in xs]
+    run_cpp("convolution", inputs, _rows(w, shifts), [[y, y.shape[1], added]], grid, False)
     return y
 
 
@@ -122,13 +117,13 @@ def _cpp_gradient(grad: Tensor, w: list[Tensor], shape: list[int], *window: Any)
     results = _fake_gradient(grad, w, shape)
     g = grad.contiguous(memory_format=LAST)
     grid = (g.shape[0], *g.shape[2:], *shape[1:], w[0].shape[2], *window)
-    outputs = [(t.data_ptr(), t.shape[1], 0) for t in results if t.shape[1]]
-    extension().convolution([(g.data_ptr(), g.shape[1], 0)], _rows(w, [None] * len(w)), outputs, grid, True)
+    outputs = [[t, t.shape[1], None] for t in results if t.shape[1]]
+    run_cpp("convolution", [[g, g.shape[1], None]], _rows(w, [None] * len(w)), outputs, grid, True)
     return results
 
 
-def _rows(weights: Any, biases: Any) -> list[tuple[int, int, int]]:
-    return [(w.data_ptr(), w.shape[0], *addresses(b)) for w, b in zip(weights, biases, strict=True)]
+def _rows(weights: Any, biases: Any) -> list[list[Tensor | int | None]]:
+    return [[w, w.shape[0], b] for w, b in zip(weights, biases, strict=True)]
 
 
 def unsupported(dtype: torch.dtype, weights: Sequence[Tensor], biases: Sequence[Tensor], window: Window) -> str | None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
+from emfast._library import register, run_cpp
 from emfast.ops._tensors import accumulate
 from emfast.ops.convolution import Window, unsupported_machine, unsupported_window
 
@@ -83,7 +83,7 @@ def _cpp(
     dweight, dbias = _fake(grad, x, skip, size)
     channels = (grad.shape[1], x.shape[1], 0 if skip is None else skip.shape[1])
     grid = (grad.shape[0], *grad.shape[2:], *x.shape[2:], size, stride, padding, upsample)
-    extension().convolution_weight_gradient(addresses(*tensors, dweight, dbias), channels, grid)
+    run_cpp("convolution_weight_gradient", [*tensors, dweight, dbias], channels, grid)
     return dweight, dbias
 
 

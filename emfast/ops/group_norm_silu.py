@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, is_forced, register, wanted
+from emfast._library import is_forced, register, run_cpp, wanted
 from emfast.ops._tensors import DTYPES, accumulate, empty, memory_format, unsupported
 
 
@@ -200,7 +200,7 @@ def _cpp(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     *parameters, num_groups, eps, silu = rest
     results = _fake(x, skip, *rest)
     tensors, sizes = _dense(x, (x, skip), parameters)
-    extension().group_norm_silu(addresses(*tensors, *results), sizes, num_groups, eps, silu)
+    run_cpp("group_norm_silu", [*tensors, *results], sizes, num_groups, eps, silu)
     return results
 
 
@@ -208,7 +208,7 @@ def _cpp_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest: Any) -> t
     *parameters, statistics, num_groups, silu, _, added, added_skip = rest
     results = _fake_backward(grad, x, skip, *rest)
     tensors, sizes = _dense(x, (x, skip, grad, added, added_skip), parameters)
-    extension().group_norm_silu_backward(addresses(*tensors, statistics, *results), sizes, num_groups, silu)
+    run_cpp("group_norm_silu_backward", [*tensors, statistics.contiguous(), *results], sizes, num_groups, silu)
     return results
 
 

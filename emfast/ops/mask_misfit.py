@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
+from emfast._library import register, run_cpp
 from emfast.ops._images import Misfit, check_images, fake_misfit, misfit_gradients, misfit_of
 from emfast.ops._tensors import DTYPES, accumulate, unsupported
 
@@ -60,7 +60,7 @@ def _cpp(x: Tensor, y: Tensor, mask: Tensor) -> Misfit:
     x, y, mask = x.contiguous(), y.contiguous(), mask.contiguous()
     batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     sizes = (DTYPES[x.dtype], mask.dtype != x.dtype, batch, channels, pixels, pixels if len(mask) > 1 else 0)
-    extension().mask_misfit(addresses(x, y, mask, *results), sizes)
+    run_cpp("mask_misfit", [x, y, mask, *results], sizes)
     return results
 
 

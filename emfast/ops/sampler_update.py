@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
+from emfast._library import register, run_cpp
 from emfast.ops._tensors import DTYPES, accumulate
 from emfast.random import reference as normal
 from emfast.random import signed
@@ -80,7 +80,7 @@ def _cpp(x_t: Tensor, *rest: Any) -> Tensor:
     x_s = _fake(x_t)
     dense = [None if t is None else t.contiguous() for t in (x_t, *tensors)]
     sizes = (DTYPES[x_t.dtype], x_t.shape[0], x_t.numel() // max(x_t.shape[0], 1), tensors[2].shape[0])
-    extension().sampler_update(addresses(*dense, x_s), sizes, seed)
+    run_cpp("sampler_update", [*dense, x_s], sizes, seed)
     return x_s
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
+from emfast._library import register, run_cpp
 from emfast.ops._winograd import ROWS, WIDTHS, A, B, G
 
 LAST = torch.channels_last
@@ -212,7 +212,7 @@ def _fake(
 
 def _cpp_kernel(weight: Tensor, begin: int, end: int, adjoint: bool, width: int) -> Tensor:
     kernel, w = _fake_kernel(weight, begin, end, adjoint, width), weight.contiguous()
-    extension().winograd_kernel(addresses(w, kernel), (*w.shape[:2], begin, end, adjoint, width))
+    run_cpp("winograd_kernel", [w, kernel], (*w.shape[:2], begin, end, adjoint, width))
     return kernel
 
 
@@ -224,8 +224,8 @@ def _cpp(x: Tensor, skip: Tensor | None, kernel: Tensor, bias: Any, residual: An
     channels = (x.shape[1], 0 if skip is None else skip.shape[1], outputs)
     size = (x.shape[0], *(x.shape if pool else y.shape)[2:], _width(kernel, part))
     weights = (*kernel.shape[:2], *part) if part else ()
-    pointers = addresses(*images[:2], *parameters, images[2], y)
-    extension().winograd_convolution(pointers, channels, size, upsample, pool, weights)
+    tensors = [*images[:2], *parameters, images[2], y]
+    run_cpp("winograd_convolution", tensors, channels, size, upsample, pool, weights)
     return y
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import addresses, extension, register
+from emfast._library import register, run_cpp
 from emfast.ops._winograd import ROWS, WIDTHS, A, B, G
 
 LAST = torch.channels_last
@@ -92,7 +92,7 @@ def _cpp(grad: Tensor, x: Tensor, skip: Tensor | None, upsample: bool, width: in
     tensors = [None if t is None else t.contiguous(memory_format=LAST) for t in (grad, x, skip)]
     channels = (grad.shape[1], x.shape[1], 0 if skip is None else skip.shape[1])
     size = (grad.shape[0], *grad.shape[2:], width)
-    extension().winograd_weight_gradient(addresses(*tensors, result), channels, size, upsample)
+    run_cpp("winograd_weight_gradient", [*tensors, result], channels, size, upsample)
     return result
 
 

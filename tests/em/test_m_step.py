@@ -83,6 +83,14 @@ def test_it_learns_and_ends_in_evaluation_mode(tmp_path):
     assert float(denoiser.loss(IMAGES, t, noise).mean().detach()) < 0.7 * before
 
 
+def test_each_process_draws_its_part_of_the_batch():
+    place = torch.arange(8)
+    whole = draws((1, 4, 4), place, seed=3, k=2)
+    for part in (slice(0, None, 2), slice(1, None, 2), slice(2, None, 3)):
+        for ours, all_of_them in zip(draws((1, 4, 4), place[part], seed=3, k=2), whole, strict=True):
+            assert torch.equal(ours, all_of_them[part])
+
+
 def test_a_step_stays_on_the_device():
     place = torch.arange(4, device="meta")
     x_0, denoiser = torch.empty(4, 1, 4, 4, device="meta"), Bare(Network(), VPSchedule.linear()).to("meta")

@@ -1,9 +1,10 @@
-"""Prepared weights on a GPU, by the code that runs there."""
+"""Prepared weights; those on a GPU by the code that runs there."""
 
 import torch
 
 from emfast.nn.prepared import _prepared_in_place as prepared
 from emfast.nn.prepared import expire, forget
+from emfast.nn.prepared import prepared as prepared_on_a_cpu
 
 
 def halves(weight):
@@ -63,6 +64,20 @@ def test_what_inference_mode_prepares_serves_training_too():
     with torch.no_grad():
         weight.mul_(4)
     assert prepared([weight], "key", make) is first
+
+
+def test_on_a_cpu_all_memory_of_a_weight_is_looked_at_and_no_other():
+    storage = torch.ones(8)
+    for weight, place in ((storage[::3], 6), (storage[:1].expand(4), 0)):
+        make, calls = halves(weight)
+        prepared_on_a_cpu([weight], "key", make)
+        storage.data[1] += 1  # a number beside the weight's
+        prepared_on_a_cpu([weight], "key", make)
+        assert weight.stride(0) or len(calls) == 1
+        before = len(calls)
+        storage.data[place] += 1
+        assert torch.equal(prepared_on_a_cpu([weight], "key", make), weight / 2)
+        assert len(calls) == before + 1
 
 
 def test_inside_the_capture_of_a_graph_nothing_is_kept(monkeypatch):
