@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from emfast import random
 from emfast._check import check, check_finite, message
-from emfast._files import settle_folder, write_folder, write_json
+from emfast._files import read_json, settle_folder, write_folder, write_json
 from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
 from emfast.diffusion.denoiser import DIFFUSERS_NAMES
@@ -20,6 +21,7 @@ from emfast.diffusion.denoiser import DIFFUSERS_NAMES
 if TYPE_CHECKING:
     from emfast.config import NetworkConfig
 
+NOTE = "emfast.json"  # beside a model
 DIFFUSERS_PREDICTIONS = {ours: theirs for theirs, ours in DIFFUSERS_NAMES.items()}
 
 
@@ -102,7 +104,7 @@ def save_model(
         denoiser: The model, its network a diffusers module.
         scheduler: The diffusers scheduler it was trained with.
         folder: The folder, replaced if it exists.
-        note: Written beside it as `emfast.json`: where the model comes from.
+        note: Written beside it as `emfast.json`, with a checksum of each file: where the model comes from.
     Raises:
         ValueError: If a weight is NaN or infinite.
     """
@@ -113,9 +115,32 @@ def save_model(
     def fill(path: Path) -> None:
         pipeline: Any = DDPMPipeline(denoiser.network, scheduler)
         pipeline.save_pretrained(path)
-        write_json(path / "emfast.json", note or {})
+        write_json(path / NOTE, {**(note or {}), "files": _checksums(path)})
 
     write_folder(folder, fill)
+
+
+def damaged_file(folder: str | os.PathLike[str]) -> str | None:
+    """Returns the name of a file that is not as `save_model` wrote it, or not there; None if all are.
+
+    Arguments:
+        folder: What `save_model` wrote, by this version: an older one noted no checksums.
+    """
+    path = Path(folder)
+    try:
+        expected = read_json(path / NOTE)["files"]
+    except KeyError:
+        return None
+    except (OSError, ValueError, TypeError):
+        return NOTE
+    found = _checksums(path)
+    return next((name for name in sorted(expected) if found.get(name) != expected[name]), None)
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """Returns the CRC-32 of every file below a folder but the note, by its name there."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != NOTE)
+    return {file.relative_to(path).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in files}
 
 
 def load_model(
@@ -159,6 +184,35 @@ def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[
     size = network.config.sample_size or 0
     height, width = (size, size) if isinstance(size, int) else size
     return Denoiser(network.eval(), scheduler), scheduler, (int(network.config.in_channels), height, width)
+
+
+def load_whole(folder: str | os.PathLike[str], fix: str) -> tuple[Denoiser, Any]:
+    """Returns the denoiser that `save_model` wrote, and its scheduler, if every file is as it was written.
+
+    Arguments:
+        folder: The folder.
+        fix: What to do if one is not.
+    Raises:
+        ValueError: If one is not; it is named.
+    """
+    settle_folder(folder)
+    bad = damaged_file(folder)
+    check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or no file", fix)
+    return load_pipeline(folder)[:2]
+
+
+def publish_model(source: str | os.PathLike[str], folder: str | os.PathLike[str], number: int, fix: str) -> None:
+    """Writes the model of a round to another folder, unless that holds it, whole.
+
+    Arguments:
+        source: The model of the round.
+        folder: Where to.
+        number: The round, noted there.
+        fix: What to do if the source is damaged.
+    """
+    settle_folder(folder)
+    if damaged_file(folder) or read_json(Path(folder) / NOTE).get("round") != number:
+        save_model(*load_whole(source, fix), folder, {"round": number})
 
 
 def resolve_device(name: str) -> torch.device:

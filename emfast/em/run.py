@@ -21,7 +21,16 @@ from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
-from emfast.em.model import build_model, load_pipeline, prepare, reinitialise, resolve_device, save_model
+from emfast.em.model import (
+    build_model,
+    load_pipeline,
+    load_whole,
+    prepare,
+    publish_model,
+    reinitialise,
+    resolve_device,
+    save_model,
+)
 from emfast.em.processes import join
 from emfast.em.state import RunFolder, Stopwatch
 from emfast.samplers import DPS, Sampler, WarmStart, choose_scale
@@ -152,8 +161,9 @@ class Run:
     def warm(self, number: int, sampler: Sampler) -> Sampler:
         """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any."""
         noise, folder = self.config.e_step.warm_start, self.folder.round(number - 1) / "reconstructions"
-        if noise is None or not sampler.begins_at_noise or not folder.exists():
+        if noise is None or not sampler.begins_at_noise or number == 1:
             return sampler
+        check(folder.exists(), "train", str(folder), "to be there", "nothing", self.folder.again(number - 1))
         before = Store.open(folder)
         return WarmStart(sampler, before.load("images").clamp(-1, 1), before.load("ids"), noise)
 
@@ -177,8 +187,7 @@ class Run:
 
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""
-        denoiser, _, _ = load_pipeline(self.folder.round(number) / "model")
-        return self.prepare(denoiser)
+        return self.prepare(load_whole(self.folder.round(number) / "model", self.folder.again(number))[0])
 
     def prepare(self, denoiser: Denoiser) -> Denoiser:
         """Returns the denoiser on the device, computing as the run asks for."""
@@ -280,12 +289,7 @@ class Run:
         self.processes.wait()
 
     def publish(self) -> None:
-        """Copies the newest model to `model/`, if it is not there yet."""
+        """Copies the newest model to `model/`, if it is not there yet, whole."""
         if self.processes.main:
             last = self.folder.rows()[-1]["round"]
-            marker = {"round": last}
-            path = self.folder.model / "emfast.json"
-            settle_folder(self.folder.model)
-            if not path.exists() or read_json(path) != marker:
-                denoiser, scheduler, _ = load_pipeline(self.folder.round(last) / "model")
-                save_model(denoiser, scheduler, self.folder.model, marker)
+            publish_model(self.folder.round(last) / "model", self.folder.model, last, self.folder.again(last))

@@ -52,6 +52,10 @@ class RunFolder:
         """Returns the folder of a round; 0 is the initial model."""
         return self.path / "rounds" / f"{number:03d}"
 
+    def again(self, number: int) -> str:
+        """Returns what to do about a damaged piece of a finished round, which comes out the same a second time."""
+        return f"Delete {self.round(number)} and run again: the round is made anew, the same as before"
+
     def rows(self) -> list[dict[str, Any]]:
         """Returns the metrics of the finished rounds, in order."""
         rows: list[dict[str, Any]] = []
