@@ -12,7 +12,7 @@ PACKAGE = ROOT / "emfast"
 LAYERS = (
     ("_check",),
     ("_files", "_library", "_memory"),
-    ("random", "graph"),
+    ("random", "graph", "_records"),
     ("ops", "data", "metrics", "features"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters"),

@@ -187,4 +187,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     check(good, "Store", str(path), f"to hold {', '.join(keys)}", "another content", _OTHER)
     found = manifest["version"]
     check(found == VERSION, "Store", str(path), f"to be of version {VERSION}", found, "Use the emfast that wrote it")
+    count, size, shards = manifest["count"], manifest["shard_size"], len(manifest["shards"])
+    good = count > 0 and size > 0 and shards == -(-count // size)
+    check(good, "Store", str(path), f"to list the shards of {count} rows, {size} in each", f"{shards} shards", _OTHER)
     return manifest
