@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from emfast._check import message
+from emfast._check import check, message
+from emfast._json import to_json
 
 try:
     import fcntl
@@ -74,20 +75,6 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a value to a file atomically, as indented JSON."""
     write_text(path, to_json(value, indent=2) + "\n")
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Returns a value as JSON, which has no NaN and no infinity: null stands for them."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """Returns nested mappings and lists with None in the place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(
@@ -178,6 +165,15 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
                 os.close(descriptor)
 
 
+def is_unused(folder: str | os.PathLike[str], *others: str) -> bool:
+    """Returns whether a folder is not there, or holds only killed writers' files and those that begin like others."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return not (folder.exists() or folder.is_symlink())
+    inner = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return all(any(part.startswith((TEMPORARY, *others)) for part in path.parts) for path in inner)
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Returns the value in a JSON file.
 
@@ -188,8 +184,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     _present("read_json", path)
     try:
         return json.loads(Path(path).read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(message("read_json", str(path), "to be valid JSON", str(error), _DELETE)) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(message("read_json", str(path), "to be valid JSON", str(error), DELETE)) from error
+
+
+def check_regular(function: str, path: Path) -> None:
+    """Raises a ValueError for a pipe, a socket or a device: to read one may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # reading it has its own error
+        return
+    good = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    check(good, function, str(path), "to be a file or a folder", "a pipe, a socket or a device", "Give a regular file")
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -211,10 +217,10 @@ def read_tensors_and_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, T
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except safetensors.SafetensorError as error:
         requirement = "to be a whole safetensors file"
-        raise ValueError(message("read_tensors", str(path), requirement, str(error), _DELETE)) from error
+        raise ValueError(message("read_tensors", str(path), requirement, str(error), DELETE)) from error
     expected = metadata.pop(CHECKSUM, None)
     if expected is not None and expected != (found := checksum(tensors)):
-        raise ValueError(message("read_tensors", str(path), f"to have checksum {expected}", found, _DELETE))
+        raise ValueError(message("read_tensors", str(path), f"to have checksum {expected}", found, DELETE))
     return tensors, metadata
 
 
@@ -228,7 +234,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return f"{value:08x}"
 
 
-_DELETE = "The file is damaged: delete it, or restore it from a copy, and run again"
+DELETE = "The file is damaged: delete it, or restore it from a copy, and run again"
 
 
 def _present(function: str, path: str | os.PathLike[str]) -> None:

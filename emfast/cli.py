@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +18,9 @@ from types import FrameType
 
 from emfast.commands import COMMANDS
 
-MISTAKES = (ValueError, TypeError, OSError, NotImplementedError, RuntimeError, ImportError)
-PACKAGE = str(Path(__file__).resolve().parent)
+PACKAGE = Path(__file__).parent
+STDLIB = Path(sysconfig.get_path("stdlib"))
+HINT = "EMFAST_DEBUG=1 shows the traceback"
 
 
 class Terminated(BaseException):
@@ -26,20 +30,22 @@ class Terminated(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code.
 
-    0: done. 2: a mistake of the user, told in one sentence on stderr (`EMFAST_DEBUG=1` shows the traceback).
+    0: done. 2: a mistake of the user, or in the user's code. 1: a fault of emfast. Both are told in one sentence on
+    stderr; `EMFAST_DEBUG=1` shows the traceback, and the warnings of other libraries, which are kept back otherwise.
     130 and 143: interrupted by Ctrl-C or SIGTERM; the same command resumes.
 
     Arguments:
         argv: The words after `emfast`; those of this process by default.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # --operator my_file.MyOperator
     try:
-        with _terminations():
+        with _terminations(), _quiet():
             return _dispatch(argv)
     except SystemExit as stop:  # --help, --print_config
-        return stop.code if isinstance(stop.code, int) else 0
+        if not isinstance(stop.code, str):
+            return stop.code or 0
+        print(_line(stop.code), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return _interrupted("Interrupted", 130, argv)
     except Terminated:
@@ -47,22 +53,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # emfast report | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MISTAKES as error:
-        if os.environ.get("EMFAST_DEBUG", "0") not in ("", "0"):
+    except BaseException as error:  # a user's operator may raise anything
+        if _debugging():
             traceback.print_exc()
-        print(sentence(error), file=sys.stderr)
-        return 2
+        text, code = judge(error)
+        print(text, file=sys.stderr)
+        return code
 
 
-def sentence(error: BaseException) -> str:
-    """Returns an error as the one line that the user reads."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror and error.strerror in text:
-        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if type(error).__name__ == "OutOfMemoryError":
-        text = "The device is out of memory: lower e_step.batch_size, m_step.batch_size or batch_size."
-    text = " ".join(text.split()) or type(error).__name__
-    return text if _ours(error) else f"{type(error).__name__}: {text} (EMFAST_DEBUG=1 shows where)"
+def judge(error: BaseException) -> tuple[str, int]:
+    """Returns the one line that the user reads about an error, and the exit code.
+
+    An error that emfast raised on purpose is a sentence already. Of the others those of the system, of memory and of
+    files that belong neither to emfast nor to an installed library are the user's; what is left is a fault of emfast.
+    """
+    text = _text(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(Path(frame.filename), frame.lineno or 0) for frame in frames]
+    if places and PACKAGE in places[-1][0].parents and "raise" in (frames[-1].line or ""):
+        return text, 2
+    if _out_of_memory(error, text):
+        return f"Memory is not enough: lower batch_size, size or count, or check the files read ({HINT}).", 2
+    if isinstance(error, OSError):
+        return f"{text} ({HINT})", 2
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((Path(error.filename), error.lineno or 0))
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    theirs = [(path, line) for path, line in places if _belongs_to_the_user(path)]
+    if theirs:
+        path, line = theirs[-1]
+        return f"emfast: expected {path} to run without an error, got {what} in line {line}. {HINT}.", 2
+    if isinstance(error, ImportError):
+        return f"{what} ({HINT})", 2
+    return f"emfast: {what}: this is a bug in emfast, please report it with the traceback that EMFAST_DEBUG=1 shows.", 1
 
 
 def usage() -> str:
@@ -94,6 +117,7 @@ def _dispatch(argv: list[str]) -> int:
 
         print(__version__)
         return 0
+    _enter()
     # Only the chosen command is imported, so that help and mistakes are quick.
     if argv[0] not in COMMANDS:
         from emfast.commands.parser import unknown
@@ -107,11 +131,65 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def _ours(error: BaseException) -> bool:
-    """Whether the error is a sentence of emfast or of the system rather than one from inside another library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    raised = bool(frames) and frames[-1].filename.startswith(PACKAGE) and "raise" in (frames[-1].line or "")
-    return raised or isinstance(error, OSError)
+def _text(error: BaseException) -> str:
+    """The message of an error in one line, not longer than a reader bears; nothing if it has none that can be read."""
+    try:
+        text = _line(str(error))
+    except Exception:  # its __str__ is the user's too
+        return ""
+    if isinstance(error, OSError) and error.strerror and error.strerror in text:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return text if len(text) <= 1000 else f"{text[:997]}..."
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _out_of_memory(error: BaseException, text: str) -> bool:
+    """Whether an error is one of those by which Python, numpy and torch say that there is no memory."""
+    signs = ("not enough memory", "can't allocate memory", "Storage size calculation overflowed")
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
+
+
+def _belongs_to_the_user(path: Path) -> bool:
+    """Whether a file is neither emfast's, nor Python's, nor of an installed library."""
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return path.suffix == ".py" and not installed and not {PACKAGE, STDLIB} & set(path.parents)
+
+
+def _debugging() -> bool:
+    return os.environ.get("EMFAST_DEBUG", "0") not in ("", "0")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the warnings and logs of other libraries off stderr, which belongs to the one sentence about a mistake."""
+    if _debugging() or sys.warnoptions:
+        yield
+        return
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", message="Graphed")  # emfast's own
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _enter() -> None:
+    """Makes the files of the working directory importable, as in `--operator my_file.MyOperator`."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        # Not by emfast._check, which imports torch: without a working directory MKL ends the process.
+        sentence = "emfast: expected the working directory to exist, got a deleted one. Change to another folder."
+        raise FileNotFoundError(sentence) from None
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def _interrupted(what: str, code: int, argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emfast._check import check, check_finite, message
-from emfast._files import read_tensors
+from emfast._files import check_regular, read_tensors
 
 CLASSIFIER = Path(__file__).parent / "data" / "sample" / "classifier.safetensors"
 
@@ -279,6 +279,7 @@ def require(function: str, module: str, package: str, extra: str) -> None:
 
 def read_weights(function: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Returns the tensors of a PyTorch weights file, refusing one that holds anything else."""
+    check_regular(function, Path(path))
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files

@@ -97,7 +97,7 @@ def _figure(rows: Sequence[Row], below: float, title: str) -> tuple[Figure, list
     figure = Figure(figsize=(LABEL + max(columns * IMAGE, 3.2) + MARGIN, top + 0.1 + below), facecolor="white")
     if title:
         x, y = MARGIN / figure.get_figwidth(), 1 - 0.14 / figure.get_figheight()
-        figure.text(x, y, title, size=11, weight="bold", color=INK, va="top")
+        figure.text(x, y, title, parse_math=False, size=11, weight="bold", color=INK, va="top")
     return figure, tops
 
 

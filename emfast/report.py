@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emfast._check import check, message
 from emfast._files import read_tensors, write_file
+from emfast.em.state import check_row
 from emfast.pictures import Row, draw_rows, draw_summary_figure, to_grid
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ def read_metrics(run: str | os.PathLike[str]) -> list[Metrics]:
         fix = "Give the output folder of `emfast train`, after its first round"
         raise FileNotFoundError(message("report", str(run), "to be a run", "no metrics.jsonl there", fix))
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(message("report", f"line {number} of {path}", "to be JSON", str(error))) from error
-        check(isinstance(row, dict) and "round" in row, "report", f"line {number} of {path}", "to be a round", line)
+        check_row("report", f"line {number} of {path}", row)
         rows.append(row)
     check(len(rows) > 0, "report", str(path), "to hold at least one round", "an empty file")
     return rows

@@ -255,14 +255,5 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
     assert err.strip().split("\n")[-1].startswith("config: expected sigma to be >= 0, got -1.0")
 
 
-def test_a_fault_of_ours_is_told_apart(monkeypatch, tmp_path, capsys):
-    def faulty(*args, **kwargs):
-        return np.zeros(3).reshape(2, 2)
-
-    monkeypatch.setattr("emfast.commands.train.train", faulty)
-    assert train(tmp_path) == 2
-    assert "EMFAST_DEBUG=1" in capsys.readouterr().err
-
-
 def test_the_tiny_config_is_complete_yaml(tmp_path):
     assert yaml.safe_load(write_config(tmp_path).read_text()).keys() >= CONFIG.keys()

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "emfast"
 
 LAYERS = (
-    ("_check",),
+    ("_check", "_json"),
     ("_files", "_library", "_memory", "_yaml"),
-    ("random", "graph"),
+    ("random", "graph", "_records"),
     ("ops", "data", "metrics", "features"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters"),

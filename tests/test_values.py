@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_run import one_sentence, train
 
-from emfast._files import to_json, write_json, write_tensors
+from emfast._files import write_json, write_tensors
+from emfast._json import to_json
 from emfast.config import Config, DataConfig, EStepConfig, EvaluationConfig, MStepConfig
 from emfast.data import Images
 from emfast.em import Observations, e_step

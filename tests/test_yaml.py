@@ -4,6 +4,7 @@ import pytest
 from tiny_run import one_sentence
 
 from emfast._yaml import check_yaml
+from emfast.cli import main
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,12 @@ def test_the_rest_is_left_to_the_loader(text, tmp_path):
     path.write_text(text)
     check_yaml(path, "train")
     check_yaml(tmp_path / "none.yaml", "train")
+
+
+def test_the_command_line_looks_at_its_config(tmp_path, capsys):
+    path = tmp_path / "twice.yaml"
+    path.write_text("rounds: 1\nrounds: 2\n")
+    for argv in (["--config", str(path)], [f"--config={path}"]):
+        assert main(["train", *argv, "--output", str(tmp_path / "run")]) == 2
+        assert one_sentence(capsys.readouterr().err, ["twice.yaml", "every key once", "rounds again in line 2"])
+    assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from emfast.commands.values import load_yaml
 from emfast.samplers import default_sampler
 
 CLASSES = {"operator": "emfast.operators", "sampler": "emfast.samplers"}
@@ -66,7 +67,7 @@ def _split(argv: Sequence[str]) -> list[tuple[str | None, str | None]]:
 def _read(path: str | None) -> dict[str, Any] | None:
     """Returns the settings of a config file; None if it cannot be read, which is the parser's to report."""
     with suppress(OSError, ValueError, yaml.YAMLError):
-        settings = yaml.safe_load(Path(path or "").read_text())
+        settings = load_yaml(Path(path or "").read_text(encoding="utf-8"))
         return settings if isinstance(settings, dict) else None
     return None
 

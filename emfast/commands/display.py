@@ -17,6 +17,11 @@ from emfast.report import COLUMNS, cells, metrics_table
 INTERVAL = 10.0  # seconds between two plain lines of a phase
 
 
+def plain_console() -> Console:
+    """Returns a console for standard output that prints texts as they are: paths may hold what looks like markup."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 class Display:
     """A context that shows progress and rounds.
 
@@ -26,12 +31,12 @@ class Display:
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]] = (), console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or plain_console()
         self.rows = [dict(row) for row in rows]
         self.live = self.console.is_terminal
         self.shown = False
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _Rate(),

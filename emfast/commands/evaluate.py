@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from emfast._check import check
+from emfast.commands.display import plain_console
 from emfast.commands.files import scores
 from emfast.data import Images, Store, load
 from emfast.report import plain_table, read_metrics, round_folder
@@ -65,7 +65,7 @@ def run(options: Options, yaml: str) -> None:
     for heading, key, spec in (("PSNR", "psnr", ".2f"), ("SSIM", "ssim", ".3f")):
         value = means.get(key)
         columns.append((heading, ["-" if value is None else format(value, spec)]))
-    Console(highlight=False).print(plain_table([*columns, (name, [distance])]))
+    plain_console().print(plain_table([*columns, (name, [distance])]))
 
 
 def _read(source: str, options: Options) -> tuple[Images, Tensor | None]:

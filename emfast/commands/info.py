@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-
+from emfast.commands.display import plain_console
 from emfast.info import info
 
 
@@ -38,9 +37,9 @@ def run(options: Options, yaml: str) -> None:
     if options.json:
         print(json.dumps(facts, indent=2, default=str))
         return
-    console = Console(highlight=False)
+    console = plain_console()
     for line in (*_lines({name: value for name, value in facts.items() if name != "ops"}), *_ops(facts["ops"])):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _modules(folder: str) -> dict[str, dict[str, int]]:

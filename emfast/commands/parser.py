@@ -13,8 +13,10 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from emfast._check import message
+from emfast._yaml import check_yaml
 from emfast.commands import COMMANDS
 from emfast.commands.classes import CLASSES, choose_classes
+from emfast.commands.values import MODE, check_kinds, check_values
 
 DEFAULTS: dict[str, Any] = {"operator": {"class_path": "emfast.operators.Mask", "init_args": {"missing": 0.6}}}
 
@@ -33,6 +35,7 @@ def build(command: str, options: type, chosen: dict[str, str] | None = None) -> 
         description=COMMANDS[command].capitalize() + ".",
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=MODE,
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of the options below.")
     parser.add_class_arguments(options, as_positional=True)
@@ -53,13 +56,18 @@ def parse(command: str, options: type, argv: Sequence[str]) -> tuple[Any, str]:
     Raises:
         ValueError: If there is a mistake in the command line or in a config file; one sentence.
     """
+    check_values(f"emfast {command}", [part for argument in argv for part in (argument, argument.partition("=")[2])])
     chosen, arguments = choose_classes(argv)
     parser = build(command, options, chosen)
     try:
         namespace = parser.parse_args(arguments)
         text = parser.dump(namespace, skip_unset=False)
-    except (ArgumentError, TypeError) as error:
+    except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(_sentence(parser, str(error), argv)) from error
+    check_values(parser.prog, namespace.as_dict())
+    for path in _configs(argv):
+        check_yaml(path, parser.prog)
+    check_kinds(parser.prog, options, namespace.as_dict())
     values = parser.instantiate(namespace)
     del values["config"]
     return options(**_fields(values)), text
@@ -103,7 +111,7 @@ def _sentence(parser: ArgumentParser, text: str, argv: Sequence[str]) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', text)
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"unrecognized arguments: (.*)", text):
-        return _unrecognized(parser, found[1].split()[0])
+        return _unrecognized(parser, (found[1].split() or [""])[0])
     if found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<name>[^']+)'", text):
         return _unaccepted(parser, text, key, found["group"], found["name"])
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
@@ -178,14 +186,16 @@ def _literal(kind: str, value: str) -> str | None:
     return f"The nearest is {near!r}" if near else None
 
 
+def _configs(argv: Sequence[str]) -> list[str]:
+    """The config files of a command line."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    found = [after if name == "--config" else name.partition("--config=")[2] for name, after in pairs]
+    return [path for path in found if path]
+
+
 def _config(argv: Sequence[str]) -> str:
-    """The config file of a command line."""
-    for index, argument in enumerate(argv):
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-        if argument == "--config" and index + 1 < len(argv):
-            return argv[index + 1]
-    return "the config"
+    """The config file of a command line, as a sentence names it."""
+    return next(iter(_configs(argv)), "the config")
 
 
 def _line(text: str) -> str:

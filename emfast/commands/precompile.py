@@ -74,7 +74,7 @@ def run(options: Options, yaml: str) -> None:
             callback=lambda step, of: display.advance("kernels", step, of),
         )
         text = f"{options.out}: {compiled} kernels compiled, {found} were there already"
-        display.console.print(text, soft_wrap=True, highlight=False)
+        display.console.print(text, soft_wrap=True)
         if options.tune:
             faster = tune(
                 trace(denoiser, shape, BATCH),
@@ -82,4 +82,4 @@ def run(options: Options, yaml: str) -> None:
                 callback=lambda step, of: display.advance("tuning", step, of),
             )
             text = f"{options.out}: {len(faster)} configurations are faster than those of the tables"
-            display.console.print(text, soft_wrap=True, highlight=False)
+            display.console.print(text, soft_wrap=True)

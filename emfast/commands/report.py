@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
-
+from emfast.commands.display import plain_console
 from emfast.report import draw_run, first_and_last, metrics_table, read_metrics
 
 
@@ -28,7 +27,7 @@ def run(options: Options, yaml: str) -> None:
         yaml: The options as text.
     """
     rows = read_metrics(options.run)
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(metrics_table(rows))
     console.print(first_and_last(rows), soft_wrap=True)
     console.print(f"Picture: {draw_run(options.run)}", soft_wrap=True)

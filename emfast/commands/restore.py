@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check
-from emfast._files import checksum, write_file, write_json, write_text
+from emfast._files import checksum, is_unused, write_file, write_json, write_text
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder, scores, write_images
 from emfast.data import Store, load, save_observations
@@ -133,11 +133,10 @@ def _identity(yaml: str, denoiser: torch.nn.Module, observations: Observations) 
 def _claim(options: Options, yaml: str, identity: Mapping[str, Any], count: int) -> Store:
     """Opens or begins the output folder."""
     output = Path(options.output)
-    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     ours = (output / STORE / "manifest.json").exists()
     fix = "Choose another output"
     check(
-        ours or not taken,
+        ours or is_unused(output),
         "restore",
         f"output {output}",
         "to be empty or an earlier `emfast restore`",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast._files import read_tensors
+from emfast._files import check_regular, read_tensors
 
 HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".npz", ".safetensors", *HDF5)
@@ -76,12 +74,14 @@ class ArrayFile:
         """Returns an array, only its first rows if there is a limit."""
         with self._open() as arrays:
             array = arrays[name]
-            array = array[:limit] if array.ndim else array[()]
+            known = hasattr(array, "ndim")  # a .npz file may have members that are no arrays
+            array = (array[:limit] if array.ndim else array[()]) if known else None
+        check(known, "load", f"{self.path}:{name}", "to be an array", "another content", "Choose an array")
         if isinstance(array, Tensor):
             return array
         array = np.asarray(array)
         label = f"{self.path}:{name}"
-        good = array.dtype.kind in "buif"
+        good = array.dtype.kind in "buif" and array.dtype.itemsize <= 8
         found = f"dtype {array.dtype}"
         check(good, "load", label, "to hold numbers", found, "Choose another array, or convert it", TypeError)
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -90,7 +90,7 @@ class ArrayFile:
     @contextmanager
     def _open(self) -> Iterator[Any]:
         h5py = require_h5py(self.path) if self.path.suffix in HDF5 else None
-        damage = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError)
+        check_regular("load", self.path)
         with ExitStack() as stack:
             if self.path.suffix == ".safetensors":
                 yield read_tensors(self.path)
@@ -102,7 +102,7 @@ class ArrayFile:
                     content = np.load(self.path, allow_pickle=False, mmap_mode="r")
                     single = isinstance(content, np.ndarray)
                     yield {"array": content} if single else stack.enter_context(content)
-            except damage as error:
+            except Exception as error:  # numpy, zipfile and h5py raise a dozen kinds for damaged files
                 fix = "The file is damaged or holds Python objects: restore it, or write it anew"
                 sentence = message("load", str(self.path), "to be a whole array file", str(error), fix)
                 raise ValueError(sentence) from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
+from emfast._files import check_regular
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -33,6 +34,7 @@ def read_cifar(path: Path, limit: int | None = None) -> Tensor:
 
 def _read_batch(path: Path) -> Tensor:
     """A record is 1 label byte (CIFAR-10) or 2 (CIFAR-100), then the pixels, channel by channel."""
+    check_regular("load", path)
     content = path.read_bytes()
     labels = 2 if path.name in ("train.bin", "test.bin") else 1
     record = labels + PIXELS

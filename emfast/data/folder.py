@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
+from emfast._files import check_regular
 from emfast.data.resize import crop_and_resize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -58,11 +59,12 @@ def _pictures(folder: Path) -> Iterator[Path]:
 def _read_picture(path: Path, crop: int | None, size: int | None) -> Tensor:
     from PIL import Image
 
+    check_regular("load", path)
     try:
         with Image.open(path) as picture:
             mode = picture.mode
             pixels = np.array(picture.convert("L" if mode in GREY else "RGB")) if mode in GREY + COLOUR else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # pillow raises a dozen kinds for damaged files
         fix = "The file is damaged or no picture: remove it"
         raise ValueError(message("load", str(path), "to be a picture", str(error), fix)) from error
     if pixels is None:

@@ -14,6 +14,7 @@ from emfast._check import check, message
 
 _FIX = "The file is damaged or of another format: restore it from a copy"
 UNSIGNED_BYTE = 8
+PIECE = 1 << 24
 
 
 def read_idx(path: Path, limit: int | None = None) -> Tensor:
@@ -42,10 +43,13 @@ def read_array(path: Path, limit: int | None = None) -> Tensor:
             if limit is not None:
                 shape[0] = min(shape[0], limit)
             wanted = math.prod(shape)
-            content = file.read(wanted)
+            content = bytearray()
+            # Piece by piece: a damaged header may ask for more bytes than there is memory.
+            while len(content) < wanted and (piece := file.read(min(wanted - len(content), PIECE))):
+                content += piece
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(message("load", str(path), "to be a whole gzip file", str(error), _FIX)) from error
     good = len(content) == wanted
     check(good, "load", str(path), f"to hold {wanted} bytes after its header", f"{len(content)}: it is truncated", _FIX)
     check(wanted > 0, "load", str(path), "to hold at least one image", f"shape {tuple(shape)}", _FIX)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
+    return torch.frombuffer(content, dtype=torch.uint8).reshape(shape)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast._files import read_json, read_tensors_and_metadata, to_json, write_json, write_tensors
+from emfast._files import read_json, read_tensors_and_metadata, write_json, write_tensors
+from emfast._json import to_json
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -187,4 +188,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     check(good, "Store", str(path), f"to hold {', '.join(keys)}", "another content", _OTHER)
     found = manifest["version"]
     check(found == VERSION, "Store", str(path), f"to be of version {VERSION}", found, "Use the emfast that wrote it")
+    count, size, shards = manifest["count"], manifest["shard_size"], len(manifest["shards"])
+    good = count > 0 and size > 0 and shards == -(-count // size)
+    check(good, "Store", str(path), f"to list the shards of {count} rows, {size} in each", f"{shards} shards", _OTHER)
     return manifest

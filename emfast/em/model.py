@@ -182,7 +182,10 @@ def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[
     weights = found[0] if len(found) == 1 else unet
     check_finite(network.state_dict(), "load_model", str(weights), "Its training diverged: give another model")
     size = network.config.sample_size or 0
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    good = len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    check(good, "load_model", f"sample_size of {unet}", "to be one or two whole numbers", size, fix)
+    height, width = sides
     return Denoiser(network.eval(), scheduler), scheduler, (int(network.config.in_channels), height, width)
 
 
@@ -225,9 +228,11 @@ def resolve_device(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(message("device", "device", 'to be "auto", "cpu", "cuda", ...', name)) from None
-    missing = device.type == "cuda" and not torch.cuda.is_available()
+        missing = device.type == "cuda" and not torch.cuda.is_available()
+        if not missing:
+            torch.zeros(1, device=device).cpu()  # is there one of that number, and does it hold values?
+    except Exception:  # every kind of device has its own way to say that it is not there
+        raise ValueError(message("device", "device", 'to be "auto", "cpu", "cuda", ... and to exist', name)) from None
     check(not missing, "device", "device", "to exist", f"{name}, but no CUDA device is visible")
     return device
 

@@ -83,6 +83,8 @@ class Observations:
         for index in {0, len(self) - 1}:
             y = self.read(torch.tensor([index]))
         x = self.operator.adjoint(y, self.operator.parameters(first, tuple(y.shape[1:])))
+        good = isinstance(x, Tensor) and x.dim() == 4
+        check(good, name, "A^T y", "to be a tensor (B, C, H, W)", x)
         self.shape: tuple[int, int, int] = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
         back = tuple(self.operator.apply(x, self.operator.parameters(first, tuple(y.shape[1:]))).shape)
         check(back == tuple(y.shape), name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)

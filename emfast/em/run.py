@@ -11,7 +11,8 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check, check_finite
-from emfast._files import read_json, read_tensors, settle_folder, write_json, write_tensors
+from emfast._files import read_tensors, settle_folder, write_json, write_tensors
+from emfast._records import read_record
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.batch_size import choose_batch_size
@@ -183,7 +184,9 @@ class Run:
         if self.processes.main and not path.exists():
             write_json(path, {"batch_size": choose_batch_size(sampler, denoiser, self.observations, ids)})
         self.processes.wait()
-        return int(read_json(path)["batch_size"])
+        size = read_record(path, batch_size=int)["batch_size"]
+        check(size > 0, "train", f"batch_size of {path}", "to be positive", size)
+        return int(size)
 
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""
@@ -236,7 +239,7 @@ class Run:
             )
             write_json(path, {"scale": scale, "candidates": candidates, "misfits": [str(m) for m in misfits]})
         self.processes.wait()
-        scale = float(read_json(path)["scale"])
+        scale = float(read_record(path, scale=(int, float))["scale"])
         return dataclasses.replace(sampler, scale=scale), scale
 
     def maximize(self, number: int, phase: str, denoiser: Denoiser, images: Tensor, steps: int) -> None:
@@ -277,7 +280,7 @@ class Run:
             callback = self.progress("samples", number)
             samples, distance = self.evaluator.samples(denoiser, self.config.seed, callback)
             timing = folder / "seconds.json"
-            seconds = read_json(timing)["m_step"] if timing.exists() else 0.0
+            seconds = read_record(timing, m_step=(int, float))["m_step"] if timing.exists() else 0.0
             row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}
             row["seconds"] = seconds + watch.seconds + (row["seconds_e_step"] or 0.0)
             shown = self.config.evaluation.pictures**2

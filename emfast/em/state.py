@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from emfast._check import check
-from emfast._files import read_json, to_json, write_json, write_text
+from emfast._files import check_regular, is_unused, write_json, write_text
+from emfast._json import to_json
+from emfast._records import check_record, read_record
 from emfast._yaml import check_yaml
 from emfast.em.lock import NAME as LOCK
 
@@ -23,6 +25,16 @@ FREE = {
     "m_step.checkpoint",
     "evaluation.pictures",
 }
+
+
+NUMBER = (int, float, type(None))
+NUMBERS = ("psnr", "ssim", "misfit", "fd", "scale", "network_evaluations", "seconds_e_step", "seconds_m_step")
+
+
+def check_row(function: str, name: str, row: Any) -> None:
+    """Raises a ValueError unless a JSON value is the metrics of a round."""
+    kinds = {key: NUMBER for key in NUMBERS if isinstance(row, dict) and key in row}
+    check_record(function, name, row, round=int, phase=str, **kinds)
 
 
 class Stopwatch:
@@ -60,7 +72,10 @@ class RunFolder:
         """Returns the metrics of the finished rounds, in order."""
         rows: list[dict[str, Any]] = []
         while (path := self.round(len(rows)) / "row.json").exists():
-            rows.append(read_json(path))
+            row = read_record(path)
+            check_row("train", str(path), row)
+            check(row["round"] == len(rows), "train", str(path), f"to be of round {len(rows)}", row["round"])
+            rows.append(row)
         return rows
 
     def finish(self, row: dict[str, Any]) -> None:
@@ -85,16 +100,13 @@ class RunFolder:
             OSError: If it cannot be written.
         """
         fix = "Choose another output, or delete the folder"
-        taken = self.path.exists() and (
-            not self.path.is_dir() or any(path.name != LOCK for path in self.path.iterdir())
-        )
-        if taken:
+        if not is_unused(self.path, LOCK):
             ours = self.path.is_dir() and any((self.path / name).exists() for name in ("config.yaml", "data.json"))
             check(ours, "train", f"output {self.path}", "to be empty or an emfast run", "other files", fix)
         if (self.path / "config.yaml").exists():
             self._compare(config, fix)
         if (self.path / "data.json").exists():
-            before = read_json(self.path / "data.json")
+            before = read_record(self.path / "data.json")
             for name, value in data.items():
                 same = before.get(name) == value
                 fix = "Give the same data, or choose another output"
@@ -109,7 +121,8 @@ class RunFolder:
         path = self.path / "config.yaml"
         check_yaml(path, "train")
         try:
-            before = _flat(yaml.safe_load(path.read_text()))
+            check_regular("train", path)
+            before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
             check(False, "train", str(path), "to be the config of a run", "a damaged file", fix)
         now = _flat(yaml.safe_load(config))
