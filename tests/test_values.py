@@ -165,6 +165,6 @@ def test_json_has_neither_nan_nor_infinity(tmp_path):
     for text in ((tmp_path / "a.json").read_text(), to_json(value)):
         assert json.loads(text, parse_constant=strict) == expected
     folder = RunFolder(tmp_path)
-    folder.finish({"round": 0, "psnr": INF, "misfit": NAN})
+    folder.finish({"round": 0, "phase": "warm", "psnr": INF, "misfit": NAN})
     row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=strict)
-    assert row == {"round": 0, "psnr": None, "misfit": None}
+    assert row == {"round": 0, "phase": "warm", "psnr": None, "misfit": None}

@@ -68,7 +68,10 @@ def parse(command: str, options: type, argv: Sequence[str]) -> tuple[Any, str]:
     for path in _configs(argv):
         check_yaml(path, parser.prog)
     check_kinds(parser.prog, options, namespace.as_dict())
-    values = parser.instantiate(namespace)
+    try:
+        values = parser.instantiate(namespace)
+    except ValueError as error:
+        raise ValueError(_sentence(parser, str(error), argv)) from error
     del values["config"]
     return options(**_fields(values)), text
 
@@ -108,6 +111,8 @@ def _required(parser: ArgumentParser) -> list[str]:
 def _sentence(parser: ArgumentParser, text: str, argv: Sequence[str]) -> str:
     """Turns jsonargparse's report of a mistake into one sentence."""
     function = parser.prog
+    if found := re.search(r"^(?:\s*- )?(\w+: expected .+)$", text, re.MULTILINE):  # a class's own, perhaps among others
+        return found[1]
     keys = re.findall(r'Parser key "([^"]+)"', text)
     key = ".".join(dict.fromkeys(keys))
     if found := re.search(r"unrecognized arguments: (.*)", text):
@@ -188,7 +193,7 @@ def _literal(kind: str, value: str) -> str | None:
 
 def _configs(argv: Sequence[str]) -> list[str]:
     """The config files of a command line."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    pairs = zip(argv, [*argv[1:], ""], strict=False)
     found = [after if name == "--config" else name.partition("--config=")[2] for name, after in pairs]
     return [path for path in found if path]
 
