@@ -127,4 +127,4 @@ def _distance(options: Options, a: Images, b: Images) -> tuple[str, str]:
             return "FD", "-"
     else:
         space = features(options.features, options.weights)
-    return space.metric, f"{float(frechet_distance(space(a[:].clamp(-1, 1)), space(b[:].clamp(-1, 1)))):.2f}"
+    return space.metric, f"{float(frechet_distance(space.extract(a), space.extract(b))):.2f}"
