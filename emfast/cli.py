@@ -172,7 +172,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", message="Graphed")  # emfast's own
+        warnings.filterwarnings("default", message="(Graphed|e_step|kernels): ")  # emfast's own
         logging.disable(logging.CRITICAL)
         try:
             yield

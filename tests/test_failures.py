@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tiny_run import one_sentence, train, write_config
 
+from emfast import cli
 from emfast.cli import main
 from emfast.data import Store
 
@@ -302,3 +304,15 @@ def test_names_that_look_like_markup(run, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "[/warm]" in out
     assert "Picture: $\\frac[b]$" in out
+
+
+def test_warnings_of_our_own_are_shown_and_those_of_others_are_not():
+    """Whatever library code warns of begins with a name that the command line lets through."""
+    root = cli.PACKAGE.parent
+    sources = [path.read_text() for folder in ("emfast", "kernels") for path in sorted((root / folder).rglob("*.py"))]
+    warned = [name for text in sources for name in re.findall(r'warnings\.warn\(\s*f?"(.*?) ', text)]
+    assert len(warned) == sum(text.count("warnings.warn(") for text in sources)
+    with warnings.catch_warnings(record=True) as found, cli._quiet():
+        for number, name in enumerate([*warned, "others:"]):
+            warnings.warn(f"{name} number {number}", stacklevel=1)
+    assert [str(w.message) for w in found] == [f"{name} number {number}" for number, name in enumerate(warned)]
