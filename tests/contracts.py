@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from emfast._library import OPS
 from emfast._library import backend as forced
 from emfast.adapters import accelerate, restore
+from emfast.adapters.parts import original_class as original
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.nn.swap import original
 from emfast.operators import Operator
 from emfast.precompile import recording
 

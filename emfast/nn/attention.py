@@ -1,15 +1,12 @@
-"""The self-attention block of diffusers, in channels_last from end to end: no copy between image and tokens."""
+"""Self-attention of images in channels_last from end to end: no copy between image and tokens."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from emfast._library import OPS
-from emfast.nn.conditional import forked
-from emfast.nn.convolution import convolution
-from emfast.nn.swap import Swapped, is_plain, precision
 from emfast.ops import packed_attention
 from emfast.ops.attention import is_slow
 
@@ -18,54 +15,6 @@ KERNELS = {
     "cpu": OPS["packed_attention"].why_not("cpp", "cpu") is None,
     "cuda": OPS["packed_attention"].why_not("triton", "cuda") is None,
 }
-PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
-
-
-class Attention(Swapped):
-    """diffusers' Attention on an image: one projection to queries, keys and values; the residual in the last one."""
-
-    def forward(
-        self: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **cross_attention_kwargs: Any,
-    ) -> Tensor:
-        crossed = encoder_hidden_states is not None or attention_mask is not None
-        if crossed or set(cross_attention_kwargs) - {"temb"} or hidden_states.dim() != 4 or not _is_known(self):
-            inputs = (hidden_states, encoder_hidden_states, attention_mask)
-            return super().forward(*inputs, **cross_attention_kwargs)  # type: ignore[misc]
-        dtype = precision(self.settings(), hidden_states)
-        x = hidden_states.to(dtype=dtype, memory_format=torch.channels_last)
-        norm, projections = self.group_norm, (self.to_q, self.to_k, self.to_v)
-        h, residual = (x, x) if norm is None else forked(norm, x, silu=False)
-        weights = [layer.weight for layer in projections]
-        biases = None if self.to_q.bias is None else [layer.bias for layer in projections]
-        qkv = convolution(h, weights, biases, dtype=dtype, training=self.training)
-        h = attend(qkv, self.heads)
-        out, dropout = self.to_out
-        active = dropout.training and dropout.p > 0
-        options: dict[str, Any] = {"dtype": dtype, "training": self.training}
-        scale = 1 / self.rescale_output_factor
-        if not active:
-            options |= {"residual": residual if self.residual_connection else None, "scale": scale}
-        y = convolution(h, out.weight, out.bias, **options)
-        if active:
-            y = F.dropout(y, dropout.p)
-            y = y + residual if self.residual_connection else y
-            y = y if scale == 1 else y * scale
-        return y.to(hidden_states.dtype) if self.settings().dtype else y
-
-
-def _is_known(block: Any) -> bool:
-    """Returns whether this is self-attention as diffusers makes it, its parts as they were made."""
-    absent = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
-    if type(block.processor).__name__ not in PROCESSORS or any(getattr(block, name, None) for name in absent):
-        return False
-    layers = (block.to_q, block.to_k, block.to_v, block.to_out[0])
-    norm = block.group_norm is None or is_plain(block.group_norm, nn.GroupNorm)
-    same = block.to_q.weight.shape == block.to_k.weight.shape == block.to_v.weight.shape
-    return norm and same and block.scale_qk and all(is_plain(layer, nn.Linear) for layer in layers)
 
 
 class _Parts(torch.autograd.Function):

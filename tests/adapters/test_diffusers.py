@@ -73,7 +73,7 @@ def test_what_is_left_alone_is_listed():
     assert report(accelerate(network()))["swapped"]["ResnetBlock2D"] == 8
     assert "Conv2d" in report(accelerate(network(**NETWORKS["unknown blocks"])))["left"]
     other = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3))
-    assert report(accelerate(other)) == {"swapped": {}, "left": {"Conv2d": 1}}
+    assert report(accelerate(other)) == {"swapped": {}, "left": {"Conv2d": 1}, "reasons": {}}
 
 
 def test_precision(way):

@@ -101,7 +101,6 @@ def test_what_is_accelerated_and_what_is_left_alone():
         "ResBlock": 10,
         "AttentionBlock": 4,
         "GroupNorm32": 1,
-        "SiLU": 1,
     }
     model = network()
     model.middle_block[1] = nn.Conv2d(32, 32, 1)

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emfast.adapters.parts import Part, original_class
+from emfast.adapters.swap import Swapped, features, precision
 from emfast.nn.attention import attend
 from emfast.nn.conditional import forked, normalised
 from emfast.nn.convolution import Shortcut, convolution
 from emfast.nn.gpu import later
 from emfast.nn.packed import cast
-from emfast.nn.swap import Swapped, is_hooked, original, precision
 
 
 class Block(Swapped):
@@ -20,10 +21,25 @@ class Block(Swapped):
     The input may be a pair, the features and their skip connection, read as if concatenated over channels.
     """
 
-    def forward(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor) -> Tensor:
+    def parts(self: Any) -> list[Part]:
+        """All but the layer of the embedding, which is called."""
+        norms, convolutions = ["norm0", "norm1"], ["conv0", "conv1"]
+        convolutions += [] if self.skip is None else ["skip"]
+        if self.num_heads:
+            norms, convolutions = [*norms, "norm2"], [*convolutions, "qkv", "proj"]
+        module = original_class(self).__module__
+        found = [Part(name, getattr(self, name), (f"{module}:GroupNorm",)) for name in norms]
+        found += [Part(name, getattr(self, name), (f"{module}:Conv2d",)) for name in convolutions]
+        return found + [_as_it_resamples(name, getattr(self, name)) for name in convolutions]
+
+    def example(self: Any) -> tuple[Any, ...]:
+        """Features, and the embedding of the noise."""
+        weight = self.conv0.weight
+        return features(weight, self.in_channels, 8, 8), features(weight, self.affine.in_features)
+
+    def accelerated(self: Any, x: Tensor | tuple[Tensor, Tensor], emb: Tensor) -> Tensor:
+        """As EDM's."""
         xs = x if isinstance(x, tuple) else (x,)
-        if not _is_known(self):
-            return super().forward(joined(xs), emb)  # type: ignore[misc]
         settings = self.settings()
         dtype = precision(settings, xs[0])
         options: dict[str, Any] = {"dtype": dtype, "training": self.training, "scale": float(self.skip_scale)}
@@ -50,7 +66,17 @@ class Block(Swapped):
 class Convolution(Swapped):
     """EDM's Conv2d, outside of blocks."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def parts(self: Any) -> list[Part]:
+        """Itself."""
+        return [_as_it_resamples("", self)]
+
+    def example(self: Any) -> tuple[Any, ...]:
+        """An image."""
+        like = self.resample_filter if self.weight is None else self.weight
+        return (features(like, self.in_channels, 8, 8),)
+
+    def accelerated(self: Any, x: Tensor) -> Tensor:
+        """As EDM's."""
         y = resampled(self, x, precision(self.settings(), x))
         return y.to(x.dtype) if self.settings().dtype else y
 
@@ -58,8 +84,26 @@ class Convolution(Swapped):
 class Norm(Swapped):
     """EDM's GroupNorm, outside of blocks."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def example(self: Any) -> tuple[Any, ...]:
+        """An image."""
+        return (features(self.weight, self.weight.shape[0], 8, 8),)
+
+    def accelerated(self: Any, x: Tensor) -> Tensor:
+        """As EDM's."""
         return normalised(self, x, silu=False)
+
+
+def _as_it_resamples(name: str, conv: Any) -> Part:
+    """Returns a convolution whose way of resampling is known: a filter of two taps is a box, say."""
+    if not (conv.up or conv.down):
+        return Part(name, conv, (original_class(conv),), called=True)
+    known: dict[str, Any] = {}
+    if conv.up and conv.weight is not None:
+        known["fused_resample"] = False
+    taps = conv.resample_filter
+    if taps.shape[-1] == 2 and bool((taps != 0.25).any()):
+        raise ValueError(f"{name}.resample_filter is no box")
+    return Part(name, conv, (original_class(conv),), known, called=True)
 
 
 def _skipped(block: Any, inputs: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor | Shortcut:
@@ -124,22 +168,3 @@ def joined(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x
     return x[0] if len(x) == 1 else torch.cat(x, 1)
-
-
-def _is_known(block: Any) -> bool:
-    """Returns whether the parts are as they were made: not wrapped, replaced or observed since."""
-    norms, convolutions = [block.norm0, block.norm1], [block.conv0, block.conv1]
-    if block.skip is not None:
-        convolutions.append(block.skip)
-    if block.num_heads:
-        norms.append(block.norm2)
-        convolutions += [block.qkv, block.proj]
-    module = original(block).__module__
-    parts = [(part, "GroupNorm") for part in norms] + [(part, "Conv2d") for part in convolutions]
-    return all(is_part(part, name, module) for part, name in parts)
-
-
-def is_part(part: Any, name: str, module: str) -> bool:
-    """Returns whether a part is of the class of a name in a module, without hooks."""
-    kind = type(part)
-    return kind.__name__ == name and kind.__module__ == module and not is_hooked(part)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emfast.adapters.edm.blocks import Block, Norm
+from emfast.adapters.swap import Swapped, features, is_plain, precision
 from emfast.nn.conditional import normalised
-from emfast.nn.edm import Block, Norm
 from emfast.nn.packed import cast
-from emfast.nn.swap import Swapped, is_hooked, precision
 
 
 class SongUNet(Swapped):
@@ -18,9 +18,14 @@ class SongUNet(Swapped):
 
     hands_on = True
 
-    def forward(
+    def example(self: Any) -> tuple[Any, ...]:
+        """Images, noise labels, and labels of class and augmentation if the network takes them."""
+        return _example(self)
+
+    def accelerated(
         self: Any, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
     ) -> Tensor:
+        """As EDM's."""
         emb = self.map_noise(noise_labels)
         emb = emb.reshape(len(emb), 2, -1).flip(1).reshape(emb.shape)  # sines first
         if self.map_label is not None:
@@ -66,9 +71,14 @@ class DhariwalUNet(Swapped):
 
     hands_on = True
 
-    def forward(
+    def example(self: Any) -> tuple[Any, ...]:
+        """Images, noise labels, and labels of class and augmentation if the network takes them."""
+        return _example(self)
+
+    def accelerated(
         self: Any, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
     ) -> Tensor:
+        """As EDM's."""
         emb = self.map_noise(noise_labels)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
@@ -85,16 +95,25 @@ class DhariwalUNet(Swapped):
         return _left(self, self.out_conv(_activated(self.out_norm, h)), x)
 
 
+def _example(network: Any) -> tuple[Any, ...]:
+    """Returns images of the smallest size that can be halved as often as the network does, and what goes with them."""
+    first = next(iter(network.enc.values()))
+    halvings = len({name.split("_")[0] for name in network.enc})
+    x = features(first.weight, first.in_channels, *(1 << halvings,) * 2)
+    labels = None if network.map_label is None else features(first.weight, network.map_label.in_features)
+    augmentation = None if network.map_augment is None else features(first.weight, network.map_augment.in_features)
+    return x, torch.tensor([-1.0, 0.5]), labels, augmentation
+
+
 def _decode(block: Any, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Any:
     if h.shape[1] == block.in_channels:
         return block(h, emb)
     pair = h, skips.pop()
-    takes_pairs = isinstance(block, Block) and not is_hooked(block)
-    return block(pair if takes_pairs else torch.cat(pair, 1), emb)
+    return block(pair if isinstance(block, Block) and is_plain(block) else torch.cat(pair, 1), emb)
 
 
 def _activated(norm: Any, h: Tensor) -> Tensor:
-    if isinstance(norm, Norm) and not is_hooked(norm):
+    if isinstance(norm, Norm) and is_plain(norm):
         return normalised(norm, h)
     return F.silu(norm(h))
 
