@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from emfast._library import OPS
 from emfast._library import backend as forced
 from emfast.adapters import accelerate, restore
+from emfast.compilation.precompile import recording
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.nn.swap import original
 from emfast.operators import Operator
-from emfast.precompile import recording
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last)

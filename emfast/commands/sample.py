@@ -14,7 +14,7 @@ from emfast.commands.files import model_folder, write_images
 from emfast.em import load_model, prepare
 from emfast.em.model import resolve_device
 from emfast.graph import kept
-from emfast.report import save_grid
+from emfast.reporting import save_grid
 from emfast.samplers import Prior
 
 

@@ -9,7 +9,7 @@ from emfast.commands.display import Display
 from emfast.commands.tensorboard import TensorBoard
 from emfast.config import Config
 from emfast.em import Progress, RoundFinished, train
-from emfast.report import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics
+from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics
 
 Options = Config
 
