@@ -13,7 +13,7 @@ from emfast._check import check_finite
 from emfast.data import Images
 from emfast.diffusion import Denoiser
 from emfast.em.observations import Observations
-from emfast.graph import kept
+from emfast.graph import graphs
 from emfast.samplers import Prior, data_misfit
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Evaluator:
                 callback(len(parts) * of + done, total)
 
         key = random.derive(seed, "samples")
-        with kept():
+        with graphs():
             for ids in torch.arange(count, device=device).split(128):
                 parts.append(sampler.sample(denoiser, self.shape, ids=ids, seed=key, callback=progress).cpu())
         images = torch.cat(parts)

@@ -237,7 +237,8 @@ class Sampler:
         y = operator.project(y, parameters)
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)
-        step = graphed(partial(self.stepper._step, problem), self.stepper, denoiser, operator, sigma, seed)
+        key = (self.stepper, denoiser, operator, sigma, seed)
+        step = graphed(partial(self.stepper._step, problem), *key, network=denoiser)
         k = torch.zeros((), dtype=torch.int64, device=y.device)
         previous = torch.zeros_like(x)
         for done in range(1, len(table) + 1):
