@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from emfast import adapters as adapters
     from emfast import compilation as compilation
+    from emfast import config as config
     from emfast import data as data
     from emfast import diffusion as diffusion
     from emfast import em as em
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 # Where each public name is defined; a module of the package where there is none.
 _PLACES: dict[str, str | None] = {
-    **dict.fromkeys(("adapters", "compilation", "data", "diffusion", "em", "evaluation", "nn", "operators")),
-    **dict.fromkeys(("ops", "random", "reporting", "samplers")),
+    **dict.fromkeys(("adapters", "compilation", "config", "data", "diffusion", "em", "evaluation", "nn")),
+    **dict.fromkeys(("operators", "ops", "random", "reporting", "samplers")),
     **dict.fromkeys(("accelerate", "report", "restore"), "emfast.adapters"),
     "Config": "emfast.config",
     "backend": "emfast._library",

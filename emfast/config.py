@@ -1,12 +1,14 @@
-"""The typed experiment config: the YAML file, the command-line flags and their documentation are these classes."""
+"""The typed experiment config: YAML file, command-line flags, their documentation and the argument of emfast.train."""
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import check, check_sigma
+from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import check_posterior
@@ -240,7 +242,29 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tensorboard: bool = False
 
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Config:
+        """Returns the config of a file, as `emfast train --config FILE` reads it.
+
+        Arguments:
+            path: The file; what it does not name has its default.
+        Raises:
+            ValueError: If there is a mistake in it; one sentence.
+        """
+        from emfast.commands.parser import parse
+
+        config, _ = parse("train", cls, ["--config", os.fspath(path)])
+        return config
+
+    def to_yaml(self) -> str:
+        """Returns the complete config as YAML, which gives the same again."""
+        return to_yaml(self)
+
     def __post_init__(self) -> None:
+        fix = "Give operators.Linear(function, shape=(C, H, W)) for a function"
+        check(isinstance(self.operator, Operator), "config", "operator", "to be an Operator", self.operator, fix)
+        good = self.sampler is None or isinstance(self.sampler, Sampler)
+        check(good, "config", "sampler", "to be a Sampler", self.sampler)
         self.sampler = self.sampler or default_sampler(type(self.operator))
         check_posterior(self.sampler, "config")
         check_sigma(self.sigma, "config")

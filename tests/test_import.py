@@ -14,6 +14,7 @@ SECONDS = 0.2
 FOLDERS = (
     "adapters",
     "compilation",
+    "config",
     "data",
     "diffusion",
     "em",

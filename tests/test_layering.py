@@ -25,7 +25,7 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Beside the layers: what a module of the same layer may use.
-ASIDE = {("nn", "ops")}
+ASIDE = {("config", "commands")}  # Config.from_yaml reads a file as the command does, when it is called
 # Files that may import a package while they are imported themselves; all others do so where they use it.
 HEAVY = {
     "diffusers",

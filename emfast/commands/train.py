@@ -35,7 +35,7 @@ def run(config: Config, yaml: str) -> None:
             tensorboard.write(event.row, event.folder)
 
     with Display(_earlier(output)) as display:
-        model = train(config, yaml=yaml, callback=follow)
+        model = train(config, follow)
         if _main_process():
             display.show()  # a run that was finished before has shown nothing yet
     if _main_process():

@@ -1,6 +1,7 @@
 """The measurement operator A of y = A x + n."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ class Operator:
 
     closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
     observes_images = False  # whether an observation is an image (C, H, W), of whatever size
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Notes the arguments, by which a config file writes the operator down."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "_arguments", (args, kwargs))  # of a frozen dataclass too
+        return self
+
+    def __init__(self) -> None:
+        """Takes nothing: an operator without hyper-parameters. One that has some takes them here."""
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns what distinguishes the observations, e.g. their masks: a mapping of (B, ...) or (1, ...) tensors.

@@ -30,7 +30,10 @@ class Linear(Operator):
             function is not of PyTorch.
     """
 
-    def __init__(self, function: Function, shape: tuple[int, int, int], adjoint: Function | None = None) -> None:
+    # Not Function: the command line would ask for functions with an annotation.
+    def __init__(
+        self, function: Callable[..., Any], shape: tuple[int, int, int], adjoint: Callable[..., Any] | None = None
+    ) -> None:
         check(callable(function), "Linear", "function", "to be a function of images", type(function), error=TypeError)
         good = len(shape) == 3 and all(side > 0 for side in shape)
         check(good, "Linear", "shape", "to be (C, H, W), the shape of one image", tuple(shape))
