@@ -12,7 +12,7 @@ from emfast.adapters import diffusers, edm, guided_diffusion
 from emfast.nn.swap import Settings, Swapped, original, swap, unswap
 
 ADAPTERS = (diffusers, guided_diffusion, edm)
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model")  # a module, or a pipeline with one
 
 
 def accelerate(model: Model, *, dtype: torch.dtype | None = None) -> Model:
@@ -26,8 +26,9 @@ def accelerate(model: Model, *, dtype: torch.dtype | None = None) -> Model:
     large batch afresh at every step costs more than computing them.
 
     Arguments:
-        model: The network, or a module that contains it. diffusers: UNet2DModel, and the residual, attention and
-            resampling blocks of any other. guided-diffusion and DPS: UNetModel. EDM: SongUNet and DhariwalUNet.
+        model: The network, a module that contains it, or a pipeline of diffusers, for its `unet`. Known networks are,
+            of diffusers, UNet2DModel, and the residual, attention and resampling blocks of any other; of
+            guided-diffusion and DPS, UNetModel; of EDM, SongUNet and DhariwalUNet.
         dtype: The precision of convolutions and linear layers (bfloat16, float16, float32). Normalisations, softmax
             and sums stay float32, and so do the parameters and their gradients. By default that of the model, or
             autocast's.
@@ -36,19 +37,19 @@ def accelerate(model: Model, *, dtype: torch.dtype | None = None) -> Model:
         The model itself. Its output has the dtype of its parameters (autocast's under autocast).
 
     Raises:
-        TypeError: If model is not a module, or dtype not a floating one.
+        TypeError: If model is neither a module nor a pipeline with one, or dtype not a floating one.
     """
-    check(isinstance(model, nn.Module), "accelerate", "model", "to be a torch.nn.Module", type(model), error=TypeError)
+    network = _network("accelerate", model)
     floating = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
     check(floating, "accelerate", "dtype", "to be a floating dtype or None", dtype, error=TypeError)
-    restore(model)
-    found = [item for adapter in ADAPTERS for item in adapter.swaps(model)]
+    restore(network)
+    found = [item for adapter in ADAPTERS for item in adapter.swaps(network)]
     for module, mixin, _ in found:
         swap(module, mixin, Settings(dtype))
-    whole = not left_alone(model)  # else features keep the dtype that the modules left alone expect
+    whole = not left_alone(network)  # else features keep the dtype that the modules left alone expect
     for module, mixin, place in found:
         swap(module, mixin, Settings(dtype, whole and place == "entry", whole and place == "exit"))
-    if found and next(model.parameters()).is_cpu:
+    if found and next(network.parameters()).is_cpu:
         keep_freed_memory()
     return model
 
@@ -62,21 +63,31 @@ def restore(model: Model) -> Model:
     Returns:
         The model itself.
     """
-    check(isinstance(model, nn.Module), "restore", "model", "to be a torch.nn.Module", type(model), error=TypeError)
-    for module in model.modules():
+    for module in _network("restore", model).modules():
         if isinstance(module, Swapped):
             unswap(module)
     return model
 
 
-def report(model: nn.Module) -> dict[str, dict[str, int]]:
+def report(model: Any) -> dict[str, dict[str, int]]:
     """Returns how many modules of each class are accelerated (`swapped`) and were left as they are (`left`).
 
     Arguments:
         model: The network, after `accelerate`.
     """
-    swapped = Counter(original(module).__name__ for module in model.modules() if isinstance(module, Swapped))
-    return {"swapped": dict(swapped), "left": dict(Counter(original(module).__name__ for module in left_alone(model)))}
+    network = _network("report", model)
+    swapped = Counter(original(module).__name__ for module in network.modules() if isinstance(module, Swapped))
+    left = Counter(original(module).__name__ for module in left_alone(network))
+    return {"swapped": dict(swapped), "left": dict(left)}
+
+
+def _network(function: str, model: Any) -> nn.Module:
+    """Returns a module itself, and the U-Net of a pipeline."""
+    network: Any = model if isinstance(model, nn.Module) else getattr(model, "unet", None)
+    expected, fix = "to be a torch.nn.Module, or a pipeline with a unet", "Give the network itself"
+    check(isinstance(network, nn.Module), function, "model", expected, type(model), fix, TypeError)
+    module: nn.Module = network
+    return module
 
 
 def left_alone(model: nn.Module) -> list[nn.Module]:
