@@ -78,6 +78,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("use_instruction_set", &emfast::use_instruction_set);
   emfast::define_attention(module);
   emfast::define_blur(module);
+  emfast::define_checksum(module);
   emfast::define_convolution(module);
   emfast::define_convolution_weight_gradient(module);
   emfast::define_group_norm_silu(module);

@@ -12,6 +12,7 @@ namespace py = pybind11;
 
 void define_attention(py::module_& module);
 void define_blur(py::module_& module);
+void define_checksum(py::module_& module);
 void define_convolution(py::module_& module);
 void define_convolution_weight_gradient(py::module_& module);
 void define_group_norm_silu(py::module_& module);

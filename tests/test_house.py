@@ -122,5 +122,5 @@ def test_every_op_has_its_test():
         stems = [
             p.stem for p in (ROOT / folder).glob("*") if p.suffix in (".py", ".cpp") and not p.stem.startswith("_")
         ]
-        known = (*ops, *(f"{op}_backward" for op in ops), "module", "random")
+        known = (*ops, *(f"{op}_backward" for op in ops), "module", "random", "checksum")
         assert not [stem for stem in stems if stem not in known], folder

@@ -83,7 +83,7 @@ def terms(
             columns = (start, start + x.shape[1])
             own = () if start else biases
             if plain:
-                parts = cast(x, plan.dtype), _kernel(plan, weights, columns), _bias(plan, own) if own else None
+                parts = cast(x, plan.dtype), _kernel(weights, plan, columns), _bias(own, plan) if own else None
                 found.append(_convolve(plan, *parts))
             else:
                 found.append(_Term.apply(plan, columns, x, *weights, *own))
@@ -104,7 +104,7 @@ def added(parts: list[Tensor], bias: Tensor | None, scale: float) -> Tensor:
     return residual_sum(*parts, bias=bias, scale=scale)
 
 
-def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
+def _kernel(weights: Sequence[Tensor], plan: Plan, columns: tuple[int, int]) -> Tensor:
     """Returns the kernels of some input channels, in the compute precision; folded in float32 at least.
 
     Those of a matrix product are a matrix. In float32 the weights of a convolution stay its own: torch lets cuDNN round
@@ -119,7 +119,7 @@ def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> 
     return w.flatten(1).to(plan.dtype) if product else cast(w, plan.dtype)
 
 
-def _bias(plan: Plan, biases: Sequence[Tensor]) -> Tensor:
+def _bias(biases: Sequence[Tensor], plan: Plan) -> Tensor:
     return sorted_rows(biases[0] if len(biases) == 1 else torch.cat(tuple(biases)), plan.interleaved).to(plan.dtype)
 
 
@@ -161,9 +161,9 @@ class _Term(torch.autograd.Function):
         ctx.biases, ctx.slots = [b.dtype for b in biases], range(2, 3 + len(tensors))
         x = cast(x, plan.dtype)
         ctx.save_for_backward(*weights, *((x,) if any(ctx.needs_input_grad[3:]) else ()))
-        key = ("bias", plan.dtype, plan.interleaved)
-        bias = prepared(biases, key, lambda: _bias(plan, biases)) if biases else None
-        return _convolve(plan, x, _prepared(plan, weights, columns), bias)
+        ctx.prepared = prepared(weights)
+        bias = prepared(biases).get(biases, _bias, plan) if biases else None
+        return _convolve(plan, x, ctx.prepared.get(weights, _kernel, plan, columns), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -172,7 +172,7 @@ class _Term(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them
         weights, needs = saved[: plan.outputs], wanted(ctx)
         rows = [weight.shape[0] for weight in weights]
-        g, w = cast(grad, plan.dtype), _prepared(plan, weights, columns)
+        g, w = cast(grad, plan.dtype), ctx.prepared.get(weights, _kernel, plan, columns)
         gradients: list[Any] = [None] * len(needs)
         if needs[2]:
             gradients[2] = _to_input(plan, g, w, ctx.size).to(ctx.dtype)
@@ -191,8 +191,3 @@ def _placed(part: Tensor, weight: Tensor, columns: tuple[int, int]) -> Tensor:
     whole = torch.zeros_like(as_kernel(weight), memory_format=torch.contiguous_format)
     whole[:, columns[0] : columns[1]] = part
     return whole.reshape(weight.shape)
-
-
-def _prepared(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
-    key = ("gpu", plan.dtype, plan.upsample, plan.interleaved, columns)
-    return prepared(weights, key, lambda: _kernel(plan, weights, columns))

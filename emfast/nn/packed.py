@@ -1,7 +1,7 @@
 """Convolutions by oneDNN with weights that are cast, folded and reordered once, forward and backward."""
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._library import wanted
-from emfast.nn.prepared import prepared
+from emfast.nn.prepared import Prepared, prepared
 
 CHANNELS_LAST = torch.channels_last
 
@@ -117,15 +117,17 @@ class _Convolution(torch.autograd.Function):
         ctx.slots = [i for i, t in enumerate((residual, *tensors), 1) if t is not None]
         learned = any(ctx.needs_input_grad[2 + n :])
         ctx.save_for_backward(*weights, *(xs if learned else ()))
+        ctx.prepared = Prepared(weights) if learned else prepared(weights)
         y: Any = None if residual is None else cast(residual, plan.dtype)
-        start, made = 0, []
+        start = 0
         for x in xs:
             columns = (start, start + x.shape[1])
-            kernel = cache(partial(_kernel, plan, weights, columns))
-            y = _apply(plan, x, weights, columns, kernel, None if start else bias, y)
-            made.append(kernel if learned and kernel.cache_info().currsize else None)
+            if learned:  # the backward pass needs the kernel again, in this form
+                w = _packed(weights, plan, columns, x.shape, ctx.prepared.get(weights, _kernel, plan, columns))
+            else:
+                w = ctx.prepared.get(weights, _packed, plan, columns, x.shape)
+            y = _apply(plan, x, w, None if start else bias, y)
             start += x.shape[1]
-        ctx.kernels = made  # where weights are new, and learned: the backward needs them again
         return y
 
     @staticmethod
@@ -142,11 +144,11 @@ class _Convolution(torch.autograd.Function):
             columns = (start, start + size[1])
             dx = None
             if learned:
-                kernel = ctx.kernels[i]() if ctx.kernels[i] else _kernel(plan, weights, columns)
+                kernel = ctx.prepared.get(weights, _kernel, plan, columns)
                 dx, slope = _to_both(plan, g, xs[i], kernel, needs[1 + i])
                 slopes.append(slope)
             elif needs[1 + i]:
-                dx = _to_input(plan, g, size, weights, columns)
+                dx = _to_input(plan, g, size, weights, columns, ctx.prepared)
             gradients[1 + i] = dx if dx is None else dx.to(ctx.dtypes[i])
             start += size[1]
         rows = [w.shape[0] for w in weights]
@@ -163,13 +165,11 @@ class _Convolution(torch.autograd.Function):
 
 
 def _concatenated(plan: Plan, biases: Sequence[Tensor]) -> Tensor:
-    if len(biases) == 1 and plan.interleaved == 1:
-        return biases[0].to(plan.dtype)
-    key = (plan.dtype, plan.interleaved)
-    return prepared(biases, key, lambda: sorted_rows(torch.cat(list(biases)), plan.interleaved).to(plan.dtype))
+    whole = biases[0] if len(biases) == 1 else torch.cat(list(biases))
+    return sorted_rows(whole, plan.interleaved).to(plan.dtype)
 
 
-def _kernel(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
+def _kernel(weights: Sequence[Tensor], plan: Plan, columns: tuple[int, int]) -> Tensor:
     """Returns the kernels of some input channels, in the compute precision."""
     w = as_kernel(weights[0] if len(weights) == 1 else torch.cat(list(weights)))
     w = sorted_rows(w, plan.interleaved).float()[:, columns[0] : columns[1]]
@@ -203,46 +203,47 @@ def _pack_transposed(w: Tensor, shape: torch.Size) -> Tensor:
     return packed
 
 
-def _apply(
-    plan: Plan,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    columns: tuple[int, int],
-    kernel: Callable[[], Tensor],
-    bias: Tensor | None,
-    other: Tensor | None,
+def _packed(
+    weights: Sequence[Tensor], plan: Plan, columns: tuple[int, int], shape: torch.Size, kernel: Tensor | None = None
 ) -> Tensor:
+    """Returns the kernels of some input channels as the forward pass reads them, for an input of a shape."""
+    kernel = _kernel(weights, plan, columns) if kernel is None else kernel
+    return _pack_transposed(kernel, shape) if plan.upsample else _pack(kernel, plan.stride, plan.padding, shape)
+
+
+def _apply(plan: Plan, x: Tensor, w: Tensor, bias: Tensor | None, other: Tensor | None) -> Tensor:
     """Returns the convolution of one input, added to what the others gave."""
     plain, binary, transposed = _ops()
-    key = ("forward", plan, columns, x.shape)
     if plan.upsample:
-        w = prepared(weights, key, lambda: _pack_transposed(kernel(), x.shape))
         return transposed(x, w, bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, "none", [], "")
-    w = prepared(weights, key, lambda: _pack(kernel(), plan.stride, plan.padding, x.shape))
     s, p, one = [plan.stride] * 2, [plan.padding] * 2, [1, 1]
     if other is None:
         return plain(x, w, bias, p, s, one, 1, "none", [], "")
     return binary(x, other, w, bias, p, s, one, 1, "add", 1.0, None, [], None)
 
 
-def _to_input(plan: Plan, g: Tensor, size: torch.Size, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
+def _to_input(
+    plan: Plan, g: Tensor, size: torch.Size, weights: Sequence[Tensor], columns: tuple[int, int], kept: Prepared
+) -> Tensor:
     """The gradient to one input. Where it can it is a convolution itself, with kernels flipped and transposed."""
-    key, one = ("backward", plan, columns, g.shape), [1, 1]
+    one = [1, 1]
     same = plan.stride == 1 and 2 * plan.padding == as_kernel(weights[0]).shape[2] - 1
     if not plan.upsample and not same:
-        w = prepared(weights, key, lambda: _kernel(plan, weights, columns))
+        w = kept.get(weights, _kernel, plan, columns)
         x, s, p = g.new_empty(1).expand(size), [plan.stride] * 2, [plan.padding] * 2
         mask = [True, False, False]
         dx: Tensor = torch.ops.aten.convolution_backward(g, x, w, None, s, p, one, False, [0, 0], 1, mask)[0]
         return dx
-    stride = 2 if plan.upsample else 1
-    w = prepared(weights, key, lambda: _pack(_mirrored(plan, weights, columns), stride, plan.padding, g.shape))
-    return _ops()[0](g, w, None, [plan.padding] * 2, [stride] * 2, one, 1, "none", [], "")
+    w = kept.get(weights, _packed_mirrored, plan, columns, g.shape)
+    return _ops()[0](g, w, None, [plan.padding] * 2, [2 if plan.upsample else 1] * 2, one, 1, "none", [], "")
 
 
-def _mirrored(plan: Plan, weights: Sequence[Tensor], columns: tuple[int, int]) -> Tensor:
-    w = _kernel(plan, weights, columns)
-    return w if plan.upsample else w.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
+def _packed_mirrored(weights: Sequence[Tensor], plan: Plan, columns: tuple[int, int], shape: torch.Size) -> Tensor:
+    """Returns the kernels of some input channels as `_to_input` reads them, for a gradient of a shape."""
+    w = _kernel(weights, plan, columns)
+    if plan.upsample:
+        return _pack(w, 2, plan.padding, shape)
+    return _pack(w.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST), 1, plan.padding, shape)
 
 
 def _to_both(plan: Plan, g: Tensor, x: Tensor, kernel: Tensor, needs_x: bool) -> tuple[Tensor | None, Tensor]:

@@ -1,92 +1,183 @@
 """Weights in the form that a kernel reads, made once and kept for as long as the weights stay what they are.
 
-On a CPU a change shows in the weights' bytes too; on a GPU in address and version alone, since reading bytes would wait
-for the device. There a write through `.data` shows after the next call of `train()` or `eval()`. What is kept on a GPU
-keeps its address, which CUDA graphs hold: it is made anew in place.
+Every change of a weight is followed by the next call, however it was written. On a CPU a checksum of all its bytes
+tells, at the speed of memory: code that copies averaged weights, prunes or merges writes through `.data`, which leaves
+no other trace. On a GPU such a checksum would have to be waited for, and making anew costs no more: there nothing is
+kept from one call to the next.
+
+Inside `unchanged` weights are looked at once, at its beginning. What is kept on a GPU, there alone, keeps its address,
+which CUDA graphs hold: it is made anew in place.
 """
 
-import ctypes
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import c_char
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-SAMPLES = 4  # places of a weight that are compared, 8 bytes each
+from emfast._library import extension, extension_error
 
-_kept: Any = WeakIdKeyDictionary()  # the first weight -> (stamp, {key: tensor}), on a GPU {key: (stamp, tensor)}
+_kept: Any = WeakIdKeyDictionary()  # the first weight -> Prepared
+_blocks: dict[int, int] = {}  # the id of a weight -> how many blocks of `unchanged` it is in
 
 
-def prepared(weights: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    """Returns make(), or what it returned before if none of the weights has changed since.
+class Stamp(NamedTuple):
+    """What changes with a weight. Its version misses writes through `.data`; its checksum misses none."""
+
+    address: int
+    version: int
+    checksum: int | None  # None on a GPU
+
+
+class Prepared:
+    """What was made of some weights.
 
     Arguments:
-        weights: The tensors that make() reads. What is kept goes with the first of them.
-        key: What make() makes of them.
-        make: Called without gradients.
+        weights: The weights.
+        stamps: What they were then; None where it serves one call, and its backward pass.
     """
-    if weights[0].is_cuda:
-        return _prepared_in_place(weights, key, make)
-    stamp = tuple(_stamp(weight) for weight in weights)
-    entry = _kept.get(weights[0])
-    if not isinstance(entry, tuple) or entry[0] != stamp:
-        entry = _kept[weights[0]] = (stamp, {})
-    if key not in entry[1]:
-        with torch.no_grad():
-            entry[1][key] = make()
-    found: Tensor = entry[1][key]
-    return found
+
+    def __init__(self, weights: Sequence[Tensor], stamps: tuple[Stamp, ...] | None = None) -> None:
+        self.stamps = stamps
+        self._weights = [TensorWeakRef(weight) for weight in weights]
+        self._made: dict[tuple[Any, ...], Tensor] = {}
+
+    def get(self, weights: Sequence[Tensor], make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """Returns make(weights, *arguments), or what it returned before.
+
+        Arguments:
+            weights: The same weights.
+            make: Called without gradients.
+            arguments: Hashable.
+        """
+        key = (make, *arguments)
+        found = self._made.get(key)
+        if found is None:
+            found = _make(key, weights)
+            if self.stamps is not None and _is_on_gpu(found):
+                if _is_captured(found):
+                    return found  # made by the graph, whenever it is replayed: nothing is there to be kept
+                found = found.clone()  # never the weight itself
+                _settle(found)
+            self._made[key] = found
+        return found
+
+    def renew(self, weights: Sequence[Tensor]) -> None:
+        """Makes everything anew, in place, of weights of the same shapes.
+
+        Arguments:
+            weights: The weights.
+        """
+        for key, kept in self._made.items():
+            kept.copy_(_make(key, weights))
+        self.stamps = tuple(map(_stamp, weights))
+
+    def weights(self) -> list[Tensor] | None:
+        """Returns the weights, or None if one of them no longer exists."""
+        found = [reference() for reference in self._weights]
+        return None if any(weight is None for weight in found) else found
 
 
-def _prepared_in_place(weights: Sequence[Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    kept = _kept.get(weights[0])
-    if not isinstance(kept, dict):
-        kept = _kept[weights[0]] = {}
-    stamp = tuple(_version(weight) for weight in weights)
-    before = kept.get(key)
-    if before is not None and before[0] == stamp:
-        unchanged: Tensor = before[1]
-        return unchanged
-    with torch.inference_mode(False), torch.no_grad():
-        made = make()
-        if _is_captured(made):
-            return made  # by the graph, whenever it is replayed: nothing is there to be kept
-        made = made.clone() if before is None else before[1].copy_(made)  # never the weight itself
-    if made.is_cuda:
-        torch.cuda.current_stream(made.device).synchronize()  # once: from here on every stream may read it
-    kept[key] = (stamp, made)
-    return made
+def prepared(weights: Sequence[Tensor]) -> Prepared:
+    """Returns what was made of some weights, if they are still what they were; else there is nothing in it yet.
+
+    Arguments:
+        weights: The tensors that are read. What is kept goes with the first of them.
+    """
+    first, trusted = weights[0], bool(_blocks) and all(id(weight) in _blocks for weight in weights)
+    if _is_on_gpu(first) and not trusted:
+        return Prepared(weights)
+    entry: Prepared | None = _kept.get(first)
+    if entry is None or not _is_current(entry, weights, look=not trusted):
+        entry = _kept[first] = Prepared(weights, tuple(map(_stamp, weights)))
+    return entry
 
 
-def _is_captured(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+@contextmanager
+def unchanged(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Looks at weights here, once, instead of in every call of the block; in it only changes of version are seen.
 
-
-def expire(weights: Sequence[Tensor]) -> None:
-    """Has what is kept on a GPU for some weights made anew, in place, when it is next asked for."""
+    Arguments:
+        weights: Those of a network.
+    """
+    weights = list(weights)
     for weight in weights:
-        entry = _kept.get(weight)
-        if isinstance(entry, dict):
-            entry.update({key: (None, tensor) for key, (_, tensor) in entry.items()})
+        _look_again(weight)
+    for weight in weights:
+        _blocks[id(weight)] = _blocks.get(id(weight), 0) + 1
+    try:
+        yield
+    finally:
+        for weight in weights:
+            _blocks[id(weight)] -= 1
+            if not _blocks[id(weight)]:
+                del _blocks[id(weight)]
 
 
-def forget(weights: Sequence[Tensor]) -> None:
-    """Frees what is kept for some weights."""
+def forget(weights: Iterable[Tensor]) -> None:
+    """Frees what is kept for some weights.
+
+    Arguments:
+        weights: The weights.
+    """
     for weight in weights:
         _kept.pop(weight, None)
 
 
-def _stamp(weight: Tensor) -> tuple[Any, ...]:
-    """Returns what changes with the weight: address, version, and some of its bytes.
+def _look_again(first: Tensor) -> None:
+    """Has what is kept for a weight follow it: on a GPU in place, elsewhere it is dropped if the weight has changed."""
+    entry: Prepared | None = _kept.get(first)
+    if entry is None:
+        return
+    weights = entry.weights()
+    if weights is not None and _is_on_gpu(first) and _addresses(entry) == [weight.data_ptr() for weight in weights]:
+        entry.renew(weights)
+    elif weights is None or not _is_current(entry, weights, look=True):
+        del _kept[first]
 
-    The version alone misses writes through `.data`, with which most code copies averaged weights.
-    """
-    (address, version), size = _version(weight), _extent(weight) * weight.element_size()
-    if size < 8 * SAMPLES:
-        return address, version, ctypes.string_at(address, size)
-    step = (size - 8) // (SAMPLES - 1)
-    return address, version, *[ctypes.string_at(address + i * step, 8) for i in range(SAMPLES)]
+
+def _addresses(entry: Prepared) -> list[int]:
+    return [stamp.address for stamp in entry.stamps or ()]
+
+
+def _is_current(entry: Prepared, weights: Sequence[Tensor], *, look: bool) -> bool:
+    """Returns whether weights are those of an entry, as they were; their bytes are read if one is to look."""
+    stamps = entry.stamps or ()
+    if len(stamps) != len(weights):
+        return False
+    pairs = list(zip(weights, stamps, strict=True))
+    same = all(weight.data_ptr() == stamp.address and _version(weight) == stamp.version for weight, stamp in pairs)
+    return same and (not look or all(_checksum(weight) == stamp.checksum for weight, stamp in pairs))
+
+
+def _make(key: tuple[Any, ...], weights: Sequence[Tensor]) -> Tensor:
+    make, *arguments = key
+    with torch.inference_mode(False), torch.no_grad():
+        made: Tensor = make(weights, *arguments)
+    return made
+
+
+def _stamp(weight: Tensor) -> Stamp:
+    return Stamp(weight.data_ptr(), _version(weight), _checksum(weight))
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
+
+
+def _checksum(weight: Tensor) -> int | None:
+    """Returns the checksum of all bytes of a weight on a CPU, and of what lies between them if it is not dense."""
+    if _is_on_gpu(weight):
+        return None
+    address, size = weight.data_ptr(), _extent(weight) * weight.element_size()
+    if extension_error() is None:
+        found: int = extension().checksum(address, size)
+        return found
+    return zlib.crc32((c_char * size).from_address(address)) if size else 0
 
 
 def _extent(weight: Tensor) -> int:
@@ -96,5 +187,14 @@ def _extent(weight: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
 
 
-def _version(weight: Tensor) -> tuple[int, int]:
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    return torch.cuda.is_current_stream_capturing()
+
+
+def _settle(made: Tensor) -> None:
+    """Waits, once, until what was made is there: from then on every stream may read it."""
+    torch.cuda.current_stream(made.device).synchronize()

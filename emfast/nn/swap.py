@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emfast.nn.prepared import expire, forget
+from emfast.nn.prepared import forget
 
 SETTINGS = "_emfast"
 _classes: dict[Any, type] = {}
@@ -22,10 +22,7 @@ class Settings:
 
 
 class Swapped:
-    """A mixin that overrides forward of a module of another package. Attributes are those of that module.
-
-    It overrides train() too, to look at the weights anew.
-    """
+    """A mixin that overrides forward of a module of another package. Attributes are those of that module."""
 
     hands_on = False  # whether it only calls the modules inside, which are accelerated, or left, one by one
 
@@ -33,11 +30,6 @@ class Swapped:
         """Returns what accelerate() was asked for."""
         found: Settings = self.__dict__[SETTINGS]
         return found
-
-    def train(self: Any, mode: bool = True) -> Any:
-        """As ever; weights may have changed in ways that do not show on a GPU."""
-        expire(list(self.parameters()))
-        return super().train(mode)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles as the original module does, which may have its own way (EDM's), with the way back."""

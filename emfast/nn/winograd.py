@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emfast._library import extension_error, wanted
 from emfast.nn.packed import Plan, as_rows, cast, on_cpu
-from emfast.nn.prepared import prepared
+from emfast.nn.prepared import Prepared, prepared
 from emfast.ops._winograd import best_width
 from emfast.ops.winograd_convolution import WinogradWeights, is_slow, winograd_convolution, winograd_kernel
 from emfast.ops.winograd_weight_gradient import is_slow as is_slow_gradient
@@ -47,14 +47,16 @@ class _Winograd(torch.autograd.Function):
         n = plan.inputs
         xs, weight = [cast(x, plan.dtype) for x in tensors[:n]], tensors[n]
         bias = tensors[n + 1].to(plan.dtype) if plan.bias else None
-        ctx.plan, ctx.training, ctx.sizes = plan, training, [x.shape for x in xs]
+        ctx.plan, ctx.sizes = plan, [x.shape for x in xs]
         ctx.dtypes = [t.dtype for t in tensors]
         ctx.residual = None if residual is None else residual.dtype
         ctx.slots = [i for i, t in enumerate((residual, *tensors), 2) if t is not None]
         ctx.save_for_backward(weight, *(xs if ctx.needs_input_grad[3 + n] else ()))
+        ctx.prepared = None if training else prepared([weight])
+        part = 0, weight.shape[1], False, _width(plan, xs[0])
         return winograd_convolution(
             xs[0],
-            _kernel(WinogradWeights(weight, 0, weight.shape[1], False, _width(plan, xs[0])), training),
+            _kernel(ctx.prepared, weight, part),
             weight.shape[0],
             skip=xs[1] if n == 2 else None,
             bias=bias,
@@ -72,7 +74,7 @@ class _Winograd(torch.autograd.Function):
         g, begin = cast(grad, plan.dtype), 0
         for i, size in enumerate(ctx.sizes):
             if needs[1 + i]:
-                kernel = _kernel(WinogradWeights(weight, begin, begin + size[1], True, _width(plan, g)), ctx.training)
+                kernel = _kernel(ctx.prepared, weight, (begin, begin + size[1], True, _width(plan, g)))
                 dx = winograd_convolution(g, kernel, size[1], resample="pool" if plan.upsample else None)
                 gradients[1 + i] = dx.to(ctx.dtypes[i])
             begin += size[1]
@@ -84,10 +86,16 @@ class _Winograd(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _kernel(weights: WinogradWeights, training: bool) -> Tensor | WinogradWeights:
-    if training:
-        return weights
-    return prepared([weights.weight], ("winograd", *weights[1:]), lambda: winograd_kernel(weights))
+Part = tuple[int, int, bool, int]  # of a weight: its first and last input channel, whether mirrored, the tiles' width
+
+
+def _kernel(kept: Prepared | None, weight: Tensor, part: Part) -> Tensor | WinogradWeights:
+    """Returns the transformed kernel, or (where weights are new at every call) what the op transforms itself."""
+    return WinogradWeights(weight, *part) if kept is None else kept.get([weight], _transformed, part)
+
+
+def _transformed(weights: Sequence[Tensor], part: Part) -> Tensor:
+    return winograd_kernel(WinogradWeights(weights[0], *part))
 
 
 def _width(plan: Plan, x: Tensor) -> int:

@@ -15,6 +15,7 @@ from emfast import random
 from emfast._check import check
 from emfast.diffusion import Denoiser, Schedule
 from emfast.graph import graphed
+from emfast.nn.prepared import unchanged
 from emfast.operators import Operator, as_operator
 from emfast.operators.base import Parameters, default_ids, single_id
 from emfast.operators.linear import Function
@@ -278,12 +279,16 @@ class Sampler:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Asks for no gradients of weights in the block: layers then keep no inputs for them, half of a step's memory."""
+    """Asks for no gradients of weights in the block: layers then keep no inputs for them, half of a step's memory.
+
+    The weights are looked at once, at its beginning: a step need not ask whether they have changed.
+    """
     learned = [p for p in network.parameters() if p.requires_grad]
     for p in learned:
         p.requires_grad_(False)
     try:
-        yield
+        with unchanged(network.parameters()):
+            yield
     finally:
         for p in learned:
             p.requires_grad_(True)
