@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -15,12 +14,12 @@ from emfast import random
 from emfast._check import check
 from emfast.diffusion import Denoiser, Schedule
 from emfast.graph import graphed
-from emfast.nn.prepared import unchanged
 from emfast.operators import Operator, as_operator
 from emfast.operators.base import Parameters, default_ids, single_id
 from emfast.operators.linear import Function
 from emfast.ops import sampler_update
 from emfast.samplers import sides
+from emfast.samplers.frozen import frozen
 from emfast.samplers.settings import check_settings
 
 Callback = Callable[[int, int], None]
@@ -275,23 +274,6 @@ class Sampler:
         y, ids, table, *values = tensors
         parameters = dict(zip(problem.parameters, values, strict=True))
         return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Asks for no gradients of weights in the block: layers then keep no inputs for them, half of a step's memory.
-
-    The weights are looked at once, at its beginning: a step need not ask whether they have changed.
-    """
-    learned = [p for p in network.parameters() if p.requires_grad]
-    for p in learned:
-        p.requires_grad_(False)
-    try:
-        with unchanged(network.parameters()):
-            yield
-    finally:
-        for p in learned:
-            p.requires_grad_(True)
 
 
 def clip_values(x: Tensor, clip: bool) -> Tensor:
