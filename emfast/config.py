@@ -242,6 +242,31 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        self.sampler = self.sampler or default_sampler(type(self.operator))
+        check_posterior(self.sampler, "config")
+        check_sigma(self.sigma, "config")
+        check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
+        check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)
+        good = 0 <= self.switch_scale < math.inf
+        check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
+        check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
+        kind, fix = (Operator, type(None)), "Give operators.Linear(function, shape=(C, H, W)) for a function"
+        check(isinstance(self.operator, kind), "config", "operator", "to be an Operator", self.operator, fix)
+        check(isinstance(self.sampler, Sampler), "config", "sampler", "to be a Sampler", self.sampler)
+        steps = getattr(self.sampler, "steps", 1)
+        check(steps > 0, "config", "sampler.steps", "to be positive", steps)
+        if self.model is None:
+            top = self.network.schedule_steps
+            spaced = not isinstance(self.sampler, DPS)
+            check(spaced or steps <= top, "config", "sampler.steps", f"to be <= {top}, those of the schedule", steps)
+            steps = self.evaluation.steps
+            check(steps <= top, "config", "evaluation.steps", f"to be <= {top}, those of the schedule", steps)
+        if isinstance(self.sampler, ReverseFromObservation):
+            identity, fix = isinstance(self.operator, Identity), "Use another sampler"
+            check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
+            check(self.sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
+
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Config:
         """Returns the config of a file, as `emfast train --config FILE` reads it.
@@ -259,32 +284,6 @@ class Config:
     def to_yaml(self) -> str:
         """Returns the complete config as YAML, which gives the same again."""
         return to_yaml(self)
-
-    def __post_init__(self) -> None:
-        fix = "Give operators.Linear(function, shape=(C, H, W)) for a function"
-        check(isinstance(self.operator, Operator), "config", "operator", "to be an Operator", self.operator, fix)
-        good = self.sampler is None or isinstance(self.sampler, Sampler)
-        check(good, "config", "sampler", "to be a Sampler", self.sampler)
-        self.sampler = self.sampler or default_sampler(type(self.operator))
-        check_posterior(self.sampler, "config")
-        check_sigma(self.sigma, "config")
-        check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
-        check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)
-        good = 0 <= self.switch_scale < math.inf
-        check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
-        check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
-        steps = getattr(self.sampler, "steps", 1)
-        check(steps > 0, "config", "sampler.steps", "to be positive", steps)
-        if self.model is None:
-            top = self.network.schedule_steps
-            spaced = not isinstance(self.sampler, DPS)
-            check(spaced or steps <= top, "config", "sampler.steps", f"to be <= {top}, those of the schedule", steps)
-            steps = self.evaluation.steps
-            check(steps <= top, "config", "evaluation.steps", f"to be <= {top}, those of the schedule", steps)
-        if isinstance(self.sampler, ReverseFromObservation):
-            identity, fix = isinstance(self.operator, Identity), "Use another sampler"
-            check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
-            check(self.sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
 
 
 def _positive(group: str, config: object, *names: str) -> None:
