@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
 WARM_UP = 3  # calls before a capture: kernels are compiled, weights prepared, workspaces allocated
+KEPT = 8  # graphs of a block: each holds the memory of a step, and what is made anew for every batch is of no use again
 _current: ContextVar[Graphs | None] = ContextVar("emfast_graphs", default=None)
 
 
@@ -128,8 +129,8 @@ class _Capture:
 class Graphs:
     """A context, for use as often as wanted, that keeps the graphs captured in it: one capture serves many batches.
 
-    A graph is captured anew where the weights, modes or classes of its network are others than before. Inside another
-    such block, the graphs belong to the outer one.
+    A graph is captured anew where the weights, modes or classes of its network are others than before. Those used
+    longest ago make place for new ones. Inside another such block, the graphs belong to the outer one.
     """
 
     def __init__(self) -> None:
@@ -179,9 +180,13 @@ def graphed(function: Callable[..., Tensors], *key: object, network: nn.Module |
         return Graphed(function)
     name = tuple(part if _hashable(part) else id(part) for part in key)
     state = None if network is None else _state(network)
-    if name not in current.kept or current.kept[name][0] != state:
-        current.kept[name] = (state, Graphed(function))
-    return current.kept[name][1]
+    before, found = current.kept.pop(name, (None, None))
+    if found is None or before != state:
+        found = Graphed(function)
+    current.kept[name] = (state, found)  # behind the others: it is the last one used
+    for oldest in list(current.kept)[:-KEPT]:
+        del current.kept[oldest]
+    return found
 
 
 def _hashable(part: object) -> bool:

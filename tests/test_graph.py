@@ -9,7 +9,7 @@ import torch
 from contracts import Bare, OnDevice
 
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.graph import WARM_UP, Graphed, _Capture, graphed, graphs
+from emfast.graph import KEPT, WARM_UP, Graphed, _Capture, graphed, graphs
 from emfast.operators import Downsample, GaussianBlur, Identity, Mask, MotionBlur
 from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, WarmStart
 from emfast.samplers.base import Problem, transitions
@@ -156,6 +156,16 @@ def test_batch_after_batch_is_one_capture(steps, held):
             DPS(steps=3)(denoiser, y, operator, ids=torch.arange(start, start + 2))
     assert len(steps) == 9
     assert len(set(steps)) == (1 if held else 3)
+
+
+def test_what_is_made_anew_for_every_batch_is_not_kept_for_ever():
+    sampler, operators = DPS(steps=1), [Mask(missing=0.5) for _ in range(3 * KEPT)]
+    with graphs() as held:
+        first = graphed(print, sampler, operators[0])
+        for operator in operators:
+            graphed(print, sampler, operator)
+            assert graphed(print, sampler, operators[0]) is first  # in use
+        assert len(held.kept) == KEPT
 
 
 CHANGES = {
