@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emfast.precompile import Layout, compiling, launch
+from emfast.compilation.precompile import Layout, compiling, launch
 
 REGISTERS, THREADS, SHARED = 65536, 2048, 228 * 1024  # of a multiprocessor of sm_90
 ISSUE = 4 * 132 * 1.755e9  # instructions of an H100 per second
@@ -86,7 +86,7 @@ def launches(op: str, arguments: Sequence[Any]) -> list[Compiled]:
 
     Arguments:
         op: Its name.
-        arguments: As `emfast.precompile.trace` finds them.
+        arguments: As `emfast.compilation.precompile.trace` finds them.
     """
     with compiling(90) as done:
         launch(op, arguments)

@@ -16,8 +16,8 @@ from diffusers import UNet2DModel
 from e_step import NETWORKS
 
 import emfast
+from emfast.compilation.precompile import Call, compile_calls, trace
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.precompile import Call, compile_calls, trace
 
 
 def main() -> int:

@@ -24,11 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from walk import BANDWIDTH, EXPONENTIALS, KINDS, RATE, Node, Walk, fused
 
 import emfast
+from emfast.compilation.precompile import compiling, launch
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.kernels._tuned import asking
 from emfast.nn.gpu import rehearsed
 from emfast.operators import Mask
-from emfast.precompile import compiling, launch
 from emfast.samplers import DPS
 from emfast.samplers.base import Problem, transitions
 

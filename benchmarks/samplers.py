@@ -32,9 +32,8 @@ from emfast.data import load
 from emfast.em import load_model, prepare
 from emfast.em.m_step import m_step
 from emfast.em.model import build_model, resolve_device, save_model
-from emfast.features import default_features
+from emfast.evaluation import default_features, frechet_distance, psnr, ssim
 from emfast.graph import Graphed
-from emfast.metrics import frechet_distance, psnr, ssim
 from emfast.operators import GaussianBlur, Identity, Mask
 from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, ReverseFromObservation, choose_scale, data_misfit
 

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from emfast._library import OPS
+from emfast.compilation.precompile import Call, layouts
 from emfast.kernels.group_norm_silu import BACKWARD, FORWARD, configure
-from emfast.precompile import Call, layouts
 
 BANDWIDTH, RATE = 3.0e12, 790e12  # bytes/s of a copy, bf16 FLOP/s of a matrix product: an H100's, rounded
 EXPONENTIALS = 16 * 132 * 1.755e9  # per second: 16 per clock and multiprocessor, by NVIDIA's tables

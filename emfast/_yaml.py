@@ -1,13 +1,20 @@
-"""Mistakes in YAML files that a loader passes over without a word."""
+"""Settings as YAML, and mistakes in YAML files that a loader passes over without a word."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
+import sys
+import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from emfast._check import check
+import torch
+
+from emfast._check import check, show
 
 CLASS = ("class_path", "init_args")
 
@@ -34,6 +41,96 @@ def check_yaml(path: str | os.PathLike[str], function: str) -> None:
         stray = [key.value for key, _ in root.value if key.value in CLASS]
         fix = "Move it below operator or sampler, whose class it belongs to"
         check(not stray, function, str(path), "to have options at its top level", "".join(stray[:1]), fix)
+
+
+def to_yaml(settings: Any) -> str:
+    """Returns a dataclass of settings as complete YAML, defaults and all.
+
+    An operator or a sampler is written as its class and its arguments, a function as its import path. What a file
+    cannot say, such as a tensor or a function without an import path, is described, and named in a comment at the top.
+
+    Arguments:
+        settings: The dataclass; its fields are plain values, dataclasses, operators or samplers.
+    """
+    import yaml
+
+    python: list[str] = []
+    tree = _group(settings, "", python)
+    lines = [f"# {name} is given in Python: this file alone does not make the run again.\n" for name in python]
+    return "".join(lines) + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _group(settings: Any, prefix: str, python: list[str]) -> dict[str, Any]:
+    """Returns the fields of a dataclass; one that is of just the class that is declared is a group of settings."""
+    hints, tree = get_type_hints(type(settings)), {}
+    for key in (field.name for field in dataclasses.fields(settings)):
+        value, name = getattr(settings, key), f"{prefix}{key}"
+        declared = dataclasses.is_dataclass(value) and type(value) is hints[key]
+        tree[key] = _group(value, f"{name}.", python) if declared else _plain(value, name, python)
+    return tree
+
+
+def _plain(value: Any, name: str, python: list[str]) -> Any:
+    """Returns a value as YAML has it; adds its name to the list if a file cannot say what it is."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()  # a number of numpy's, or a tensor that is one
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):  # a subclass is not what YAML knows
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{name}.{key}", python) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{name}.{index}", python) for index, item in enumerate(value)]
+    routine = inspect.isroutine(value)
+    path, importable = _place(value if routine else type(value))
+    arguments = None if routine else _arguments(value)
+    if not importable or (arguments is None and not routine):
+        python.append(name)
+    if routine:
+        return path
+    if arguments is None:
+        return f"<{_fingerprint(value) or path}>"
+    arguments = {key: _plain(item, f"{name}.{key}", python) for key, item in arguments.items()}
+    return {"class_path": path, **({"init_args": arguments} if arguments else {})}
+
+
+def _place(value: Any) -> tuple[str, bool]:
+    """Returns the shortest import path of a class or a function, and whether another process finds it there."""
+    module, name = getattr(value, "__module__", None) or "builtins", value.__qualname__
+    parts = module.split(".")
+    owners = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    # torch's own functions say that they are methods of a class without a module.
+    for owner, path in [*((owner, name) for owner in owners), ("torch", value.__name__)]:
+        found: Any = sys.modules.get(owner)
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if found is value:
+            return f"{owner}.{path}", owner != "__main__"
+    return f"{module}.{name}", False
+
+
+def _arguments(value: Any) -> dict[str, Any] | None:
+    """Returns the arguments that make an object again, defaults and all; None where they are not known."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    given = getattr(value, "_arguments", None)
+    if given is None:
+        return None
+    bound = inspect.signature(type(value).__init__).bind(value, *given[0], **given[1])
+    bound.apply_defaults()
+    return {key: item for key, item in bound.arguments.items() if item is not value}
+
+
+def _fingerprint(value: Any) -> str | None:
+    """Returns what tells one array from another; None if it is none."""
+    if not isinstance(value, torch.Tensor) and not hasattr(value, "__array__"):
+        return None
+    tensor = torch.as_tensor(value).detach().cpu().contiguous()
+    return f"{show(tensor)} with the checksum {zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()):08x}"
 
 
 def _visit(node: Any, prefix: str, found: list[str], seen: set[int]) -> None:

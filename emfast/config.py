@@ -1,12 +1,14 @@
-"""The typed experiment config: the YAML file, the command-line flags and their documentation are these classes."""
+"""The typed experiment config: YAML file, command-line flags, their documentation and the argument of emfast.train."""
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import check, check_sigma
+from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import check_posterior
@@ -249,6 +251,9 @@ class Config:
         good = 0 <= self.switch_scale < math.inf
         check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
         check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
+        kind, fix = (Operator, type(None)), "Give operators.Linear(function, shape=(C, H, W)) for a function"
+        check(isinstance(self.operator, kind), "config", "operator", "to be an Operator", self.operator, fix)
+        check(isinstance(self.sampler, Sampler), "config", "sampler", "to be a Sampler", self.sampler)
         steps = getattr(self.sampler, "steps", 1)
         check(steps > 0, "config", "sampler.steps", "to be positive", steps)
         if self.model is None:
@@ -261,6 +266,24 @@ class Config:
             identity, fix = isinstance(self.operator, Identity), "Use another sampler"
             check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
             check(self.sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Config:
+        """Returns the config of a file, as `emfast train --config FILE` reads it.
+
+        Arguments:
+            path: The file; what it does not name has its default.
+        Raises:
+            ValueError: If there is a mistake in it; one sentence.
+        """
+        from emfast.commands.parser import parse
+
+        config, _ = parse("train", cls, ["--config", os.fspath(path)])
+        return config
+
+    def to_yaml(self) -> str:
+        """Returns the complete config as YAML, which gives the same again."""
+        return to_yaml(self)
 
 
 def _positive(group: str, config: object, *names: str) -> None:

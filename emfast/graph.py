@@ -5,6 +5,7 @@ A sampler's step launches a thousand small kernels; replayed as one graph they c
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,12 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
 WARM_UP = 3  # calls before a capture: kernels are compiled, weights prepared, workspaces allocated
-_kept: ContextVar[dict[Hashable, Graphed] | None] = ContextVar("emfast_graphs", default=None)
+KEPT = 8  # graphs of a block: each holds the memory of a step, and what is made anew for every batch is of no use again
+_current: ContextVar[Graphs | None] = ContextVar("emfast_graphs", default=None)
 
 
 class Graphed:
@@ -124,25 +126,90 @@ class _Capture:
         return self.output
 
 
-@contextmanager
-def kept() -> Iterator[None]:
-    """Keeps the graphs captured in the block until its end, so that one capture serves many batches."""
-    token = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(token)
+class Graphs:
+    """A context, for use as often as wanted, that keeps the graphs captured in it: one capture serves many batches.
+
+    A graph is captured anew where its network has other weights, modules or settings than before; weights that change in
+    place are read by the next replay. Graphs used longest ago make place for new ones. Inside another such block, they
+    belong to the outer one.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[Hashable, tuple[Hashable, Graphed]] = {}
+        self._outer: list[Graphs | None] = []  # of the blocks that are entered
+
+    def __enter__(self) -> Graphs:
+        self._outer.append(_current.get())
+        _current.set(self._outer[-1] or self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _current.set(self._outer.pop())
+
+    def clear(self) -> None:
+        """Frees the graphs, and the memory that each holds."""
+        self.kept.clear()
 
 
-def graphed(function: Callable[..., Tensors], *key: object) -> Graphed:
-    """Returns the function as a `Graphed`, the one kept for that key if there is one.
+def graphs() -> Graphs:
+    """Returns a context in which a sampler that is called batch after batch captures its step once.
+
+    On a GPU the first call in it captures a CUDA graph, which calls of the same sampler, denoiser, operator, sigma,
+    seed and shape replay. The graphs live, with their memory, as long as what this returns does. On a CPU it does
+    nothing.
+
+    ::
+
+        with emfast.graphs():
+            for y, ids in batches:
+                x = sampler(denoiser, y, operator, ids=ids)
+    """
+    return Graphs()
+
+
+def graphed(function: Callable[..., Tensors], *key: object, network: nn.Module | None = None) -> Graphed:
+    """Returns the function as a `Graphed`, in a block of `graphs` the one kept there for that key if there is one.
 
     Arguments:
         function: The function.
-        key: Everything but its arguments that it depends on: numbers, and objects it holds, by identity.
+        key: Everything but its arguments that it depends on: numbers, and objects it holds, which are the same if they
+            are equal.
+        network: What it computes with; a graph does not outlive a change of it that the graph would not see.
     """
-    graphs = _kept.get()
-    if graphs is None:
+    current = _current.get()
+    if current is None:
         return Graphed(function)
-    name = tuple(part if isinstance(part, int | float | str) else id(part) for part in key)
-    return graphs.setdefault(name, Graphed(function))
+    name = tuple(part if _hashable(part) else id(part) for part in key)
+    state = None if network is None else _state(network)
+    before, found = current.kept.pop(name, (None, None))
+    if found is None or before != state:
+        found = Graphed(function)
+    current.kept[name] = (state, found)  # behind the others: it is the last one used
+    for oldest in list(current.kept)[:-KEPT]:
+        del current.kept[oldest]
+    return found
+
+
+def _hashable(part: object) -> bool:
+    try:
+        hash(part)
+    except TypeError:
+        return False
+    return True
+
+
+def _state(network: nn.Module) -> Hashable:
+    """Returns what a graph holds of a network: the places of its weights, and what its modules are and are set to.
+
+    The weights' values are no part of it: a replay reads them where they lie.
+    """
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    weights = tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors)
+    return weights, tuple(map(_settings, network.modules()))
+
+
+def _settings(module: nn.Module) -> Hashable:
+    own = vars(module)
+    simple = tuple((name, value) for name, value in own.items() if isinstance(value, str | int | float | tuple))
+    hooks = tuple(len(own[name]) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+    return id(module), type(module), "forward" in own, hooks, repr(simple)

@@ -48,7 +48,7 @@ class DeadColumns(Operator):
 def main() -> None:
     """Shows observations of the embedded sample, and checks the adjoint."""
     from emfast.data import load
-    from emfast.report import save_grid
+    from emfast.reporting import save_grid
 
     operator = DeadColumns(fraction=0.4)
     x = load("sample:test", limit=16)[:].double()

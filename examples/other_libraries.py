@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from emfast.data import load
 from emfast.diffusion import Denoiser, EDMSchedule, Schedule
-from emfast.metrics import psnr
+from emfast.evaluation import psnr
 from emfast.operators import Mask, Operator
-from emfast.report import save_grid
+from emfast.reporting import save_grid
 from emfast.samplers import MMPS
 
 SIZE = 16

@@ -12,9 +12,9 @@ import torch
 
 from emfast.data import load
 from emfast.em import load_model
-from emfast.metrics import psnr
+from emfast.evaluation import psnr
 from emfast.operators import Mask
-from emfast.report import save_grid
+from emfast.reporting import save_grid
 from emfast.samplers import DPS
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from emfast._files import write_tensors
 from emfast.data import Images, load
 from emfast.data.images import SAMPLE
-from emfast.features import CLASSIFIER, Classifier
+from emfast.evaluation.feature_spaces import CLASSIFIER, Classifier
 
 BATCH = 100
 

@@ -13,9 +13,9 @@ from emfast._library import OPS
 from emfast._library import backend as forced
 from emfast.adapters import accelerate, restore
 from emfast.adapters.parts import original_class as original
+from emfast.compilation.precompile import recording
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.operators import Operator
-from emfast.precompile import recording
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last)

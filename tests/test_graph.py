@@ -1,14 +1,15 @@
 """Graphs: replay equals a plain call, whatever changes between the calls."""
 
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
 from contracts import Bare, OnDevice
 
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.graph import WARM_UP, Graphed, _Capture, graphed, kept
+from emfast.graph import KEPT, WARM_UP, Graphed, _Capture, graphed, graphs
 from emfast.operators import Downsample, GaussianBlur, Identity, Mask, MotionBlur
 from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, WarmStart
 from emfast.samplers.base import Problem, transitions
@@ -49,11 +50,33 @@ def test_graphs_are_kept_inside_the_block_only():
         return (x,)
 
     assert graphed(function, 1) is not graphed(function, 1)
-    with kept():
+    with graphs() as held:
         first = graphed(function, function, 1)
         assert graphed(lambda x: (x,), function, 1) is first
         assert graphed(function, function, 2) is not first
+        with graphs():  # as the E-step has it: those of the outer block are kept
+            assert graphed(function, function, 1) is first
     assert graphed(function, function, 1) is not first
+    with held:  # and again
+        assert graphed(function, function, 1) is first
+        held.clear()
+        assert graphed(function, function, 1) is not first
+
+
+def test_what_an_object_says_equals_is_one_key():
+    def function(x):
+        return (x,)
+
+    @dataclass
+    class Unhashable:
+        value: int
+
+    one = Unhashable(1)
+    with graphs():
+        assert graphed(function, DPS(steps=5)) is graphed(function, DPS(steps=5))
+        assert graphed(function, DPS(steps=5)) is not graphed(function, DPS(steps=6))
+        assert graphed(function, one) is graphed(function, one)
+        assert graphed(function, one) is not graphed(function, Unhashable(1))
 
 
 class Tiny(torch.nn.Module):
@@ -92,7 +115,7 @@ def test_replay_equals_eager(sampler, operator, device, monkeypatch):
         pairs = zip(y, batches, strict=True)
         return [sampler(denoiser, part, operator, sigma=0.1, ids=ids, seed=1) for part, ids in pairs]
 
-    with warnings.catch_warnings(), kept():
+    with warnings.catch_warnings(), graphs():
         warnings.filterwarnings("error", message="Graphed")  # others are of operators that are not deterministic
         replayed = run()
     monkeypatch.setattr(Graphed, "__call__", lambda self, *tensors: self.function(*tensors))
@@ -102,12 +125,94 @@ def test_replay_equals_eager(sampler, operator, device, monkeypatch):
 
 def test_steps_from_an_earlier_reconstruction_share_the_graph_of_the_sampler(monkeypatch):
     made = []
-    monkeypatch.setattr("emfast.samplers.base.graphed", lambda function, *key: made.append(key[0]) or Graphed(function))
+    monkeypatch.setattr(
+        "emfast.samplers.base.graphed", lambda function, *key, network: made.append(key[0]) or Graphed(function)
+    )
     denoiser, y, ids = Denoiser(Tiny(), VPSchedule.linear()), torch.zeros(2, 3, 8, 8), torch.arange(2)
     sampler = DPS(steps=3)
     for _ in range(2):
         WarmStart(sampler, y, ids, noise=1.0)(denoiser, y, Mask(missing=0.5), ids=ids)
     assert made == [sampler, sampler]
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The `Graphed` behind each step that samplers make: on a GPU each is one capture."""
+    made = []
+
+    def call(self, *tensors):
+        made.append(self)
+        return self.function(*tensors)
+
+    monkeypatch.setattr(Graphed, "__call__", call)
+    return made
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_batch_after_batch_is_one_capture(steps, held):
+    denoiser, operator, y = Denoiser(Tiny(), VPSchedule.linear()), Mask(missing=0.5), torch.zeros(2, 3, 8, 8)
+    with graphs() if held else nullcontext():
+        for start in (0, 2, 4):
+            DPS(steps=3)(denoiser, y, operator, ids=torch.arange(start, start + 2))
+    assert len(steps) == 9
+    assert len(set(steps)) == (1 if held else 3)
+
+
+def test_what_is_made_anew_for_every_batch_is_not_kept_for_ever():
+    sampler, operators = DPS(steps=1), [Mask(missing=0.5) for _ in range(3 * KEPT)]
+    with graphs() as held:
+        first = graphed(print, sampler, operators[0])
+        for operator in operators:
+            graphed(print, sampler, operator)
+            assert graphed(print, sampler, operators[0]) is first  # in use
+        assert len(held.kept) == KEPT
+
+
+WRITES = {
+    "in place": lambda network: torch.nn.init.zeros_(network.conv.weight),
+    "through data": lambda network: network.conv.weight.data.zero_(),
+    "another state": lambda network: network.load_state_dict(Tiny().state_dict()),
+}
+CHANGES = {
+    "another tensor": lambda network: setattr(network.conv.weight, "data", network.conv.weight.data.clone()),
+    "another parameter": lambda network: setattr(network.conv, "bias", torch.nn.Parameter(torch.zeros(3))),
+    "another dtype": lambda network: network.double(),
+    "training": lambda network: network.train(not network.training),
+    "an attribute": lambda network: setattr(network.conv, "padding_mode", "circular"),
+    "a hook": lambda network: network.conv.register_forward_hook(lambda *_: None),
+    "a method": lambda network: setattr(network.conv, "forward", network.conv.forward),
+    "another part": lambda network: setattr(network, "conv", torch.nn.Sequential(network.conv)),
+    "another class": lambda network: setattr(network.conv, "__class__", type("Conv2d", (torch.nn.Conv2d,), {})),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_weights_that_are_written_are_no_reason_to_capture_anew(steps, write):
+    """A replay reads them where they lie; what is prepared from them is made anew, in place, before it."""
+    network = Tiny()
+    denoiser, y = Denoiser(network, VPSchedule.linear()), torch.zeros(2, 3, 8, 8)
+    sampler, operator = DPS(steps=1), Mask(missing=0.5)
+    with graphs():
+        sampler(denoiser, y, operator)
+        WRITES[write](network)
+        sampler(denoiser, y, operator)
+    assert steps[0] is steps[1]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_network_is_captured_anew(steps, change):
+    """A graph holds what was computed, and the addresses of weights."""
+    network = Tiny()
+    denoiser, y = Denoiser(network, VPSchedule.linear()), torch.zeros(2, 3, 8, 8)
+    sampler, operator = DPS(steps=1), Mask(missing=0.5)
+    with graphs() as held:
+        sampler(denoiser, y, operator)
+        CHANGES[change](network)
+        sampler(denoiser, y, operator)
+        sampler(denoiser, y, operator)
+    assert steps[0] is not steps[1]
+    assert steps[1] is steps[2]
+    assert len(held.kept) == 1  # the one before is freed
 
 
 def test_a_changed_tensor_of_inference_mode_is_seen():

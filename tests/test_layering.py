@@ -13,20 +13,19 @@ LAYERS = (
     ("_check", "_json"),
     ("_files", "_library", "_memory", "_yaml"),
     ("random", "graph", "_records"),
-    ("ops", "data", "metrics", "features"),
+    ("ops", "data", "evaluation"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters"),
     ("config",),
     ("em",),
-    ("pictures", "report", "info", "precompile"),
-    ("tune",),
+    ("reporting", "info", "compilation"),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Beside the layers: what a module of the same layer may use.
-ASIDE = {("metrics", "features"), ("features", "metrics"), ("features", "data"), ("report", "pictures"), ("nn", "ops")}
+ASIDE = {("config", "commands")}  # Config.from_yaml reads a file as the command does, when it is called
 # Files that may import a package while they are imported themselves; all others do so where they use it.
 HEAVY = {
     "diffusers",

@@ -16,7 +16,7 @@ from emfast.adapters.parts import original_class, replaced_method
 from emfast.adapters.swap import STATE, Settings, Swapped, is_known, obstacle, swap, unswap
 
 ADAPTERS = (diffusers, guided_diffusion, edm)
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model")  # a module, or a pipeline with one
 _differences: Any = WeakKeyDictionary()  # a module that was compared -> how it differs
 
 
@@ -33,8 +33,9 @@ def accelerate(model: Model, *, dtype: torch.dtype | None = None, compare: bool 
     large batch afresh at every step costs more than computing them.
 
     Arguments:
-        model: The network, or a module that contains it. diffusers: UNet2DModel, and the residual, attention and
-            resampling blocks of any other. guided-diffusion and DPS: UNetModel. EDM: SongUNet and DhariwalUNet.
+        model: The network, a module that contains it, or a pipeline of diffusers, for its `unet`. Known networks are,
+            of diffusers, UNet2DModel, and the residual, attention and resampling blocks of any other; of
+            guided-diffusion and DPS, UNetModel; of EDM, SongUNet and DhariwalUNet.
         dtype: The precision of convolutions and linear layers (bfloat16, float16, float32). Normalisations, softmax
             and sums stay float32, and so do the parameters and their gradients. By default that of the model, or
             autocast's.
@@ -45,13 +46,13 @@ def accelerate(model: Model, *, dtype: torch.dtype | None = None, compare: bool 
         The model itself. Its output has the dtype of its parameters (autocast's under autocast).
 
     Raises:
-        TypeError: If model is not a module, or dtype not a floating one.
+        TypeError: If model is neither a module nor a pipeline with one, or dtype not a floating one.
     """
-    check(isinstance(model, nn.Module), "accelerate", "model", "to be a torch.nn.Module", type(model), error=TypeError)
+    network = _network("accelerate", model)
     floating = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
     check(floating, "accelerate", "dtype", "to be a floating dtype or None", dtype, error=TypeError)
-    restore(model)
-    found = sorted((item for adapter in ADAPTERS for item in adapter.swaps(model)), key=lambda item: item[1].hands_on)
+    restore(network)
+    found = sorted((item for adapter in ADAPTERS for item in adapter.swaps(network)), key=lambda item: item[1].hands_on)
     examples: dict[str, str] = {}
     for module, mixin, _ in found:
         if obstacle(module, mixin) or replaced_method(module):
@@ -59,11 +60,11 @@ def accelerate(model: Model, *, dtype: torch.dtype | None = None, compare: bool 
         _differences[module] = _difference(module, mixin, examples) if compare else ""
         if not _differences[module]:
             swap(module, mixin, Settings())
-    whole = not left_alone(model)  # else features keep the dtype that the modules left alone expect
+    whole = not left_alone(network)  # else features keep the dtype that the modules left alone expect
     found = [item for item in found if isinstance(item[0], Swapped)]
     for module, mixin, place in found:
         swap(module, mixin, Settings(dtype, whole and place == "entry", whole and place == "exit"))
-    if found and next(model.parameters()).is_cpu:
+    if found and next(network.parameters()).is_cpu:
         keep_freed_memory()
     return model
 
@@ -88,14 +89,13 @@ def restore(model: Model) -> Model:
     Returns:
         The model itself.
     """
-    check(isinstance(model, nn.Module), "restore", "model", "to be a torch.nn.Module", type(model), error=TypeError)
-    for module in model.modules():
+    for module in _network("restore", model).modules():
         if isinstance(module, Swapped):
             unswap(module)
     return model
 
 
-def report(model: nn.Module) -> dict[str, dict[str, Any]]:
+def report(model: Any) -> dict[str, dict[str, Any]]:
     """Returns what is accelerated, as the model is now, and what is not.
 
     Arguments:
@@ -105,9 +105,10 @@ def report(model: nn.Module) -> dict[str, dict[str, Any]]:
         `swapped` and `left`: the number of modules of each class that are accelerated and that were left as they are.
         `reasons`: for modules of a known class that compute as their own class does, by name, why.
     """
-    swapped = Counter(original_class(module).__name__ for module in model.modules() if _is_fast(module))
-    left = Counter(original_class(module).__name__ for module in left_alone(model))
-    return {"swapped": dict(swapped), "left": dict(left), "reasons": dict(_named_reasons(model))}
+    network = _network("report", model)
+    swapped = Counter(original_class(module).__name__ for module in network.modules() if _is_fast(module))
+    left = Counter(original_class(module).__name__ for module in left_alone(network))
+    return {"swapped": dict(swapped), "left": dict(left), "reasons": dict(_named_reasons(network))}
 
 
 def _is_fast(module: nn.Module) -> bool:
@@ -126,6 +127,15 @@ def _named_reasons(model: nn.Module) -> Iterator[tuple[str, str]]:
             replaced = replaced_method(module)
             reason = f"{replaced} has been replaced" if replaced else obstacle(module, mixin)
         yield names[module], reason or _differences.get(module) or "it was not there when accelerate() was called"
+
+
+def _network(function: str, model: Any) -> nn.Module:
+    """Returns a module itself, and the U-Net of a pipeline."""
+    network: Any = model if isinstance(model, nn.Module) else getattr(model, "unet", None)
+    expected, fix = "to be a torch.nn.Module, or a pipeline with a unet", "Give the network itself"
+    check(isinstance(network, nn.Module), function, "model", expected, type(model), fix, TypeError)
+    module: nn.Module = network
+    return module
 
 
 def left_alone(model: nn.Module) -> list[nn.Module]:

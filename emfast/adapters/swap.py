@@ -81,7 +81,6 @@ class Swapped:
         return _swapped, (plain, type(self).__bases__[0], plain.__dict__.pop(STATE).settings)
 
 
-@torch.compiler.assume_constant_result
 def is_known(module: Any) -> bool:
     """Returns whether an accelerated module and its parts are, now, what it knows.
 
@@ -92,6 +91,11 @@ def is_known(module: Any) -> bool:
         state.obstacle = obstacle(module)
         state.seen = Snapshot(module, deep=not module.hands_on)
     return not (state.obstacle or any(EVERYWHERE))
+
+
+# torch.compile calls it while it traces, and takes the answer for a constant. What torch.compiler.assume_constant_result
+# does, without the import of torch's compiler.
+is_known._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_plain(module: Any) -> bool:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from emfast.report import COLUMNS, cells, metrics_table
+from emfast.reporting import COLUMNS, cells, metrics_table
 
 INTERVAL = 10.0  # seconds between two plain lines of a phase
 

@@ -14,7 +14,7 @@ from emfast._check import check
 from emfast.commands.display import plain_console
 from emfast.commands.files import scores
 from emfast.data import Images, Store, load
-from emfast.report import plain_table, read_metrics, round_folder
+from emfast.reporting import plain_table, read_metrics, round_folder
 
 STORE = "reconstructions"
 
@@ -116,8 +116,7 @@ def _distance(options: Options, a: Images, b: Images) -> tuple[str, str]:
     """The name of the Frechet distance and its value; a dash and the reason if "auto" finds no feature space."""
     if options.features == "none":
         return "FD", "-"
-    from emfast.features import default_features, features
-    from emfast.metrics import frechet_distance
+    from emfast.evaluation import default_features, features, frechet_distance
 
     if options.features == "auto":
         try:

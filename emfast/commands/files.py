@@ -24,7 +24,7 @@ def write_images(path: str | os.PathLike[str], images: Tensor) -> None:
 
 def scores(x: Tensor, truth: Tensor) -> dict[str, float | None]:
     """Returns the means of `psnr` and `ssim`; no SSIM for images smaller than its window."""
-    from emfast.metrics import psnr, ssim
+    from emfast.evaluation import psnr, ssim
 
     window = 11
     large = min(x.shape[-2:]) >= window

@@ -14,9 +14,9 @@ from emfast.adapters import accelerate
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder
 from emfast.commands.parser import unknown
+from emfast.compilation.precompile import ARCHITECTURES, precompile, trace
+from emfast.compilation.tune import BATCH, check_gpu, tune
 from emfast.em import load_model
-from emfast.precompile import ARCHITECTURES, precompile, trace
-from emfast.tune import BATCH, check_gpu, tune
 
 NAMES = {f"sm_{number}": number for number in ARCHITECTURES}
 

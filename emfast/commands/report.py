@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emfast.commands.display import plain_console
-from emfast.report import draw_run, first_and_last, metrics_table, read_metrics
+from emfast.reporting import draw_run, first_and_last, metrics_table, read_metrics
 
 
 @dataclass

@@ -20,8 +20,7 @@ from emfast.data import Store, load, save_observations
 from emfast.em import Observations, e_step, load_model, prepare
 from emfast.em.model import resolve_device
 from emfast.operators import Mask, Operator
-from emfast.pictures import Row, draw_rows
-from emfast.report import COLUMNS, plain_table
+from emfast.reporting import COLUMNS, Row, draw_rows, plain_table
 from emfast.samplers import Sampler, data_misfit, default_sampler
 
 STORE = "reconstructions"

@@ -13,8 +13,8 @@ from emfast.commands.display import Display
 from emfast.commands.files import model_folder, write_images
 from emfast.em import load_model, prepare
 from emfast.em.model import resolve_device
-from emfast.graph import kept
-from emfast.report import save_grid
+from emfast.graph import graphs
+from emfast.reporting import save_grid
 from emfast.samplers import Prior
 
 
@@ -63,7 +63,7 @@ def run(options: Options, yaml: str) -> None:
     prepare(denoiser, device, options.precision)
     sampler = Prior(steps=options.steps, eta=options.eta)
     parts: list[torch.Tensor] = []
-    with Display() as display, kept():
+    with Display() as display, graphs():
         for ids in torch.arange(options.count, device=device).split(options.batch_size):
             done = sum(map(len, parts))
 

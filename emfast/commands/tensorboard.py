@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from emfast._check import message
 from emfast._files import read_tensors
-from emfast.pictures import to_grid
-from emfast.report import PREVIEW
+from emfast.reporting import PREVIEW, to_grid
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -9,7 +9,7 @@ from emfast.commands.display import Display
 from emfast.commands.tensorboard import TensorBoard
 from emfast.config import Config
 from emfast.em import Progress, RoundFinished, train
-from emfast.report import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics
+from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics
 
 Options = Config
 
@@ -35,7 +35,7 @@ def run(config: Config, yaml: str) -> None:
             tensorboard.write(event.row, event.folder)
 
     with Display(_earlier(output)) as display:
-        model = train(config, yaml=yaml, callback=follow)
+        model = train(config, follow)
         if _main_process():
             display.show()  # a run that was finished before has shown nothing yet
     if _main_process():

@@ -17,7 +17,7 @@ from emfast.em.batch_size import choose_batch_size
 from emfast.em.observations import Observations
 from emfast.em.processes import Processes
 from emfast.em.state import Stopwatch
-from emfast.graph import kept
+from emfast.graph import graphs
 from emfast.samplers import Sampler
 from emfast.samplers.defaults import check_posterior
 
@@ -62,7 +62,7 @@ def e_step(
     if batch_size == "auto":
         batch_size = choose_batch_size(sampler, denoiser, observations, ids) if todo else 1
     shards = Shards(todo)
-    with kept(), Writer(store, device) as writer:
+    with graphs(), Writer(store, device) as writer:
         for x, seconds in reconstructions(
             sampler, denoiser, observations, ids[rows], batch_size=batch_size, seed=seed, callback=callback
         ):

@@ -13,7 +13,7 @@ from emfast._check import check_finite
 from emfast.data import Images
 from emfast.diffusion import Denoiser
 from emfast.em.observations import Observations
-from emfast.graph import kept
+from emfast.graph import graphs
 from emfast.samplers import Prior, data_misfit
 
 if TYPE_CHECKING:
@@ -42,17 +42,16 @@ class Evaluator:
         auto = config.features == "auto"
         unknown = config.features == "none" or (auto and shape[0] not in (1, 3))
         if reference is not None and config.samples > 0 and not unknown:
-            from emfast import metrics
-            from emfast.features import default_features, features
+            from emfast.evaluation import default_features, features, frechet_distance
 
             space = default_features(shape[0]) if auto else features(config.features, config.weights)
             self.features = space.to(device)
-            self.distance = metrics.frechet_distance
+            self.distance = frechet_distance
             self.reference = self.features.extract(reference)
 
     def reconstructions(self, x: Tensor, ids: Tensor, observations: Observations) -> dict[str, float | None]:
         """Returns the means of psnr and ssim (None without the truth, or a window for SSIM to fit in) and misfit."""
-        from emfast.metrics import psnr, ssim
+        from emfast.evaluation import psnr, ssim
 
         totals = torch.zeros(3, dtype=torch.float64)
         known = observations.images is not None
@@ -90,7 +89,7 @@ class Evaluator:
                 callback(len(parts) * of + done, total)
 
         key = random.derive(seed, "samples")
-        with kept():
+        with graphs():
             for ids in torch.arange(count, device=device).split(128):
                 parts.append(sampler.sample(denoiser, self.shape, ids=ids, seed=key, callback=progress).cpu())
         images = torch.cat(parts)

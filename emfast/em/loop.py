@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from emfast.config import Config
 
 
-def train(config: Config, *, yaml: str, callback: Callable[[Event], None] | None = None) -> Path:
+def train(config: Config, callback: Callable[[Event], None] | None = None) -> Path:
     """Runs EM, or goes on with it where an earlier process was interrupted, and returns the folder of the model.
 
+    As `emfast train`, without its tables and pictures: `emfast.reporting.draw_run(config.output)` draws those.
+
     Arguments:
-        config: The run.
-        yaml: The complete config as YAML: what is kept in the folder and must not change on resuming.
+        config: The run. It is kept in the folder as `config.yaml`, and must not change on resuming.
         callback: Called with `Progress` and `RoundFinished` events, in the main process only.
     Raises:
         ValueError: If config and data do not fit together, or the folder belongs to another run.
@@ -34,7 +35,7 @@ def train(config: Config, *, yaml: str, callback: Callable[[Event], None] | None
     """
     free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
     with held(config.output) if is_main() and free else nullcontext():
-        run = Run(config, yaml, callback)
+        run = Run(config, config.to_yaml(), callback)
         if not run.folder.rows():
             run.initial_round()
         while phase := next_phase(run.folder.rows(), config):

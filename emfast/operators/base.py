@@ -1,6 +1,7 @@
 """The measurement operator A of y = A x + n."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ class Operator:
     """
 
     closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
+    observes_images = False  # whether an observation is an image (C, H, W), of whatever size
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Notes the arguments, by which a config file writes the operator down."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "_arguments", (args, kwargs))  # of a frozen dataclass too
+        return self
+
+    def __init__(self) -> None:
+        """Takes nothing: an operator without hyper-parameters. One that has some takes them here."""
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns what distinguishes the observations, e.g. their masks: a mapping of (B, ...) or (1, ...) tensors.
@@ -49,6 +60,10 @@ class Operator:
         misfits take the projection, once, before anything else.
         """
         return y
+
+    def is_single(self, y: Tensor) -> bool:
+        """Returns whether y is one observation without a batch dimension; False where the operator cannot tell."""
+        return self.observes_images and y.ndim == 3
 
     def gain(self, parameters: Parameters) -> float | None:
         """Returns the largest |A x| that images in [-1, 1] can give; None where that is not known.
@@ -90,12 +105,15 @@ class Operator:
         """Returns simulated observations y = A x + n.
 
         Arguments:
-            x: (B, C, H, W) clean images in data units.
+            x: (B, C, H, W) clean images in data units, or one, (C, H, W).
             sigma: The standard deviation of the noise, in data units, >= 0.
             ids: (B,) stable ids of the observations; 0 ... B-1 by default.
             seed: The key of the noise: the same (seed, id) gives the same observation.
         """
         check(sigma >= 0, "observe", "sigma", "to be >= 0", sigma)
+        check(x.ndim in (3, 4), "observe", "x", "to have shape (B, C, H, W), or (C, H, W)", tuple(x.shape))
+        if x.ndim == 3:
+            return self.observe(x[None], sigma, ids=single_id(ids), seed=seed)[0]
         ids = default_ids(x, ids)
         parameters = self.parameters(ids, tuple(x.shape[1:]))
         y = self.apply(x, parameters)
@@ -108,6 +126,11 @@ class Operator:
 def rows_of(values: Tensor, ids: Tensor) -> Tensor:
     """Returns the rows of ids, on their device; the others stay where they are, which may be more than a GPU holds."""
     return values[ids.to(values.device)].to(ids.device)
+
+
+def single_id(ids: Tensor | None) -> Tensor | None:
+    """Returns the id of one observation as a batch of one; it may have shape () or (1,)."""
+    return ids[None] if ids is not None and ids.ndim == 0 else ids
 
 
 def default_ids(x: Tensor, ids: Tensor | None) -> Tensor:

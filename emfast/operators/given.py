@@ -25,7 +25,7 @@ class Given(Operator):
         rows = {name: len(value) for name, value in given.items()}
         check(len(set(rows.values())) == 1, "Given", "the parameters", "to have one row per observation", rows)
         self.operator, self.given = operator, dict(given)
-        self.closed_form = operator.closed_form
+        self.closed_form, self.observes_images = operator.closed_form, operator.observes_images
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns the rows of the given parameters."""
@@ -43,6 +43,10 @@ class Given(Operator):
     def project(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns the projection of the operator."""
         return self.operator.project(y, parameters)
+
+    def is_single(self, y: Tensor) -> bool:
+        """Returns what the operator says."""
+        return self.operator.is_single(y)
 
     def gain(self, parameters: Parameters) -> float | None:
         """Returns the gain of the operator."""

@@ -1,6 +1,7 @@
 """Inpainting: A keeps the pixels where the mask is 1."""
 
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -22,15 +23,26 @@ class Mask(Operator):
         missing: The probability in [0, 1) that a pixel is missing, drawn for each pixel and observation.
         box: The side in pixels of a missing square, smaller than the image, placed at random in each observation.
         mask: A given mask with values 0 and 1: (H, W) or (1, H, W) for all observations, or (N, 1, H, W) with row id
-            for observation id. A tensor, or the path of a `.npy` file.
+            for observation id. A tensor, which may be the first argument, or the path of a `.npy` file.
         seed: The key of the random masks: observation id always has the mask of (seed, id).
     """
 
     closed_form = True
+    observes_images = True
 
+    @overload
+    def __init__(self, missing: Tensor, *, seed: int = 0) -> None: ...
+
+    @overload
     def __init__(
         self, missing: float | None = None, box: int | None = None, mask: str | Tensor | None = None, seed: int = 0
+    ) -> None: ...
+
+    def __init__(  # type: ignore[misc]  # the command line offers what is annotated here
+        self, missing: float | None = None, box: int | None = None, mask: str | Tensor | None = None, seed: int = 0
     ) -> None:
+        if isinstance(missing, Tensor) and missing.ndim > 0 and mask is None:  # Mask(mask)
+            missing, mask = None, missing
         given = [name for name, value in (("missing", missing), ("box", box), ("mask", mask)) if value is not None]
         check(len(given) <= 1, "Mask", "one of missing, box and mask", "to be given", " and ".join(given))
         if missing is not None:

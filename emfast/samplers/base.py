@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -15,10 +14,12 @@ from emfast import random
 from emfast._check import check
 from emfast.diffusion import Denoiser, Schedule
 from emfast.graph import graphed
-from emfast.nn.prepared import unchanged
-from emfast.operators import Operator
-from emfast.operators.base import Parameters, default_ids
+from emfast.operators import Operator, as_operator
+from emfast.operators.base import Parameters, default_ids, single_id
+from emfast.operators.linear import Function
 from emfast.ops import sampler_update
+from emfast.samplers import sides
+from emfast.samplers.frozen import frozen
 from emfast.samplers.settings import check_settings
 
 Callback = Callable[[int, int], None]
@@ -195,7 +196,7 @@ class Sampler:
         self,
         denoiser: Denoiser,
         y: Tensor,
-        operator: Operator,
+        operator: Operator | Function,
         *,
         sigma: float = 0.0,
         ids: Tensor | None = None,
@@ -207,20 +208,34 @@ class Sampler:
         Arguments:
             denoiser: The prior.
             y: (B, ...) observations, in data units; what they hold outside the range of the operator, such as NaN at
-                unobserved pixels, changes nothing.
-            operator: The operator that made them.
+                unobserved pixels, changes nothing. Of one observation without its batch dimension one image is
+                returned, (C, H, W).
+            operator: The operator that made them; or a function, which becomes an `operators.Linear`, linear and of
+                image batches to observations of the same size.
             sigma: The standard deviation of their noise, in data units.
             ids: (B,) their stable ids: the operator's parameters and the sampler's noise belong to them. 0 ... B-1 by
                 default.
             seed: The key of the sampler's noise: the same (seed, id) gives the same sample, whatever the batch.
             callback: Called as callback(steps done, steps in all).
+        Raises:
+            TypeError: If an argument is of another kind.
+            ValueError: If y and the operator, or the images and the network, do not fit together.
         """
-        name = type(self).__name__
-        check(isinstance(operator, Operator), name, "operator", "to be an emfast Operator", operator, error=TypeError)
-        check(y.is_floating_point(), name, "y", "to be a floating-point tensor", y.dtype, error=TypeError)
+        name, fix = type(self).__name__, "Give Denoiser(network, schedule)"
+        good = isinstance(denoiser, nn.Module) and hasattr(denoiser, "schedule")
+        check(good, name, "denoiser", "to be an emfast Denoiser", type(denoiser), fix, TypeError)
+        good = isinstance(y, Tensor) and y.is_floating_point()
+        check(good, name, "y", "to be a floating-point tensor", y, error=TypeError)
         check(sigma >= 0, name, "sigma", "to be >= 0", sigma)
+        operator = as_operator(operator, y, name)
+        single = operator.is_single(y)
+        good = single or y.ndim == 4 or not operator.observes_images
+        check(good, name, "y", "to be images (B, C, H, W), or one (C, H, W)", tuple(y.shape))
+        if single:
+            y, ids = y[None], single_id(ids)
         with frozen(denoiser):
-            return self._sample(denoiser, y, operator, sigma, default_ids(y, ids), seed, callback)
+            x = self._sample(denoiser, y, operator, sigma, default_ids(y, ids), seed, callback)
+        return x[0] if single else x
 
     def _sample(
         self,
@@ -238,11 +253,15 @@ class Sampler:
         y = operator.project(y, parameters)
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)
-        step = graphed(partial(self.stepper._step, problem), self.stepper, denoiser, operator, sigma, seed)
+        key = (self.stepper, denoiser, operator, sigma, seed)
+        step = graphed(partial(self.stepper._step, problem), *key, network=denoiser)
         k = torch.zeros((), dtype=torch.int64, device=y.device)
         previous = torch.zeros_like(x)
         for done in range(1, len(table) + 1):
-            x, previous = step(x, previous, k, y, ids, table, *parameters.values())
+            try:
+                x, previous = step(x, previous, k, y, ids, table, *parameters.values())
+            except sides.REFUSALS as error:
+                sides.explain(error, denoiser, x, table[0, 0], type(self.stepper).__name__)
             k = k + 1
             if callback is not None:
                 callback(done, len(table))
@@ -255,23 +274,6 @@ class Sampler:
         y, ids, table, *values = tensors
         parameters = dict(zip(problem.parameters, values, strict=True))
         return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Asks for no gradients of weights in the block: layers then keep no inputs for them, half of a step's memory.
-
-    The weights are looked at once, at its beginning: a step need not ask whether they have changed.
-    """
-    learned = [p for p in network.parameters() if p.requires_grad]
-    for p in learned:
-        p.requires_grad_(False)
-    try:
-        with unchanged(network.parameters()):
-            yield
-    finally:
-        for p in learned:
-            p.requires_grad_(True)
 
 
 def clip_values(x: Tensor, clip: bool) -> Tensor:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.diffusion import Denoiser
-from emfast.operators import Operator
+from emfast.operators import Operator, as_operator
 from emfast.operators.base import default_ids
+from emfast.operators.linear import Function
 from emfast.samplers.base import Callback
 from emfast.samplers.dps import DPS
 
 
-def data_misfit(x: Tensor, y: Tensor, operator: Operator, ids: Tensor | None = None) -> Tensor:
+def data_misfit(x: Tensor, y: Tensor, operator: Operator | Function, ids: Tensor | None = None) -> Tensor:
     """Returns ||y - A x||^2 per observed value of each image, (B,): the mean over the values of y.
 
     Arguments:
@@ -23,6 +24,7 @@ def data_misfit(x: Tensor, y: Tensor, operator: Operator, ids: Tensor | None = N
         operator: The operator that made them.
         ids: (B,) their ids; 0 ... B-1 by default.
     """
+    operator = as_operator(operator, y, "data_misfit")
     parameters = operator.parameters(default_ids(y, ids), tuple(y.shape[1:]))
     return (operator.project(y, parameters) - operator.apply(x, parameters)).square().flatten(1).mean(1)
 
@@ -31,7 +33,7 @@ def choose_scale(
     sampler: DPS,
     denoiser: Denoiser,
     y: Tensor,
-    operator: Operator,
+    operator: Operator | Function,
     *,
     candidates: Sequence[float],
     ids: Tensor | None = None,

@@ -10,7 +10,6 @@ from torch import Tensor
 from emfast._check import check
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Operator
-from emfast.operators.base import default_ids
 from emfast.samplers.base import Callback, Problem, Sampler
 
 
@@ -65,20 +64,17 @@ class WarmStart(Sampler):
         """Returns which of the observations have an earlier reconstruction, (B,) bool on the CPU."""
         return torch.isin(ids.cpu(), self.ids)
 
-    @torch.no_grad()
-    def __call__(
+    def _sample(
         self,
         denoiser: Denoiser,
         y: Tensor,
         operator: Operator,
-        *,
-        sigma: float = 0.0,
-        ids: Tensor | None = None,
-        seed: int = 0,
-        callback: Callback | None = None,
+        sigma: float,
+        ids: Tensor,
+        seed: int,
+        callback: Callback | None,
     ) -> Tensor:
-        """Returns one sample of p(x | y) for every observation, as the sampler's own call does."""
-        ids = default_ids(y, ids)
+        """Makes all steps: those that begin at an earlier reconstruction, and those that do not."""
         known = self.known(ids)
         parts: list[tuple[Tensor, Tensor, Sampler]] = []
         for begun, chosen in ((True, known), (False, ~known)):
@@ -97,7 +93,7 @@ class WarmStart(Sampler):
                 if callback is not None:
                     callback(before + done, sum(steps))
 
-            part = sampler(denoiser, y[full], operator, sigma=sigma, ids=ids[full], seed=seed, callback=progress)
+            part = sampler._sample(denoiser, y[full], operator, sigma, ids[full], seed, progress)
             x = part.new_empty(len(y), *part.shape[1:]) if x is None else x
             x[rows] = part[: len(rows)]
         return y if x is None else x

@@ -182,6 +182,21 @@ def test_a_replaced_part_is_used():
     assert len(calls) == 2
 
 
+def test_a_pipeline():
+    plain, x = network(), torch.zeros(2, 1, 8, 8)
+    pipeline = diffusers.DDPMPipeline(network(), diffusers.DDPMScheduler(10))
+    unet = pipeline.unet
+    assert accelerate(pipeline, dtype=torch.bfloat16) is pipeline
+    assert pipeline.unet is unet
+    assert report(pipeline) == report(accelerate(network()))
+    torch.testing.assert_close(unet(x, 3).sample, plain(x, 3).sample, rtol=0.1, atol=0.1)
+    assert restore(pipeline) is pipeline
+    assert not report(pipeline)["swapped"]
+    for function in (accelerate, restore, report):
+        with pytest.raises(TypeError, match="or a pipeline with a unet, got DDPMScheduler"):
+            function(diffusers.DDPMScheduler(10))
+
+
 def test_errors():
     with pytest.raises(TypeError, match="accelerate: expected model"):
         accelerate("unet")

@@ -134,7 +134,7 @@ def test_the_sample() -> None:
 
 def test_heavy_packages_are_imported_when_used() -> None:
     code = (
-        "import sys, emfast.data, emfast.metrics\n"
+        "import sys, emfast.data, emfast.evaluation\n"
         "heavy = {'PIL', 'h5py', 'matplotlib', 'torchmetrics', 'lpips', 'torch_fidelity', 'diffusers'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

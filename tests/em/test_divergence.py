@@ -8,7 +8,7 @@ from tiny_run import one_sentence, train
 from emfast.cli import main
 from emfast.em import load_model
 from emfast.em.model import load_pipeline, save_model
-from emfast.features import read_weights
+from emfast.evaluation.feature_spaces import read_weights
 
 FIRST = ("--rounds", "0", "--final_rounds", "0", "--evaluation.samples", "0")
 

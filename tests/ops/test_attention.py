@@ -6,8 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emfast._library import OPS
 from emfast._library import backend as forced
+from emfast.compilation.precompile import recording
 from emfast.ops import attention, packed_attention
-from emfast.precompile import recording
 
 SIZES = [(2, 2, 5, 3), (1, 1, 1, 1), (2, 1, 3, 8), (1, 3, 33, 17), (2, 4, 64, 8), (1, 2, 300, 16), (1, 1, 256, 256)]
 SAMPLES = [{"query": size, "key": size, "value": size} for size in SIZES]

@@ -2,8 +2,8 @@ import torch
 import torch.nn.functional as F
 from contracts import check_op
 
+from emfast.compilation.precompile import recording
 from emfast.ops import group_norm_fork
-from emfast.precompile import recording
 
 SAMPLES = [
     {"x": ((2, 4, 3, 5), (2, 2, 3, 5)), "weight": (6,), "bias": (6,), "num_groups": 3},

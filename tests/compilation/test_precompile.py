@@ -9,10 +9,10 @@ import torch
 from tiny_run import one_sentence
 
 from emfast.cli import main
+from emfast.compilation.precompile import BATCHES, Layout, compile_calls, recording, trace
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.nn.gpu import rehearsed
 from emfast.operators import Mask
-from emfast.precompile import BATCHES, Layout, compile_calls, recording, trace
 from emfast.samplers import DPS
 
 
@@ -73,7 +73,7 @@ def counts(text):
 def test_the_trace_has_the_calls_of_a_real_run(batch):
     """On a CPU that goes the way of a GPU."""
     from emfast.adapters import accelerate
-    from emfast.precompile import layouts
+    from emfast.compilation.precompile import layouts
 
     denoiser = Denoiser(accelerate(network(), dtype=torch.bfloat16), VPSchedule.linear()).eval()
     traced, operator = set(trace(denoiser, (1, 8, 8), batch)), Mask(missing=0.5)
@@ -114,6 +114,6 @@ def test_mistakes_are_sentences(argv, words, tmp_path, monkeypatch, capsys):
 
 
 def test_without_triton_it_says_so(model, monkeypatch, capsys):
-    monkeypatch.setattr("emfast.precompile.triton_error", lambda: "triton is not installed")
+    monkeypatch.setattr("emfast.compilation.precompile.triton_error", lambda: "triton is not installed")
     assert main(["precompile", "--model", str(model)]) == 2
     assert one_sentence(capsys.readouterr().err, ["triton", "installed"])

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast.features import Features, default_features, features, read_weights, require
-
-__all__ = ["Features", "default_features", "features", "frechet_distance", "lpips", "psnr", "ssim"]
+from emfast.evaluation.feature_spaces import read_weights, require
 
 
 def psnr(

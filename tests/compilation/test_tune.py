@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from emfast._library import OPS
-from emfast.precompile import Layout
-from emfast.tune import tune
+from emfast.compilation.precompile import Layout
+from emfast.compilation.tune import tune
 
 tuned_module = pytest.importorskip("emfast.kernels._tuned", reason="needs triton (the test extra installs it)")
 CALL = ("residual_sum", (Layout(torch.float32, (2, 4), (4, 1), 0), None, 2.0))

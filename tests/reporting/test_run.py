@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from emfast import report
+from emfast import reporting
 from emfast._files import write_tensors
-from emfast.pictures import Row, to_grid
+from emfast.reporting.pictures import Row, to_grid
 
 
 def write_run(folder, *, channels=1, truth=True, rounds=3, same=True):
@@ -39,7 +39,7 @@ def write_run(folder, *, channels=1, truth=True, rounds=3, same=True):
 @pytest.mark.parametrize("truth", [True, False])
 def test_draw_run(tmp_path, channels, truth):
     write_run(tmp_path, channels=channels, truth=truth)
-    path = report.draw_run(tmp_path)
+    path = reporting.draw_run(tmp_path)
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert np.asarray(picture.convert("L")).std() > 10
@@ -51,7 +51,7 @@ def test_draw_run(tmp_path, channels, truth):
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_run_may_have_just_begun(tmp_path, rounds):
     write_run(tmp_path, rounds=rounds)
-    assert report.draw_run(tmp_path).is_file()
+    assert reporting.draw_run(tmp_path).is_file()
 
 
 def height(path):
@@ -62,7 +62,7 @@ def height(path):
 def test_observations_that_differ_are_shown_twice(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", same=False)
-    assert height(report.draw_summary(tmp_path / "b")) > height(report.draw_summary(tmp_path / "a"))
+    assert height(reporting.draw_summary(tmp_path / "b")) > height(reporting.draw_summary(tmp_path / "a"))
 
 
 def test_observations_that_are_no_images_are_left_out(tmp_path):
@@ -71,16 +71,16 @@ def test_observations_that_are_no_images_are_left_out(tmp_path):
     write_tensors(
         folder / "preview.safetensors", {"observation": torch.zeros(4, 7), "reconstruction": torch.zeros(4, 1, 8, 8)}
     )
-    assert len(report.draw_round(folder)) == 1
-    assert report.draw_summary(tmp_path).is_file()
+    assert len(reporting.draw_round(folder)) == 1
+    assert reporting.draw_summary(tmp_path).is_file()
 
 
 def test_a_round_without_samples(tmp_path):
     write_run(tmp_path)
     folder = tmp_path / "rounds/000"
     write_tensors(folder / "preview.safetensors", {"samples": torch.empty(0, 1, 8, 8)})
-    assert report.draw_round(folder) == []
-    assert report.draw_summary(tmp_path).is_file()
+    assert reporting.draw_round(folder) == []
+    assert reporting.draw_summary(tmp_path).is_file()
 
 
 def test_to_grid():
@@ -108,16 +108,16 @@ def test_row_drawable():
 
 def test_first_and_last(tmp_path):
     rows = write_run(tmp_path)
-    line = report.first_and_last(rows)
+    line = reporting.first_and_last(rows)
     assert line == "PSNR of the E-step: 21.00 -> 22.00 dB (+1.00 dB); FD of the samples (f): 30.00 -> 28.00"
-    assert report.first_and_last([{"round": 0}]).startswith("No metrics")
+    assert reporting.first_and_last([{"round": 0}]).startswith("No metrics")
 
 
 def test_metrics_table_fits_a_terminal(tmp_path):
     rows = write_run(tmp_path)
     rows[-1] |= {"scale": 1.0, "seconds_e_step": 12345.0, "seconds_m_step": 12345.0, "network_evaluations": 5_000_000}
     file = io.StringIO()
-    Console(file=file, width=80).print(report.metrics_table(rows))
+    Console(file=file, width=80).print(reporting.metrics_table(rows))
     text = file.getvalue()
     assert "…" not in text
     assert "5,000,000" in text
@@ -129,12 +129,12 @@ def test_read_metrics_names_the_damaged_line(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"round":')
     with pytest.raises(ValueError, match="line 4"):
-        report.read_metrics(tmp_path)
+        reporting.read_metrics(tmp_path)
 
 
 def test_read_metrics_of_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="metrics"):
-        report.read_metrics(tmp_path)
+        reporting.read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty"):
-        report.read_metrics(tmp_path)
+        reporting.read_metrics(tmp_path)

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emfast import features
-from emfast.metrics import frechet_distance, lpips, psnr, ssim
+from emfast.evaluation import feature_spaces, frechet_distance, lpips, psnr, ssim
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -141,6 +140,6 @@ def test_lpips_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="lpips: expected x to have 1 or 3 channels"):
         lpips(x[:, :2], x[:, :2], weights=tmp_path / "none")
     (tmp_path / "weights.pth").write_bytes(b"")
-    monkeypatch.setattr(features, "find_spec", lambda _: None)
+    monkeypatch.setattr(feature_spaces, "find_spec", lambda _: None)
     with pytest.raises(RuntimeError, match=r"lpips: expected the package lpips to be installed, .*'emfast\[fid\]'"):
         lpips(x, x, weights=tmp_path / "weights.pth")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from emfast import features as module
 from emfast.data import load
 from emfast.data.images import SAMPLE
-from emfast.features import Classifier, EfficientNetLite0, default_features, features
-from emfast.metrics import frechet_distance
+from emfast.evaluation import feature_spaces as module
+from emfast.evaluation.feature_spaces import Classifier, EfficientNetLite0, default_features, features
+from emfast.evaluation.metrics import frechet_distance
 
 
 def test_the_classifier_is_good() -> None:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from emfast._check import check
 from emfast._files import read_json, write_json
 from emfast._library import OPS
-from emfast.precompile import Call, Layout
+from emfast.compilation.precompile import Call, Layout
 
 BATCH = 64  # of the calls that are timed; a configuration serves all sizes of batches
 GAIN = 0.97  # of the time before: less is not taken for an improvement

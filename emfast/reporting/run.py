@@ -15,7 +15,7 @@ from torch import Tensor
 from emfast._check import check, message
 from emfast._files import read_tensors, write_file
 from emfast.em.state import check_row
-from emfast.pictures import Row, draw_rows, draw_summary_figure, to_grid
+from emfast.reporting.pictures import Row, draw_rows, draw_summary_figure, to_grid
 
 if TYPE_CHECKING:
     from rich.table import Table

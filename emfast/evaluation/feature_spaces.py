@@ -15,7 +15,7 @@ from torch.nn import functional
 from emfast._check import check, check_finite, message
 from emfast._files import check_regular, read_tensors
 
-CLASSIFIER = Path(__file__).parent / "data" / "sample" / "classifier.safetensors"
+CLASSIFIER = Path(__file__).parent.parent / "data" / "sample" / "classifier.safetensors"
 
 
 class Features(nn.Module):

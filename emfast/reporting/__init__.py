@@ -1,0 +1,37 @@
+"""What a run shows: tables and pictures."""
+
+from emfast.reporting.pictures import Row, draw_rows, to_grid
+from emfast.reporting.run import (
+    COLUMNS,
+    PREVIEW,
+    Metrics,
+    cells,
+    draw_round,
+    draw_run,
+    draw_summary,
+    first_and_last,
+    metrics_table,
+    plain_table,
+    read_metrics,
+    round_folder,
+    save_grid,
+)
+
+__all__ = [
+    "COLUMNS",
+    "PREVIEW",
+    "Metrics",
+    "Row",
+    "cells",
+    "draw_round",
+    "draw_rows",
+    "draw_run",
+    "draw_summary",
+    "first_and_last",
+    "metrics_table",
+    "plain_table",
+    "read_metrics",
+    "round_folder",
+    "save_grid",
+    "to_grid",
+]
