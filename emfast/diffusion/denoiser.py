@@ -1,53 +1,63 @@
 """The denoiser: any trained network as the estimate of the clean image from a noisy one."""
 
-from typing import Any, Literal
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emfast._check import check
-from emfast.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
+from emfast.diffusion.schedule import EDMSchedule, Prediction, Schedule
+from emfast.diffusion.schedulers import read_scheduler
 
-Prediction = Literal["eps", "v", "x0", "edm"]
-DIFFUSERS_NAMES: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+KINDS = ("eps", "v", "x0", "flow", "edm")
 
 
 class Denoiser(nn.Module):
     r"""The posterior mean of the clean image under the model, :math:`\hat x_0(x_t, t) \approx E[x_0 | x_t]`.
 
     Arguments:
-        network: Any module called as network(x_t, t) with t of shape (B,), returning a tensor, a tuple or a diffusers
-            output object. Of twice as many output channels the second half, a learned variance, is ignored.
+        network: Anything called as network(x_t, t) with t of shape (B,), returning a tensor, a tuple or a diffusers
+            output object: a module or a function. Of twice as many output channels the second half, a learned variance,
+            is ignored.
         schedule: A `Schedule`, or a diffusers scheduler, whose prediction type is then used too.
-        prediction: What the network predicts: "eps", "v" (sqrt(1 - a) and sqrt(a) mixed), "x0", or "edm" (the raw
-            network inside EDM's preconditioning, called with log(sigma) / 4; sigma_data = 0.5). A network that applies
-            the preconditioning itself is an "x0" network. "eps" by default.
+        prediction: What the network predicts: "eps", "v" (sqrt(1 - a) and sqrt(a) mixed), "x0", "flow" (the velocity
+            eps - x_0 of flow matching), or "edm" (the raw network inside EDM's preconditioning, called with
+            log(sigma) / 4). A network that applies the preconditioning itself is an "x0" network. By default "eps" for
+            a `VPSchedule`, "flow" for a `FlowSchedule`.
         dtype: The dtype the network computes in, by autocast, e.g. bfloat16; its own by default. Everything outside the
             network stays in the dtype of the images.
+        sigma_data: The standard deviation of the data in EDM's preconditioning; 0.5 by default.
 
     References:
         | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022), arXiv 2202.00512
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
+        | Flow Matching for Generative Modeling (Lipman et al., 2023), arXiv 2210.02747
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        schedule: Any,
+        network: Any,
+        schedule: Any = None,
         prediction: Prediction | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        sigma_data: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(schedule, Schedule):
-            name = getattr(getattr(schedule, "config", None), "prediction_type", "epsilon")
-            prediction = prediction or DIFFUSERS_NAMES.get(name)
-            schedule = VPSchedule.from_diffusers(schedule)
-        prediction = prediction or "eps"
-        check(prediction in ("eps", "v", "x0", "edm"), "Denoiser", "prediction", "to be eps, v, x0 or edm", prediction)
-        edm = prediction == "edm" and not isinstance(schedule, EDMSchedule)
-        check(not edm, "Denoiser", "schedule", 'to be an EDMSchedule with prediction "edm"', type(schedule))
+            fix = "Give VPSchedule, EDMSchedule, FlowSchedule or a diffusers scheduler"
+            check(schedule is not None, "Denoiser", "schedule", "to be given", None, fix, error=TypeError)
+            reading = read_scheduler(schedule)
+            schedule, prediction = reading.schedule, prediction or reading.prediction
+            sigma_data = reading.sigma_data if sigma_data is None else sigma_data
+        prediction = prediction or ("x0" if _is_preconditioned(network) else schedule.prediction)
+        _check_prediction(prediction, schedule, network)
+        sigma_data = 0.5 if sigma_data is None else sigma_data
+        check(sigma_data > 0, "Denoiser", "sigma_data", "to be positive", sigma_data)
         self.network, self.schedule, self.prediction, self.dtype = network, schedule, prediction, dtype
-        self.sigma_data = 0.5
+        self.sigma_data = sigma_data
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns alpha_t and sigma_t, (B or 1, 1, 1, 1), in the dtype of `like`."""
@@ -90,6 +100,8 @@ class Denoiser(nn.Module):
             return (x_t - sigma * output) / alpha
         if self.prediction == "v":
             return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
+        if self.prediction == "flow":
+            return (x_t - sigma * output) / (alpha + sigma)
         return output
 
     def loss(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -102,11 +114,32 @@ class Denoiser(nn.Module):
         """
         alpha, sigma = self.levels(t, x_0)
         x_t = alpha * x_0 + sigma * noise
-        if self.prediction in ("eps", "v"):
-            target = noise if self.prediction == "eps" else alpha * noise - sigma * x_0
-            error = self.raw(x_t, t) - target
+        if self.prediction == "eps":
+            error = self.raw(x_t, t) - noise
+        elif self.prediction == "v":
+            error = self.raw(x_t, t) - (alpha * noise - sigma * x_0)
+        elif self.prediction == "flow":
+            error = self.raw(x_t, t) - (noise - x_0)
         else:
             error = self(x_t, t) - x_0
             if self.prediction == "edm":
                 error = error * (sigma**2 + self.sigma_data**2).sqrt() / (sigma * self.sigma_data)
         return error.square().flatten(1).mean(1)
+
+
+def _is_preconditioned(network: nn.Module) -> bool:
+    """Returns whether a network of EDM applies the preconditioning itself."""
+    return hasattr(network, "round_sigma")
+
+
+def _check_prediction(prediction: str | None, schedule: Schedule, network: nn.Module) -> None:
+    """Raises the sentence of `check` unless prediction, schedule and network go together."""
+    listed = f"to be {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    fix = None if prediction else 'Name it: "edm" for a raw network, "x0" for one that is preconditioned itself'
+    check(prediction in KINDS, "Denoiser", "prediction", listed, prediction, fix)
+    if prediction == "edm":
+        good = isinstance(schedule, EDMSchedule)
+        check(good, "Denoiser", "schedule", 'to be an EDMSchedule with prediction "edm"', type(schedule))
+        fix = 'Take prediction "x0", or its `model`'
+        good = not _is_preconditioned(network)
+        check(good, "Denoiser", "network", 'to be raw with prediction "edm"', "preconditioning of its own", fix)

@@ -16,13 +16,13 @@ from emfast._check import check, check_finite, message
 from emfast._files import read_json, settle_folder, write_folder, write_json
 from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
-from emfast.diffusion.denoiser import DIFFUSERS_NAMES
+from emfast.diffusion.schedulers import PREDICTIONS
 
 if TYPE_CHECKING:
     from emfast.config import NetworkConfig
 
 NOTE = "emfast.json"  # beside a model
-DIFFUSERS_PREDICTIONS = {ours: theirs for theirs, ours in DIFFUSERS_NAMES.items()}
+DIFFUSERS_PREDICTIONS = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 
 
 def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -> tuple[Denoiser, Any]:

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
+from emfast.diffusion import Denoiser, EDMSchedule, FlowSchedule, VPSchedule
 
 X_0 = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 NOISE = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -29,16 +29,17 @@ class Oracle(nn.Module):
             output = (X_0 - (0.5 / norm) ** 2 * (x * norm)) * norm / (sigma * 0.5)
         else:
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-            output = {"eps": NOISE, "x0": X_0, "v": alpha * NOISE - sigma * X_0}[self.kind]
+            output = {"eps": NOISE, "x0": X_0, "v": alpha * NOISE - sigma * X_0, "flow": NOISE - X_0}[self.kind]
         if self.style == "learned variance":
             output = torch.cat((output, torch.full_like(output, 7.0)), 1)
         return {"diffusers": SimpleNamespace(sample=output), "tuple": (output,)}.get(self.style, output)
 
 
 @pytest.mark.parametrize("style", ["tensor", "tuple", "diffusers", "learned variance"])
-@pytest.mark.parametrize("kind", ["eps", "v", "x0", "edm"])
-def test_recovers_the_clean_image(kind, style):
-    schedule = EDMSchedule() if kind == "edm" else VPSchedule.linear()
+@pytest.mark.parametrize("schedule", [VPSchedule.linear(), FlowSchedule()])
+@pytest.mark.parametrize("kind", ["eps", "v", "x0", "flow", "edm"])
+def test_recovers_the_clean_image(kind, style, schedule):
+    schedule = EDMSchedule() if kind == "edm" else schedule
     denoiser = Denoiser(Oracle(kind, style, schedule), schedule, kind)
     t = torch.tensor([0.01, 0.5, 3.0, 10.0]) if kind == "edm" else torch.tensor([0, 10, 500, 900])
     shaped = t.reshape(-1, 1, 1, 1)
@@ -82,11 +83,36 @@ def test_half_precision_network_and_autocast():
         assert network.seen == torch.bfloat16
 
 
+class Zero(nn.Module):
+    """A network that predicts zero."""
+
+    def forward(self, x, time):
+        return 0 * x
+
+
+@pytest.mark.parametrize("sigma_data", [0.25, 1.0])
+def test_sigma_data_is_an_argument(sigma_data):
+    """The raw network of data N(0, sigma_data^2) is zero: EDM's preconditioning alone is its posterior mean."""
+    denoiser = Denoiser(Zero(), EDMSchedule(), "edm", sigma_data=sigma_data)
+    sigma = torch.tensor([0.01, 0.5, 3.0, 10.0]).reshape(-1, 1, 1, 1)
+    expected = sigma_data**2 / (sigma_data**2 + sigma**2) * X_0
+    torch.testing.assert_close(denoiser(X_0, sigma.flatten()), expected)
+
+
 def test_sentences():
-    with pytest.raises(ValueError, match="prediction to be eps, v, x0 or edm"):
+    with pytest.raises(ValueError, match="prediction to be eps, v, x0, flow or edm"):
         Denoiser(nn.Identity(), VPSchedule.linear(), "noise")
-    with pytest.raises(ValueError, match="schedule to be an EDMSchedule"):
-        Denoiser(nn.Identity(), VPSchedule.linear(), "edm")
+    with pytest.raises(ValueError, match=r'got None\. Name it: "edm" for a raw network'):
+        Denoiser(nn.Identity(), EDMSchedule())
+    with pytest.raises(TypeError, match="schedule to be given"):
+        Denoiser(nn.Identity())
+    with pytest.raises(ValueError, match="sigma_data to be positive"):
+        Denoiser(nn.Identity(), EDMSchedule(), "edm", sigma_data=0.0)
+    preconditioned = nn.Identity()
+    preconditioned.round_sigma = torch.as_tensor
+    assert Denoiser(preconditioned, EDMSchedule()).prediction == "x0"
+    with pytest.raises(ValueError, match="preconditioning of its own"):
+        Denoiser(preconditioned, EDMSchedule(), "edm")
 
     class Wrong(nn.Module):
         def forward(self, x, time):
