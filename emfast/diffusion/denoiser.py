@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emfast._check import check
+from emfast.diffusion.labels import check_labels, label_arguments
 from emfast.diffusion.schedule import EDMSchedule, Prediction, Schedule
 from emfast.diffusion.schedulers import read_scheduler
 
@@ -29,12 +31,18 @@ class Denoiser(nn.Module):
         dtype: The dtype the network computes in, by autocast, e.g. bfloat16; its own by default. Everything outside the
             network stays in the dtype of the images.
         sigma_data: The standard deviation of the data in EDM's preconditioning; 0.5 by default.
+        labels: Class labels, the third argument of the network: a whole number for all images, or a tensor with one for
+            each of the batch (`labelled` exchanges them between calls). None for none.
+        time_table: The number of times that a network knows which looks them up in a table: it is given the nearest
+            whole one. By default found: an `nn.Embedding` whose name speaks of time or steps.
 
     References:
         | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022), arXiv 2202.00512
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
         | Flow Matching for Generative Modeling (Lipman et al., 2023), arXiv 2210.02747
     """
+
+    labels: Tensor | None
 
     def __init__(
         self,
@@ -44,8 +52,13 @@ class Denoiser(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         sigma_data: float | None = None,
+        labels: Any = None,
+        time_table: int | None = None,
     ) -> None:
         super().__init__()
+        good = callable(network)
+        check(good, "Denoiser", "network", "to be called as network(x_t, t)", type(network), error=TypeError)
+        network = network if isinstance(network, nn.Module) else _Function(network)
         if not isinstance(schedule, Schedule):
             fix = "Give VPSchedule, EDMSchedule, FlowSchedule or a diffusers scheduler"
             check(schedule is not None, "Denoiser", "schedule", "to be given", None, fix, error=TypeError)
@@ -58,6 +71,15 @@ class Denoiser(nn.Module):
         check(sigma_data > 0, "Denoiser", "sigma_data", "to be positive", sigma_data)
         self.network, self.schedule, self.prediction, self.dtype = network, schedule, prediction, dtype
         self.sigma_data = sigma_data
+        self.register_buffer("labels", check_labels(network, labels), persistent=False)
+        self.time_table = _time_table(network) if time_table is None else time_table
+
+    def labelled(self, labels: Any) -> Denoiser:
+        """Returns a denoiser of the same network with other class labels, such as those of another batch."""
+        options: dict[str, Any] = {"sigma_data": self.sigma_data, "labels": labels, "time_table": self.time_table}
+        other = type(self)(self.network, self.schedule, self.prediction, self.dtype, **options)
+        other.training = self.training
+        return other if self.labels is None or other.labels is None else other.to(self.labels.device)
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns alpha_t and sigma_t, (B or 1, 1, 1, 1), in the dtype of `like`."""
@@ -68,8 +90,11 @@ class Denoiser(nn.Module):
         """Returns the bare output of the network, (B, C, H, W), in the dtype of x."""
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
         half = self.dtype is not None and self.dtype != torch.float32
+        labels = label_arguments(self.network, self.labels, len(x), x.device)
+        rows = self.time_table
+        time = time.to(torch.float32) if rows is None else time.round().clamp(0, rows - 1).long()
         with torch.autocast(x.device.type, self.dtype if half else torch.bfloat16, enabled=half):
-            output = self.network(x.to(dtype), time.to(torch.float32).expand(len(x)))
+            output = self.network(x.to(dtype), time.expand(len(x)), *labels)
         output = getattr(output, "sample", output)
         output = output[0] if isinstance(output, tuple) else output
         channels = x.shape[1]
@@ -127,6 +152,17 @@ class Denoiser(nn.Module):
         return error.square().flatten(1).mean(1)
 
 
+class _Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, time: Tensor, *labels: Any) -> Any:
+        return self.function(x, time, *labels)
+
+
 def _is_preconditioned(network: nn.Module) -> bool:
     """Returns whether a network of EDM applies the preconditioning itself."""
     return hasattr(network, "round_sigma")
@@ -143,3 +179,13 @@ def _check_prediction(prediction: str | None, schedule: Schedule, network: nn.Mo
         fix = 'Take prediction "x0", or its `model`'
         good = not _is_preconditioned(network)
         check(good, "Denoiser", "network", 'to be raw with prediction "edm"', "preconditioning of its own", fix)
+
+
+def _time_table(network: nn.Module) -> int | None:
+    """Returns the rows of the table in which a network looks times up; None if it has no such table."""
+    for name, module in network.named_modules():
+        name = name.lower()
+        times = ("time" in name or "step" in name) and not ("class" in name or "label" in name)
+        if times and isinstance(module, nn.Embedding):
+            return module.num_embeddings
+    return None
