@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from emfast._check import check
 from emfast.diffusion.labels import check_labels, label_arguments
+from emfast.diffusion.loading import is_pipeline, read_folder, read_pipeline
 from emfast.diffusion.schedule import EDMSchedule, Prediction, Schedule
 from emfast.diffusion.schedulers import read_scheduler
 
@@ -22,7 +24,7 @@ class Denoiser(nn.Module):
     Arguments:
         network: Anything called as network(x_t, t) with t of shape (B,), returning a tensor, a tuple or a diffusers
             output object: a module or a function. Of twice as many output channels the second half, a learned variance,
-            is ignored.
+            is ignored. Or a diffusers pipeline, which has its own schedule.
         schedule: A `Schedule`, or a diffusers scheduler, whose prediction type is then used too.
         prediction: What the network predicts: "eps", "v" (sqrt(1 - a) and sqrt(a) mixed), "x0", "flow" (the velocity
             eps - x_0 of flow matching), or "edm" (the raw network inside EDM's preconditioning, called with
@@ -56,6 +58,9 @@ class Denoiser(nn.Module):
         time_table: int | None = None,
     ) -> None:
         super().__init__()
+        if is_pipeline(network):
+            network, own = read_pipeline(network)
+            schedule = own if schedule is None else schedule
         good = callable(network)
         check(good, "Denoiser", "network", "to be called as network(x_t, t)", type(network), error=TypeError)
         network = network if isinstance(network, nn.Module) else _Function(network)
@@ -73,6 +78,23 @@ class Denoiser(nn.Module):
         self.sigma_data = sigma_data
         self.register_buffer("labels", check_labels(network, labels), persistent=False)
         self.time_table = _time_table(network) if time_table is None else time_table
+
+    @classmethod
+    def from_pretrained(cls, source: Any, schedule: Any = None, **options: Any) -> Denoiser:
+        """Returns the denoiser of a diffusers pipeline or of its folder, in evaluation mode.
+
+        Arguments:
+            source: The folder of a pipeline, or of a UNet2DModel; or a pipeline.
+            schedule: That of a folder without a scheduler.
+            options: Further arguments of `Denoiser`.
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it holds no model, a damaged one, or one that is not understood.
+        """
+        if isinstance(source, str | os.PathLike):
+            folder = read_folder(source, scheduled=schedule is None)
+            return cls(folder.network, folder.scheduler if schedule is None else schedule, **options).eval()
+        return cls(source, schedule, **options).eval()
 
     def labelled(self, labels: Any) -> Denoiser:
         """Returns a denoiser of the same network with other class labels, such as those of another batch."""

@@ -82,10 +82,12 @@ def load_scheduler(config: Mapping[str, Any], path: str) -> Any:
         kind, values = diffusers.DDPMScheduler, {key: values[key] for key in TABLE if key in values}
     try:
         scheduler = kind.from_config(values)
+        read_scheduler(scheduler, path)
     except Exception as error:  # diffusers raises whatever its parts do
-        reason = str(error).strip().split("\n")[0]
+        if path in str(error):  # a sentence of ours
+            raise
+        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(message("load_model", path, f"to be the config of a {name}", reason)) from error
-    read_scheduler(scheduler, path)
     return for_pipeline(scheduler)
 
 
@@ -128,7 +130,14 @@ def _flow(scheduler: Any, config: Mapping[str, Any], name: str) -> Reading:
 
 def _prediction(config: Mapping[str, Any], known: Mapping[str, Prediction], name: str, requirement: str) -> Prediction:
     kind = config.get("prediction_type", "epsilon")
-    check(kind in known, "read_scheduler", f"prediction_type of {name}", f"to be {requirement}", kind, ADVICE)
+    check(
+        isinstance(kind, str) and kind in known,
+        "read_scheduler",
+        f"prediction_type of {name}",
+        f"to be {requirement}",
+        kind,
+        ADVICE,
+    )
     return known[kind]
 
 

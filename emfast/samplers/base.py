@@ -215,6 +215,9 @@ class Sampler:
             callback: Called as callback(steps done, steps in all).
         """
         name = type(self).__name__
+        fix = "Give Denoiser(network, schedule), or Denoiser.from_pretrained(pipeline)"
+        good = hasattr(denoiser, "schedule")
+        check(good, name, "denoiser", "to be an emfast Denoiser", type(denoiser), fix, TypeError)
         check(isinstance(operator, Operator), name, "operator", "to be an emfast Operator", operator, error=TypeError)
         check(y.is_floating_point(), name, "y", "to be a floating-point tensor", y.dtype, error=TypeError)
         check(sigma >= 0, name, "sigma", "to be >= 0", sigma)

@@ -208,6 +208,10 @@ def test_sentences():
     assert Denoiser(preconditioned, EDMSchedule()).prediction == "x0"
     with pytest.raises(ValueError, match="preconditioning of its own"):
         Denoiser(preconditioned, EDMSchedule(), "edm")
+    with pytest.raises(TypeError, match=r"DPS: expected denoiser .* got Identity\. Give Denoiser\("):
+        DPS(steps=2)(nn.Identity(), X_0, Identity())
+    with pytest.raises(ValueError, match="schedule to be an EDMSchedule"):
+        Denoiser(nn.Identity(), VPSchedule.linear(), "edm")
 
     class Wrong(nn.Module):
         def forward(self, x, time):

@@ -219,6 +219,9 @@ def test_configs_that_are_none():
         ({"_class_name": "SchedulerMixin"}, "known scheduler"),
         ({"_class_name": "DDPMScheduler", "beta_schedule": "none"}, "config of a DDPMScheduler"),
         ({"_class_name": "DDPMScheduler", "num_train_timesteps": "many"}, "config of a DDPMScheduler"),
+        ({"_class_name": "DDPMScheduler", "beta_end": float("nan")}, r"s\.json to be the config .* decrease"),
+        ({"_class_name": "DDPMScheduler", "num_train_timesteps": 1}, r"s\.json to be the config .* T > 1"),
+        ({"_class_name": "DDPMScheduler", "prediction_type": ["epsilon"]}, r"prediction_type of s\.json"),
         ({"_class_name": "EDMEulerScheduler", "sigma_data": "half"}, "sigma_data of s.json to be positive"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": -1.0}, "shift of s.json to be positive"),
         (
