@@ -11,6 +11,8 @@ from emfast.diffusion.schedulers import READERS, for_pipeline, load_scheduler, r
 from emfast.operators import Identity, Mask
 from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, WarmStart
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers with numpy 2
+
 MASK = Mask(mask=torch.tensor([[1, 0, 1], [0, 1, 1]]))
 BETAS = torch.linspace(1e-3, 0.3, 50).tolist()
 PRIOR = Gaussian(VPSchedule.linear())
