@@ -129,9 +129,9 @@ class _Capture:
 class Graphs:
     """A context, for use as often as wanted, that keeps the graphs captured in it: one capture serves many batches.
 
-    A graph is captured anew where its network has other weights, modules or settings than before; weights that change in
-    place are read by the next replay. Graphs used longest ago make place for new ones. Inside another such block, they
-    belong to the outer one.
+    A graph is captured anew where its network has other weights, modules or settings than before; weights that change
+    in place are read by the next replay. Graphs used longest ago make place for new ones. Inside another such block,
+    they belong to the outer one.
     """
 
     def __init__(self) -> None:

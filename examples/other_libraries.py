@@ -88,8 +88,8 @@ def from_deepinv(denoiser: Any, sigma_max: float = 80.0) -> Denoiser:
 
 
 def from_pipeline(pipeline: Any) -> Denoiser:
-    """Returns the U-Net and scheduler of a diffusers pipeline as a denoiser."""
-    return Denoiser(pipeline.unet, pipeline.scheduler).eval()
+    """Returns the U-Net and scheduler of a diffusers pipeline, or of its folder, as a denoiser."""
+    return Denoiser.from_pretrained(pipeline)
 
 
 def azula_example() -> Denoiser:

@@ -93,8 +93,8 @@ def is_known(module: Any) -> bool:
     return not (state.obstacle or any(EVERYWHERE))
 
 
-# torch.compile calls it while it traces, and takes the answer for a constant. What torch.compiler.assume_constant_result
-# does, without the import of torch's compiler.
+# torch.compile calls it while it traces, and takes the answer for a constant. That is what
+# torch.compiler.assume_constant_result does, but without the import of torch's compiler.
 is_known._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

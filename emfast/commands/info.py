@@ -45,9 +45,9 @@ def run(options: Options, yaml: str) -> None:
 def _modules(folder: str) -> dict[str, dict[str, int]]:
     """How many modules of each class are accelerated, and how many are left as they are."""
     from emfast.adapters import accelerate, report
-    from emfast.em import load_model
+    from emfast.diffusion.loading import read_folder
 
-    return report(accelerate(load_model(folder)[0].network))
+    return report(accelerate(read_folder(folder, scheduled=False).network))
 
 
 def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:

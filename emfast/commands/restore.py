@@ -87,6 +87,7 @@ def run(options: Options, yaml: str) -> None:
     denoiser, shape = load_model(model_folder(options.model))
     prepare(denoiser, device, options.precision)
     observations = _observations(options)
+    shape = (shape[0], *observations.shape[1:]) if min(shape) == 0 else shape  # it does not say its sides
     fix = "Set size, or use the model of such images"
     check(
         observations.shape == shape,

@@ -30,6 +30,7 @@ class Options:
         eta: 0 for deterministic (DDIM) steps, 1 for ancestral (DDPM) steps.
         seed: Image i is that of (seed, i), whatever the count and the batch size.
         batch_size: Images sampled together.
+        size: Pixels a side; by default those of the model's images.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
     """
@@ -41,12 +42,14 @@ class Options:
     eta: float = 0.0
     seed: int = 0
     batch_size: int = 64
+    size: int | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         check(self.count > 0, "sample", "count", "to be positive", self.count)
         check(self.batch_size > 0, "sample", "batch_size", "to be positive", self.batch_size)
+        check(self.size is None or self.size > 0, "sample", "size", "to be positive", self.size)
         check(self.steps > 0, "sample", "steps", "to be positive", self.steps)
         check(Path(self.output).suffix == ".npz", "sample", "output", "to end in .npz", self.output)
 
@@ -60,6 +63,8 @@ def run(options: Options, yaml: str) -> None:
     """
     device = resolve_device(options.device)
     denoiser, shape = load_model(model_folder(options.model))
+    shape = shape if options.size is None else (shape[0], options.size, options.size)
+    check(min(shape) > 0, "sample", options.model, "to say the size of its images", "no sample_size", "Give --size")
     prepare(denoiser, device, options.precision)
     sampler = Prior(steps=options.steps, eta=options.eta)
     parts: list[torch.Tensor] = []

@@ -1,53 +1,107 @@
 """The denoiser: any trained network as the estimate of the clean image from a noisy one."""
 
-from typing import Any, Literal
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emfast._check import check
-from emfast.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
+from emfast.diffusion.labels import check_labels, label_arguments
+from emfast.diffusion.loading import is_pipeline, read_folder, read_pipeline
+from emfast.diffusion.schedule import EDMSchedule, Prediction, Schedule
+from emfast.diffusion.schedulers import read_scheduler
 
-Prediction = Literal["eps", "v", "x0", "edm"]
-DIFFUSERS_NAMES: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+KINDS = ("eps", "v", "x0", "flow", "edm")
 
 
 class Denoiser(nn.Module):
     r"""The posterior mean of the clean image under the model, :math:`\hat x_0(x_t, t) \approx E[x_0 | x_t]`.
 
     Arguments:
-        network: Any module called as network(x_t, t) with t of shape (B,), returning a tensor, a tuple or a diffusers
-            output object. Of twice as many output channels the second half, a learned variance, is ignored.
+        network: Anything called as network(x_t, t) with t of shape (B,), returning a tensor, a tuple or a diffusers
+            output object: a module or a function. Of twice as many output channels the second half, a learned variance,
+            is ignored. Or a diffusers pipeline, which has its own schedule.
         schedule: A `Schedule`, or a diffusers scheduler, whose prediction type is then used too.
-        prediction: What the network predicts: "eps", "v" (sqrt(1 - a) and sqrt(a) mixed), "x0", or "edm" (the raw
-            network inside EDM's preconditioning, called with log(sigma) / 4; sigma_data = 0.5). A network that applies
-            the preconditioning itself is an "x0" network. "eps" by default.
+        prediction: What the network predicts: "eps", "v" (sqrt(1 - a) and sqrt(a) mixed), "x0", "flow" (the velocity
+            eps - x_0 of flow matching), or "edm" (the raw network inside EDM's preconditioning, called with
+            log(sigma) / 4). A network that applies the preconditioning itself is an "x0" network. By default "eps" for
+            a `VPSchedule`, "flow" for a `FlowSchedule`.
         dtype: The dtype the network computes in, by autocast, e.g. bfloat16; its own by default. Everything outside the
             network stays in the dtype of the images.
+        sigma_data: The standard deviation of the data in EDM's preconditioning; 0.5 by default.
+        labels: Class labels, the third argument of the network: a whole number for all images, or a tensor with one for
+            each of the batch (`labelled` exchanges them between calls). None for none.
+        time_table: The number of times that a network knows which looks them up in a table: it is given the nearest
+            whole one. By default found: an `nn.Embedding` whose name speaks of time or steps.
 
     References:
         | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022), arXiv 2202.00512
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
+        | Flow Matching for Generative Modeling (Lipman et al., 2023), arXiv 2210.02747
     """
+
+    labels: Tensor | None
 
     def __init__(
         self,
-        network: nn.Module,
-        schedule: Any,
+        network: Any,
+        schedule: Any = None,
         prediction: Prediction | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        sigma_data: float | None = None,
+        labels: Any = None,
+        time_table: int | None = None,
     ) -> None:
         super().__init__()
+        if is_pipeline(network):
+            network, own = read_pipeline(network)
+            schedule = own if schedule is None else schedule
+        good = callable(network)
+        check(good, "Denoiser", "network", "to be called as network(x_t, t)", type(network), error=TypeError)
+        network = network if isinstance(network, nn.Module) else _Function(network)
         if not isinstance(schedule, Schedule):
-            name = getattr(getattr(schedule, "config", None), "prediction_type", "epsilon")
-            prediction = prediction or DIFFUSERS_NAMES.get(name)
-            schedule = VPSchedule.from_diffusers(schedule)
-        prediction = prediction or "eps"
-        check(prediction in ("eps", "v", "x0", "edm"), "Denoiser", "prediction", "to be eps, v, x0 or edm", prediction)
-        edm = prediction == "edm" and not isinstance(schedule, EDMSchedule)
-        check(not edm, "Denoiser", "schedule", 'to be an EDMSchedule with prediction "edm"', type(schedule))
+            fix = "Give VPSchedule, EDMSchedule, FlowSchedule or a diffusers scheduler"
+            check(schedule is not None, "Denoiser", "schedule", "to be given", None, fix, error=TypeError)
+            reading = read_scheduler(schedule)
+            schedule, prediction = reading.schedule, prediction or reading.prediction
+            sigma_data = reading.sigma_data if sigma_data is None else sigma_data
+        prediction = prediction or ("x0" if _is_preconditioned(network) else schedule.prediction)
+        _check_prediction(prediction, schedule, network)
+        sigma_data = 0.5 if sigma_data is None else sigma_data
+        check(sigma_data > 0, "Denoiser", "sigma_data", "to be positive", sigma_data)
         self.network, self.schedule, self.prediction, self.dtype = network, schedule, prediction, dtype
-        self.sigma_data = 0.5
+        self.sigma_data = sigma_data
+        self.register_buffer("labels", check_labels(network, labels), persistent=False)
+        self.time_table = _time_table(network) if time_table is None else time_table
+
+    @classmethod
+    def from_pretrained(cls, source: Any, schedule: Any = None, **options: Any) -> Denoiser:
+        """Returns the denoiser of a diffusers pipeline or of its folder, in evaluation mode.
+
+        Arguments:
+            source: The folder of a pipeline, or of a UNet2DModel; or a pipeline.
+            schedule: That of a folder without a scheduler.
+            options: Further arguments of `Denoiser`.
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it holds no model, a damaged one, or one that is not understood.
+        """
+        if isinstance(source, str | os.PathLike):
+            folder = read_folder(source, scheduled=schedule is None)
+            return cls(folder.network, folder.scheduler if schedule is None else schedule, **options).eval()
+        return cls(source, schedule, **options).eval()
+
+    def labelled(self, labels: Any) -> Denoiser:
+        """Returns a denoiser of the same network with other class labels, such as those of another batch."""
+        options: dict[str, Any] = {"sigma_data": self.sigma_data, "labels": labels, "time_table": self.time_table}
+        other = type(self)(self.network, self.schedule, self.prediction, self.dtype, **options)
+        other.training = self.training
+        return other if self.labels is None or other.labels is None else other.to(self.labels.device)
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns alpha_t and sigma_t, (B or 1, 1, 1, 1), in the dtype of `like`."""
@@ -58,8 +112,11 @@ class Denoiser(nn.Module):
         """Returns the bare output of the network, (B, C, H, W), in the dtype of x."""
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
         half = self.dtype is not None and self.dtype != torch.float32
+        labels = label_arguments(self.network, self.labels, len(x), x.device)
+        rows = self.time_table
+        time = time.to(torch.float32) if rows is None else time.round().clamp(0, rows - 1).long()
         with torch.autocast(x.device.type, self.dtype if half else torch.bfloat16, enabled=half):
-            output = self.network(x.to(dtype), time.to(torch.float32).expand(len(x)))
+            output = self.network(x.to(dtype), time.expand(len(x)), *labels)
         output = getattr(output, "sample", output)
         output = output[0] if isinstance(output, tuple) else output
         channels = x.shape[1]
@@ -90,6 +147,8 @@ class Denoiser(nn.Module):
             return (x_t - sigma * output) / alpha
         if self.prediction == "v":
             return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
+        if self.prediction == "flow":
+            return (x_t - sigma * output) / (alpha + sigma)
         return output
 
     def loss(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -102,11 +161,53 @@ class Denoiser(nn.Module):
         """
         alpha, sigma = self.levels(t, x_0)
         x_t = alpha * x_0 + sigma * noise
-        if self.prediction in ("eps", "v"):
-            target = noise if self.prediction == "eps" else alpha * noise - sigma * x_0
-            error = self.raw(x_t, t) - target
+        if self.prediction == "eps":
+            error = self.raw(x_t, t) - noise
+        elif self.prediction == "v":
+            error = self.raw(x_t, t) - (alpha * noise - sigma * x_0)
+        elif self.prediction == "flow":
+            error = self.raw(x_t, t) - (noise - x_0)
         else:
             error = self(x_t, t) - x_0
             if self.prediction == "edm":
                 error = error * (sigma**2 + self.sigma_data**2).sqrt() / (sigma * self.sigma_data)
         return error.square().flatten(1).mean(1)
+
+
+class _Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, time: Tensor, *labels: Any) -> Any:
+        return self.function(x, time, *labels)
+
+
+def _is_preconditioned(network: nn.Module) -> bool:
+    """Returns whether a network of EDM applies the preconditioning itself."""
+    return hasattr(network, "round_sigma")
+
+
+def _check_prediction(prediction: str | None, schedule: Schedule, network: nn.Module) -> None:
+    """Raises the sentence of `check` unless prediction, schedule and network go together."""
+    listed = f"to be {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    fix = None if prediction else 'Name it: "edm" for a raw network, "x0" for one that is preconditioned itself'
+    check(prediction in KINDS, "Denoiser", "prediction", listed, prediction, fix)
+    if prediction == "edm":
+        good = isinstance(schedule, EDMSchedule)
+        check(good, "Denoiser", "schedule", 'to be an EDMSchedule with prediction "edm"', type(schedule))
+        fix = 'Take prediction "x0", or its `model`'
+        good = not _is_preconditioned(network)
+        check(good, "Denoiser", "network", 'to be raw with prediction "edm"', "preconditioning of its own", fix)
+
+
+def _time_table(network: nn.Module) -> int | None:
+    """Returns the rows of the table in which a network looks times up; None if it has no such table."""
+    for name, module in network.named_modules():
+        name = name.lower()
+        times = ("time" in name or "step" in name) and not ("class" in name or "label" in name)
+        if times and isinstance(module, nn.Embedding):
+            return module.num_embeddings
+    return None

@@ -3,13 +3,14 @@ r"""Noise schedules: how much signal and noise is left at time t.
 .. math:: x_t = \alpha_t x_0 + \sigma_t \epsilon, \quad \epsilon \sim \mathcal N(0, I)
 
 Time t is the index 0 ... T-1 of the training steps for VP (DDPM) schedules, fractions included; for VE (EDM) schedules
-it is sigma itself, in data units. Every formula of emfast uses alpha_t and sigma_t only.
+it is sigma itself, in data units; for flow matching it is T sigma. Every formula of emfast uses alpha_t and sigma_t
+only.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,10 +21,16 @@ from emfast._check import check
 # [-1, 1] is left to see; below, the posterior mean is the image. From 157 to 0.01, the ends of a linear schedule, MMPS
 # reaches 29.27 dB with 20 steps and 27.19 with 10 (mask, `benchmarks/samplers.py`); from 40 to 0.03 29.51 and 28.71.
 NOISIEST, CLEANEST = 40.0, 0.03
+ROUNDING = 1e-6  # by how much a table of float32 numbers may leave its range or fail to decrease
+LEAST = 1e-12  # alpha^2 and sigma^2 of a table: no signal (a terminal ratio of zero) and no noise have no logarithm
+
+Prediction = Literal["eps", "v", "x0", "flow", "edm"]
 
 
 class Schedule:
     """What samplers and training need of a noise schedule; all values are float64 tensors shaped like t."""
+
+    prediction: Prediction | None = "eps"  # of its networks, where nothing else is said; None: it has to be said
 
     def alpha(self, t: Tensor) -> Tensor:
         """Returns the scale alpha_t of the signal."""
@@ -69,7 +76,7 @@ class VPSchedule(Schedule):
     """A variance-preserving (DDPM) schedule given by its table of cumulative products; linear in log sigma between.
 
     Arguments:
-        alphas_cumprod: (T,) decreasing squares of alpha_t, in (0, 1].
+        alphas_cumprod: (T,) decreasing squares of alpha_t, in [0, 1] but for rounding.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020), arXiv 2006.11239
@@ -79,14 +86,11 @@ class VPSchedule(Schedule):
     def __init__(self, alphas_cumprod: Tensor) -> None:
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
         check(table.ndim == 1 and len(table) > 1, "VPSchedule", "alphas_cumprod", "to have shape (T,), T > 1", table)
-        check(
-            bool((table[1:] < table[:-1]).all()) and bool(table[0] < 1) and bool(table[-1] >= 0),
-            "VPSchedule",
-            "alphas_cumprod",
-            "to decrease inside [0, 1)",
-            f"{float(table[0])} ... {float(table[-1])}",
-        )
-        table = table.clamp_min(1e-12)  # a terminal signal-to-noise ratio of zero has no logarithm
+        falls = bool((table.diff() <= ROUNDING).all()) and bool(table[-1] < table[0])
+        inside = bool((table >= -ROUNDING).all()) and bool((table <= 1 + ROUNDING).all())
+        ends = f"{float(table[0])} ... {float(table[-1])}"
+        check(falls and inside, "VPSchedule", "alphas_cumprod", "to decrease inside [0, 1]", ends)
+        table = table.clamp(LEAST, 1 - LEAST).cummin(0).values
         self.alphas_cumprod = table
         self._log_ratio = {torch.device("cpu"): 0.5 * (torch.log1p(-table) - torch.log(table))}  # log(sigma / alpha)
 
@@ -104,14 +108,6 @@ class VPSchedule(Schedule):
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls(torch.cumprod(1 - (1 - bar[1:] / bar[:-1]).clamp_max(beta_max), 0))
-
-    @classmethod
-    def from_diffusers(cls, scheduler: Any) -> VPSchedule:
-        """Returns the schedule of a diffusers scheduler (DDPM, DDIM, DPM-Solver, ...)."""
-        table = getattr(scheduler, "alphas_cumprod", None)
-        name = type(scheduler)
-        check(table is not None, "VPSchedule", "scheduler", "to have alphas_cumprod", name, error=TypeError)
-        return cls(torch.as_tensor(table))
 
     def _log_ratio_at(self, t: Tensor) -> Tensor:
         table = self._log_ratio.get(t.device)
@@ -148,7 +144,8 @@ class VPSchedule(Schedule):
             ratio,
         )
         high = int(torch.searchsorted(table, target).clamp(1, len(table) - 1))
-        return high - 1 + float((target - table[high - 1]) / (table[high] - table[high - 1]))
+        gap = (table[high] - table[high - 1]).clamp_min(1e-300)  # neighbours may be equal
+        return high - 1 + float((target - table[high - 1]) / gap)
 
     def training_times(self, u: Tensor) -> Tensor:
         """Returns uniform indices."""
@@ -165,6 +162,8 @@ class EDMSchedule(Schedule):
     References:
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), arXiv 2206.00364
     """
+
+    prediction = None  # "edm" for a raw network, "x0" for one that applies the preconditioning itself
 
     def __init__(
         self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, mean: float = -1.2, std: float = 1.2
@@ -195,3 +194,49 @@ class EDMSchedule(Schedule):
         """Returns log-normal noise levels."""
         normal = torch.special.ndtri(u.to(torch.float64).clamp(1e-9, 1 - 1e-9))
         return torch.exp(self.mean + self.std * normal)
+
+
+class FlowSchedule(Schedule):
+    r"""The straight path of flow matching, :math:`x_t = (1 - u) x_0 + u \epsilon` with u = t / T.
+
+    Arguments:
+        steps: T: networks are told the time u as T u. 1 for networks that are told u itself.
+        shift: Moves the times that samplers and training visit towards noise (shift > 1): u becomes
+            shift u / (1 + (shift - 1) u). Large images ask for it.
+
+    References:
+        | Flow Matching for Generative Modeling (Lipman et al., 2023), arXiv 2210.02747
+        | Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), arXiv 2403.03206
+    """
+
+    prediction = "flow"
+
+    def __init__(self, steps: float = 1000, shift: float = 1.0) -> None:
+        check(steps > 0, "FlowSchedule", "steps", "to be positive", steps)
+        check(shift > 0, "FlowSchedule", "shift", "to be positive", shift)
+        self.steps, self.shift = steps, shift
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Returns 1 - t / T."""
+        return 1 - t.to(torch.float64) / self.steps
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Returns t / T."""
+        return t.to(torch.float64) / self.steps
+
+    def times(self, steps: int) -> Tensor:
+        """Returns shifted times, evenly spaced before the shift, from pure noise to a thousandth of it."""
+        check(steps >= 1, "times", "steps", "to be >= 1", steps)
+        return self._shifted(torch.linspace(1, 1e-3, steps, dtype=torch.float64))
+
+    def time_of(self, ratio: float) -> float:
+        """Returns T ratio / (1 + ratio)."""
+        check(ratio > 0, "time_of", "ratio", "to be > 0", ratio)
+        return self.steps * ratio / (1 + ratio)
+
+    def training_times(self, u: Tensor) -> Tensor:
+        """Returns shifted uniform times."""
+        return self._shifted(u.to(torch.float64))
+
+    def _shifted(self, u: Tensor) -> Tensor:
+        return self.steps * self.shift * u / (1 + (self.shift - 1) * u)

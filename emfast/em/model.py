@@ -16,13 +16,15 @@ from emfast._check import check, check_finite, message
 from emfast._files import read_json, settle_folder, write_folder, write_json
 from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
-from emfast.diffusion.denoiser import DIFFUSERS_NAMES
+from emfast.diffusion.labels import classes
+from emfast.diffusion.loading import read_folder
+from emfast.diffusion.schedulers import PREDICTIONS
 
 if TYPE_CHECKING:
     from emfast.config import NetworkConfig
 
 NOTE = "emfast.json"  # beside a model
-DIFFUSERS_PREDICTIONS = {ours: theirs for theirs, ours in DIFFUSERS_NAMES.items()}
+DIFFUSERS_PREDICTIONS = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 
 
 def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -> tuple[Denoiser, Any]:
@@ -149,12 +151,13 @@ def load_model(
     """Returns the denoiser of a diffusers folder, in evaluation mode, and the shape (C, H, W) of its images.
 
     Arguments:
-        folder: A pipeline folder (with `unet/` and `scheduler/`), or that of a bare UNet2DModel, which is taken to
-            predict the noise of the linear DDPM schedule.
+        folder: A pipeline folder (with `unet/` and `scheduler/`), or that of a UNet2DModel with `scheduler/` in it.
+            The sides of the images are 0 where it does not say them (`sample_size` null).
         device: Where to put it.
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no model, a damaged one, or one whose weights are not finite.
+        ValueError: If it holds no model, a damaged one, one that is not understood, or one whose weights are not
+            finite.
     """
     denoiser, _, shape = load_pipeline(folder)
     return denoiser.to(device), shape
@@ -162,31 +165,11 @@ def load_model(
 
 def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[int, int, int]]:
     """Returns the denoiser of a diffusers folder, its diffusers scheduler, and the shape (C, H, W) of its images."""
-    path = Path(folder)
-    settle_folder(path)
-    if not path.is_dir():
-        raise FileNotFoundError(message("load_model", str(folder), "to be a model folder", "nothing there"))
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    unet = path / "unet" if (path / "unet").is_dir() else path
-    fix = "Give a folder written by diffusers or by emfast train"
-    check((unet / "config.json").is_file(), "load_model", str(folder), "to hold a UNet2DModel", "none", fix)
-    try:
-        network: Any = UNet2DModel.from_pretrained(unet, local_files_only=True, low_cpu_mem_usage=False)
-        has_scheduler = (path / "scheduler").is_dir()
-        scheduler = DDPMScheduler.from_pretrained(path / "scheduler") if has_scheduler else DDPMScheduler()
-    except Exception as error:  # diffusers raises whatever its parts do
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(message("load_model", str(folder), "to hold a whole UNet2DModel", reason, fix)) from error
-    found = sorted(unet.glob("diffusion_pytorch_model*.safetensors")) or sorted(unet.glob("*.bin"))
-    weights = found[0] if len(found) == 1 else unet
-    check_finite(network.state_dict(), "load_model", str(weights), "Its training diverged: give another model")
-    size = network.config.sample_size or 0
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    good = len(sides) == 2 and all(isinstance(side, int) for side in sides)
-    check(good, "load_model", f"sample_size of {unet}", "to be one or two whole numbers", size, fix)
-    height, width = sides
-    return Denoiser(network.eval(), scheduler), scheduler, (int(network.config.in_channels), height, width)
+    network, scheduler, shape = read_folder(folder)
+    conditional = classes(network)[1]
+    fix = "Its labels are known in Python only: Denoiser.from_pretrained(folder, labels=...)"
+    check(not conditional, "load_model", str(folder), "to be a model without class labels", "one with them", fix)
+    return Denoiser(network, scheduler).eval(), scheduler, shape
 
 
 def load_whole(folder: str | os.PathLike[str], fix: str) -> tuple[Denoiser, Any]:

@@ -217,11 +217,12 @@ class Sampler:
                 default.
             seed: The key of the sampler's noise: the same (seed, id) gives the same sample, whatever the batch.
             callback: Called as callback(steps done, steps in all).
+
         Raises:
             TypeError: If an argument is of another kind.
             ValueError: If y and the operator, or the images and the network, do not fit together.
         """
-        name, fix = type(self).__name__, "Give Denoiser(network, schedule)"
+        name, fix = type(self).__name__, "Give Denoiser(network, schedule), or Denoiser.from_pretrained(pipeline)"
         good = isinstance(denoiser, nn.Module) and hasattr(denoiser, "schedule")
         check(good, name, "denoiser", "to be an emfast Denoiser", type(denoiser), fix, TypeError)
         good = isinstance(y, Tensor) and y.is_floating_point()

@@ -423,6 +423,10 @@ class Precond(nn.Module):
         assert out.dtype == dtype
         return out.float()
 
+    def round_sigma(self, sigma):
+        """The nearest noise level that the network knows: every one."""
+        return torch.as_tensor(sigma)
+
 
 @persistent
 class EDMPrecond(Precond):

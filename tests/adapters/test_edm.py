@@ -232,17 +232,6 @@ def test_a_replaced_part_is_used():
     assert calls == [1, 48, 2] * 2
 
 
-class Unconditional(nn.Module):
-    """A raw network, which wants to hear of labels, as emfast calls networks."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x, noise):
-        return self.network(x, noise, None)
-
-
 def test_posterior_sampling():
     """DPS on the preconditioned network ("x0"), and on the raw one, which emfast preconditions ("edm")."""
     model = preconditioned(model_type="DhariwalUNet", model_channels=64)
@@ -253,7 +242,7 @@ def test_posterior_sampling():
     def restored(denoiser):
         return DPS(steps=3)(denoiser, y, operator, sigma=0.05, ids=ids, seed=0)
 
-    whole, raw = Denoiser(model, schedule, "x0"), Denoiser(Unconditional(model.model), schedule, "edm")
+    whole, raw = Denoiser(model, schedule), Denoiser(model.model, schedule, "edm")
     before = restored(whole)
     assert before.isfinite().all()
     torch.testing.assert_close(restored(raw), before, rtol=1e-3, atol=1e-3)

@@ -28,7 +28,10 @@ def network(**changes):
 @pytest.fixture
 def model(tmp_path):
     """The folder of a model."""
+    from diffusers import DDPMScheduler
+
     network().save_pretrained(tmp_path / "model")
+    DDPMScheduler().save_pretrained(tmp_path / "model" / "scheduler")
     return tmp_path / "model"
 
 

@@ -7,7 +7,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
+from emfast.diffusion import Denoiser, EDMSchedule, FlowSchedule, VPSchedule
+from emfast.operators import Identity
+from emfast.samplers import DPS, MMPS, ReverseFromObservation
 
 X_0 = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 NOISE = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -29,16 +31,17 @@ class Oracle(nn.Module):
             output = (X_0 - (0.5 / norm) ** 2 * (x * norm)) * norm / (sigma * 0.5)
         else:
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-            output = {"eps": NOISE, "x0": X_0, "v": alpha * NOISE - sigma * X_0}[self.kind]
+            output = {"eps": NOISE, "x0": X_0, "v": alpha * NOISE - sigma * X_0, "flow": NOISE - X_0}[self.kind]
         if self.style == "learned variance":
             output = torch.cat((output, torch.full_like(output, 7.0)), 1)
         return {"diffusers": SimpleNamespace(sample=output), "tuple": (output,)}.get(self.style, output)
 
 
 @pytest.mark.parametrize("style", ["tensor", "tuple", "diffusers", "learned variance"])
-@pytest.mark.parametrize("kind", ["eps", "v", "x0", "edm"])
-def test_recovers_the_clean_image(kind, style):
-    schedule = EDMSchedule() if kind == "edm" else VPSchedule.linear()
+@pytest.mark.parametrize("schedule", [VPSchedule.linear(), FlowSchedule()])
+@pytest.mark.parametrize("kind", ["eps", "v", "x0", "flow", "edm"])
+def test_recovers_the_clean_image(kind, style, schedule):
+    schedule = EDMSchedule() if kind == "edm" else schedule
     denoiser = Denoiser(Oracle(kind, style, schedule), schedule, kind)
     t = torch.tensor([0.01, 0.5, 3.0, 10.0]) if kind == "edm" else torch.tensor([0, 10, 500, 900])
     shaped = t.reshape(-1, 1, 1, 1)
@@ -82,9 +85,131 @@ def test_half_precision_network_and_autocast():
         assert network.seen == torch.bfloat16
 
 
+@pytest.mark.parametrize("sigma_data", [0.25, 1.0])
+def test_sigma_data_is_an_argument(sigma_data):
+    """The raw network of data N(0, sigma_data^2) is zero: EDM's preconditioning alone is its posterior mean."""
+    denoiser = Denoiser(lambda x, time: 0 * x, EDMSchedule(), "edm", sigma_data=sigma_data)
+    sigma = torch.tensor([0.01, 0.5, 3.0, 10.0]).reshape(-1, 1, 1, 1)
+    expected = sigma_data**2 / (sigma_data**2 + sigma**2) * X_0
+    torch.testing.assert_close(denoiser(X_0, sigma.flatten()), expected)
+
+
+def test_a_function_is_a_network():
+    schedule = VPSchedule.linear()
+    denoiser = Denoiser(lambda x, time: x * time.reshape(-1, 1, 1, 1), schedule, "x0")
+    assert torch.equal(denoiser(X_0, 3), 3 * X_0)
+    assert DPS(steps=2)(denoiser, X_0, Identity()).shape == X_0.shape
+    assert torch.equal(Denoiser(lambda x, time, label: label, schedule, "x0", labels=X_0)(X_0, 3), X_0)
+    with pytest.raises(TypeError, match=r"network to be called as network\(x_t, t\), got int"):
+        Denoiser(3, schedule)
+
+
+class Table(nn.Module):
+    """A network that looks its times up, as one with a learned embedding does."""
+
+    def __init__(self, name="time_embedding", steps=1000):
+        super().__init__()
+        self.add_module(name, nn.Embedding(steps, 2))
+        self.table, self.seen = self.get_submodule(name), None
+
+    def forward(self, x, time):
+        self.seen = time
+        return x * self.table(time)[..., None, None]
+
+
+def test_times_are_whole_where_the_network_looks_them_up():
+    network = Table()
+    denoiser = Denoiser(network, VPSchedule.linear())
+    for t, whole in ((299.7, 300), (0.2, 0), (torch.tensor([1.0, 2.4, 2.6, 999.0]), [1, 2, 3, 999])):
+        denoiser(X_0, t)
+        assert network.seen.dtype == torch.int64
+        assert (network.seen == torch.tensor(whole)).all()
+    for sampler in (MMPS(steps=5), ReverseFromObservation(steps=5)):  # of which times are fractions
+        assert sampler(denoiser, X_0, Identity(), sigma=0.1).isfinite().all()
+    assert denoiser.loss(X_0, torch.tensor([3, 4, 5, 6]), NOISE).isfinite().all()
+    Denoiser(network, FlowSchedule())(X_0, 1000.0)
+    assert (network.seen == 999).all()  # the last row
+    unknown = Table("positions", 50)
+    assert Denoiser(unknown, VPSchedule.linear(50), time_table=50)(X_0, 3.3).isfinite().all()
+    assert Denoiser(Table("class_at_time"), VPSchedule.linear()).time_table is None
+
+
+class Labelled(nn.Module):
+    """A network that returns its third argument, with the attributes of one family."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        self.__dict__.update(attributes)
+        self.seen = "nothing"
+
+    def forward(self, x, time, labels=None):
+        self.seen = labels
+        return x
+
+
+class Asking(Labelled):
+    """One that has to hear of labels, as the raw networks of EDM have."""
+
+    def forward(self, x, time, labels):
+        return super().forward(x, time, labels)
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "seen"),
+    [
+        (Labelled(), None, None),
+        (Asking(map_label=None), None, None),
+        (Labelled(), 3, [3, 3, 3, 3]),
+        (Labelled(num_classes=10), None, None),  # whatever it means there
+        (Labelled(num_classes=10, label_emb=None), torch.tensor([1, 2, 3, 9]), [1, 2, 3, 9]),
+        (Labelled(class_embedding=nn.Embedding(4, 8)), 3, [3, 3, 3, 3]),
+        (Labelled(class_embedding=nn.Identity()), torch.ones(4, 2), [[1.0, 1.0]] * 4),
+        (Labelled(label_dim=2), 1, [[0.0, 1.0]] * 4),
+        (Labelled(label_dim=2), None, None),
+        (
+            Asking(map_label=nn.Linear(2, 8)),
+            torch.tensor([0, 1, 1, 0]),
+            [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]],
+        ),
+        (Asking(map_label=nn.Linear(2, 8)), None, [[0.0, 0.0]] * 4),
+    ],
+)
+def test_labels_reach_the_network_as_it_takes_them(network, given, seen):
+    Denoiser(network, VPSchedule.linear(), labels=given)(X_0, 3)
+    assert seen is network.seen if seen is None else network.seen.tolist() == seen
+
+
+def test_labels_of_a_call():
+    network = Labelled(num_classes=3, label_emb=None)
+    denoiser = Denoiser(network, VPSchedule.linear(), labels=0).eval()
+    other = denoiser.labelled(torch.tensor([0, 1]))
+    DPS(steps=2)(other, X_0[:2], Identity())
+    assert network.seen.tolist() == [0, 1]
+    assert not other.training
+    assert denoiser.labels.tolist() == [0]
+    assert not denoiser.state_dict()
+    for labels, words in ((None, "labels to be given"), (3, r"in 0 \.\.\. 2"), (-1, r"in 0 \.\.\. 2")):
+        with pytest.raises(ValueError, match=words):
+            denoiser.labelled(labels)
+    with pytest.raises(ValueError, match="one for each of 4 images"):
+        other(X_0, 3)
+
+
 def test_sentences():
-    with pytest.raises(ValueError, match="prediction to be eps, v, x0 or edm"):
+    with pytest.raises(ValueError, match="prediction to be eps, v, x0, flow or edm"):
         Denoiser(nn.Identity(), VPSchedule.linear(), "noise")
+    with pytest.raises(ValueError, match=r'got None\. Name it: "edm" for a raw network'):
+        Denoiser(nn.Identity(), EDMSchedule())
+    with pytest.raises(TypeError, match="schedule to be given"):
+        Denoiser(nn.Identity())
+    with pytest.raises(ValueError, match="sigma_data to be positive"):
+        Denoiser(nn.Identity(), EDMSchedule(), "edm", sigma_data=0.0)
+    preconditioned = Labelled(round_sigma=torch.as_tensor)
+    assert Denoiser(preconditioned, EDMSchedule()).prediction == "x0"
+    with pytest.raises(ValueError, match="preconditioning of its own"):
+        Denoiser(preconditioned, EDMSchedule(), "edm")
+    with pytest.raises(TypeError, match=r"DPS: expected denoiser .* got Identity\. Give Denoiser\("):
+        DPS(steps=2)(nn.Identity(), X_0, Identity())
     with pytest.raises(ValueError, match="schedule to be an EDMSchedule"):
         Denoiser(nn.Identity(), VPSchedule.linear(), "edm")
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from emfast.diffusion import EDMSchedule, VPSchedule
+from emfast.diffusion import EDMSchedule, FlowSchedule, VPSchedule
+from emfast.diffusion.schedulers import read_scheduler
+
+SCHEDULES = [VPSchedule.linear(), VPSchedule.cosine(), EDMSchedule(), FlowSchedule(), FlowSchedule(1, shift=3.0)]
 
 
 @pytest.mark.parametrize(
@@ -14,20 +17,20 @@ from emfast.diffusion import EDMSchedule, VPSchedule
 def test_tables_are_those_of_diffusers(ours, theirs):
     scheduler = DDPMScheduler(beta_schedule=theirs)
     torch.testing.assert_close(ours.alphas_cumprod.float(), scheduler.alphas_cumprod, rtol=2e-5, atol=1e-9)
-    adopted = VPSchedule.from_diffusers(DDIMScheduler(beta_schedule=theirs))
+    adopted = read_scheduler(DDIMScheduler(beta_schedule=theirs)).schedule
     t = torch.arange(1000)
     torch.testing.assert_close(adopted.alpha(t) ** 2, scheduler.alphas_cumprod.double(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(adopted.alpha(t) ** 2 + adopted.sigma(t) ** 2, torch.ones(1000, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("schedule", [VPSchedule.linear(), VPSchedule.cosine(), EDMSchedule()])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_time_of_inverts_the_noise_level(schedule):
     for ratio in (0.02, 0.2, 1.0, 10.0):
         t = torch.tensor(schedule.time_of(ratio), dtype=torch.float64)
         assert float(schedule.sigma(t) / schedule.alpha(t)) == pytest.approx(ratio, rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [VPSchedule.linear(), VPSchedule.cosine(), EDMSchedule()])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 50, 1000])
 def test_times_decrease(schedule, steps):
     times = schedule.times(steps)
@@ -42,18 +45,44 @@ def test_training_times():
     assert t.max() == 999
     sigma = EDMSchedule().training_times(u)
     assert float(sigma.log().mean()) == pytest.approx(-1.2, abs=0.1)
+    flow = FlowSchedule(shift=3.0)
+    assert float(flow.sigma(flow.training_times(u)).median()) == pytest.approx(0.75, abs=0.02)
 
 
 def test_zero_terminal_snr_has_finite_values():
-    schedule = VPSchedule.from_diffusers(DDPMScheduler(rescale_betas_zero_snr=True))
+    schedule = read_scheduler(DDPMScheduler(rescale_betas_zero_snr=True)).schedule
     assert schedule.alpha(torch.tensor([999])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [1.0, 1.0, 0.9, 0.5, 0.0, 0.0],  # betas below the rounding of float32, and a product that vanishes
+        [1 + 6e-8, 0.9, 0.9, 0.5, -1e-9],
+        [0.99, 0.99 + 6e-8, 0.5, 1e-9],
+    ],
+)
+def test_a_table_that_ends_in_rounding(table):
+    schedule = VPSchedule(torch.tensor(table))
+    times = torch.linspace(len(table) - 1, 0, 100, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    assert (alpha > 0).all()
+    assert (sigma > 0).all()
+    assert ((sigma / alpha).diff() <= 0).all()
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(100, dtype=torch.float64))
+    for t in schedule.times_by_noise(20).tolist():
+        assert 0 <= t <= len(table) - 1
+    torch.testing.assert_close(
+        schedule.alpha(torch.arange(len(table))), torch.tensor(table).clamp(0, 1).sqrt().double(), rtol=1e-6, atol=2e-6
+    )
 
 
 def test_sentences():
     with pytest.raises(ValueError, match="alphas_cumprod to decrease"):
         VPSchedule(torch.tensor([0.1, 0.5]))
-    with pytest.raises(TypeError, match="scheduler to have alphas_cumprod"):
-        VPSchedule.from_diffusers(object())
+    for table in ([1.1, 0.5], [0.9, -0.1], [0.5, 0.5], [0.9, torch.nan]):
+        with pytest.raises(ValueError, match="alphas_cumprod to decrease"):
+            VPSchedule(torch.tensor(table))
     with pytest.raises(ValueError, match=r"steps to be in 1 \.\.\. 1000"):
         VPSchedule.linear().times(1001)
     with pytest.raises(ValueError, match="the noise levels of the schedule"):

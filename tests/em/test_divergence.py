@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from tiny_run import one_sentence, train
 
 from emfast.cli import main
@@ -27,6 +27,7 @@ def spoilt(folder, value, name="conv_in.bias"):
     unet = UNet2DModel(**levels, **size, layers_per_block=1, attention_head_dim=8)
     unet.get_parameter(name).data.view(-1)[1] = value
     unet.save_pretrained(folder)
+    DDPMScheduler().save_pretrained(folder / "scheduler")
     return folder
 
 

@@ -128,6 +128,7 @@ def test_any_diffusers_unet_is_an_initial_model(tmp_path, bare):
     )
     if bare:
         unet.save_pretrained(tmp_path / "model")
+        DDPMScheduler().save_pretrained(tmp_path / "model" / "scheduler")
     else:
         DDPMPipeline(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(tmp_path / "model")
     assert train(tmp_path, "--model", str(tmp_path / "model"), "--final_rounds", "1") == 0
