@@ -44,7 +44,14 @@ def test_kill_9_at_20_random_moments(tmp_path):
 
 
 def test_two_processes_end_with_the_same_models(tmp_path):
-    flags = ("--m_step.warmup", "1", "--m_step.learning_rate", "1e-3")  # few steps that move the weights
+    flags = (
+        "--m_step.warmup",
+        "1",
+        "--m_step.learning_rate",
+        "1e-3",
+        "--network.dropout",
+        "0.2",
+    )  # few steps that move the weights
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     assert train(tmp_path / "one", *flags) == 0
