@@ -20,11 +20,12 @@ class DataConfig:
         images: Clean images to corrupt in simulation, so that the truth is known: a folder of pictures, .npz/.npy, IDX,
             HDF5 or CIFAR binary files, or "sample:train" / "sample:test" (Fashion-MNIST, part of the package).
         observations: Corrupted observations instead of images: a file with `y` and the operator's parameters.
-        clean: Clean images for the initial model; `clean_count` of them are taken. If it names the same images as
-            `images`, those taken are left out of the observations.
+        clean: Clean images for the initial model; `clean_count` of them are taken, and left out of the observations
+            that are simulated. auto: "sample:train", or none where observations are given.
         clean_count: How many clean images the initial model is trained on; 0: none, it is trained on reconstructions
             under a Gaussian fitted to the observations.
-        reference: Clean images the Frechet distance compares samples with; none: no distance.
+        reference: Clean images the Frechet distance compares samples with; none: no distance. auto: "sample:test", or
+            none where observations are given.
         size: Resize to this many pixels a side.
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
         limit: Use only the first so many observations.
@@ -32,9 +33,9 @@ class DataConfig:
 
     images: str | None = "sample:train"
     observations: str | None = None
-    clean: str | None = "sample:train"
+    clean: str | None = "auto"
     clean_count: int = 50
-    reference: str | None = "sample:test"
+    reference: str | None = "auto"
     size: int | None = None
     crop: int | None = None
     limit: int | None = None
@@ -197,7 +198,8 @@ class Config:
         output: The folder of the run; the same command again resumes it.
         model: A diffusers model folder as the initial model, instead of training one on clean images.
         data: Where the images come from.
-        operator: The measurement operator A.
+        operator: The measurement operator A. By default Mask(missing=0.6) where observations are simulated, and where
+            they are given that of the parameters in the file (`mask`, `kernel`).
         sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
         sampler: The posterior sampler of the E-step; by default the best one for the operator.
         network: The U-Net.
@@ -222,7 +224,7 @@ class Config:
     output: str = "runs/emfast"
     model: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    operator: Operator = field(default_factory=lambda: Mask(missing=0.6))
+    operator: Operator | None = None
     sigma: float = 0.0
     sampler: Sampler | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -241,7 +243,9 @@ class Config:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        self.sampler = self.sampler or default_sampler(type(self.operator))
+        if self.operator is None and self.data.observations is None:
+            self.operator = Mask(missing=0.6)
+        self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
         check_posterior(self.sampler, "config")
         check_sigma(self.sigma, "config")
         check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)

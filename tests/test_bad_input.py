@@ -41,6 +41,8 @@ def refused(capsys, argv, *words):
         (["train", "--sigma"], ["sigma"]),
         (["train", "--m_step.steps", "0.5"], ["m_step.steps", "whole number"]),
         (["train", "--operator.missing", "x"], ["operator.missing", "a number or null"]),
+        (["train", "--sampler.steps", "x"], ["sampler.steps to be a whole number, got x."]),
+        (["train", "--operator.box", "1.5"], ["operator.box to be a whole number or null, got 1.5."]),
         (["train", "something"], ["'something'"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["sample"], ["model"]),
@@ -137,6 +139,7 @@ def observed(path, y, **parameters):
 
 
 Y = np.zeros((4, 1, 12, 12), dtype=np.float32)
+RGB = np.zeros((4, 3, 12, 12))
 NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
 
 
@@ -150,7 +153,7 @@ NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
         (lambda p: ["--data.observations", p / "nowhere.npz"], ["nowhere.npz"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", NAN)], ["y", "finite"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y + 255)], ["y.npz:y", "[-1, 1]", "255", "Scale"]),
-        (lambda p: ["--data.observations", observed(p / "y.npz", np.zeros((4, 3, 12, 12)))], ["shape", "3"]),
+        (lambda p: ["--data.observations", observed(p / "y.npz", RGB), "--data.clean", "sample:train"], ["shape", "3"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((4, 1, 12, 7)))], ["mask"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((3, 1, 12, 12)))], ["mask", "4"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.full_like(Y, 255))], ["mask", "0 and 1"]),
