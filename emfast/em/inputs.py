@@ -35,8 +35,9 @@ class Inputs:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Short hashes of the data by name."""
-        clean = {"clean images": self.clean.fingerprint} if self.clean is not None else {}
-        return {"observations": self.observations.fingerprint, **clean}
+        others = {"clean images": self.clean, "reference images": self.reference}
+        prints = {name: images.fingerprint for name, images in others.items() if images is not None}
+        return {"observations": self.observations.fingerprint, **prints}
 
 
 def read_inputs(config: Config) -> Inputs:
