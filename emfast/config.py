@@ -11,6 +11,9 @@ from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import check_posterior
 
+MANY = 100_000_000  # more than any count: a run of as many steps never ends
+MOST = {"size": 32_768, "crop": 32_768, "layers": 1_000, "batch_size": 1_000_000, "rounds": 1_000_000}
+
 
 @dataclass
 class DataConfig:
@@ -42,7 +45,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _positive("data", self, "size", "crop", "limit")
-        check(self.clean_count >= 0, "config", "data.clean_count", "to be >= 0", self.clean_count)
+        good = 0 <= self.clean_count <= MANY
+        check(good, "config", "data.clean_count", f"to be in 0 ... {MANY}", self.clean_count)
 
 
 @dataclass
@@ -74,9 +78,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         _positive("network", self, "layers", "head_dim", "groups")
         check(len(self.channels) > 0, "config", "network.channels", "to name at least one width", self.channels)
-        check(min(self.channels) > 0, "config", "network.channels", "to be positive", self.channels)
+        good = 0 < min(self.channels) <= max(self.channels) <= 100_000
+        check(good, "config", "network.channels", "to be in 1 ... 100000", self.channels)
         check(0 <= self.dropout < 1, "config", "network.dropout", "to be in [0, 1)", self.dropout)
-        check(self.schedule_steps > 1, "config", "network.schedule_steps", "to be > 1", self.schedule_steps)
+        good = 1 < self.schedule_steps <= 1_000_000
+        check(good, "config", "network.schedule_steps", "to be in 2 ... 1000000", self.schedule_steps)
 
 
 @dataclass
@@ -160,7 +166,7 @@ class MStepConfig:
     def __post_init__(self) -> None:
         _positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
         _positive("m_step", self, "learning_rate", "clip_norm")
-        check(self.warmup >= 0, "config", "m_step.warmup", "to be >= 0", self.warmup)
+        check(0 <= self.warmup <= MANY, "config", "m_step.warmup", f"to be in 0 ... {MANY}", self.warmup)
         good = 0 <= self.weight_decay < math.inf
         check(good, "config", "m_step.weight_decay", "to be >= 0 and finite", self.weight_decay)
         check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
@@ -186,8 +192,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _positive("evaluation", self, "steps", "pictures")
-        good = self.samples == 0 or self.samples > 1
-        check(good, "config", "evaluation.samples", "to be 0, or 2 or more", self.samples)
+        good = self.samples == 0 or 1 < self.samples <= MANY
+        check(good, "config", "evaluation.samples", f"to be 0, or in 2 ... {MANY}", self.samples)
 
 
 @dataclass
@@ -248,8 +254,9 @@ class Config:
         self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
         check_posterior(self.sampler, "config")
         check_sigma(self.sigma, "config")
-        check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
-        check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)
+        most = MOST["rounds"]
+        check(0 <= self.rounds <= most, "config", "rounds", f"to be in 0 ... {most}", self.rounds)
+        check(0 <= self.final_rounds <= most, "config", "final_rounds", f"to be in 0 ... {most}", self.final_rounds)
         good = 0 <= self.switch_scale < math.inf
         check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
         check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
@@ -268,8 +275,10 @@ class Config:
 
 
 def _positive(group: str, config: object, *names: str) -> None:
-    """Checks that numbers of a group, where they are given, are positive and finite."""
+    """Checks that numbers of a group, where they are given, are positive, finite and not beyond all use."""
     for name in names:
         value = getattr(config, name)
         good = value is None or 0 < value < math.inf
         check(good, "config", f"{group}.{name}", "to be positive and finite", value)
+        most = MOST.get(name, MANY)
+        check(value is None or value <= most, "config", f"{group}.{name}", f"to be <= {most}", value)

@@ -33,6 +33,7 @@ def refused(capsys, argv, *words):
         (["train", "--operator.misssing", "1"], ["'misssing'", "'missing'", "Mask"]),
         (["train", "--operator", "GaussianBlur", "--operator.siz", "5"], ["'siz'", "'size'"]),
         (["train", "--operator", "Maskk"], ["'Maskk'", "'Mask'"]),
+        (["train", "--operator", "os.system"], ["operator", "subclass of Operator"]),
         (["train", "--operator", "no.such.Thing"], ["no.such.Thing"]),
         (["train", "--operator", "emfast.samplers.DPS"], ["operator"]),
         (["train", "--sampler", "DSP"], ["'DSP'", "'DPS'"]),
@@ -84,6 +85,17 @@ def test_config_file(text, words, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+COUNTS = {
+    "data": ["limit", "clean_count", "size", "crop"],
+    "network": ["layers", "groups", "head_dim", "schedule_steps"],
+    "gaussian": ["rank", "rounds", "images"],
+    "e_step": ["batch_size", "shard_size", "subset", "scale_images"],
+    "m_step": ["steps", "initial_steps", "final_steps", "batch_size", "checkpoint", "warmup"],
+    "evaluation": ["samples", "steps", "pictures"],
+    "sampler": ["steps"],
+}
+
+
 @pytest.mark.parametrize(
     "flag",
     [
@@ -112,6 +124,10 @@ def test_config_file(text, words, tmp_path, capsys):
         "--sampler.steps=1001",
         "--evaluation.steps=1001",
         "--device=gpu",
+        *(f"--{group}.{name}=1000000000000" for group, names in COUNTS.items() for name in names),
+        "--rounds=1000000000000",
+        "--data.size=1000000000",
+        "--network.channels=[8,1000000000]",
     ],
 )
 def test_values(flag, tmp_path, capsys):

@@ -7,6 +7,7 @@ take the `steps` of the default one, or of the config's. Here the last one named
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -138,5 +139,5 @@ def _path(key: str, name: str | None) -> str | None:
 def _exists(path: str) -> bool:
     module, _, name = path.rpartition(".")
     with suppress(ImportError, ValueError):
-        return hasattr(importlib.import_module(module), name)
+        return inspect.isclass(getattr(importlib.import_module(module), name, None))
     return False

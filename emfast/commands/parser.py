@@ -131,14 +131,14 @@ def _sentence(parser: ArgumentParser, text: str, argv: Sequence[str]) -> str:
         return found[1]
     keys = re.findall(r'Parser key "([^"]+)"', text)
     key = ".".join(dict.fromkeys(keys))
-    if found := re.search(
-        r"(- Problem with given class_path '.*?)\n {4}- Expected a <class 'NoneType'>", text, re.DOTALL
-    ):
-        text = found[1]  # of a class or null: what the class has to say
+    if found := re.search(r"\n {2}Errors:\n {4}- (.*?)\n {4}- Expected a <class 'NoneType'>", text, re.DOTALL):
+        text = found[1] if keys[0] in CLASSES else text  # of a class or null: what the class has to say
     if found := re.search(r"unrecognized arguments: (.*)", text):
         return _unrecognized(parser, (found[1].split() or [""])[0])
     if found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<name>[^']+)'", text):
         return _unaccepted(parser, text, key, found["group"], found["name"])
+    if found := re.search(r"Import path (\S*)\s*does not correspond to a subclass of (\w+)", text):
+        return message(function, key, f"to be a subclass of {found[2]}", found[1] or "something else")
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         return unknown(function, f"a class for {key}", found[1], _classes(key))
     if found := re.search(r"Expected an? (.+?)\. Got value: (.*)", text, re.DOTALL):
