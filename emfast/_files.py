@@ -96,7 +96,7 @@ def write_tensors(
         if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
             owned[name] = tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
-    header = {**(metadata or {}), CHECKSUM: checksum(owned)}
+    header = {**(metadata or {}), CHECKSUM: checksum(owned, metadata)}
     write_bytes(path, safetensors.torch.save(owned, header))
 
 
@@ -219,14 +219,16 @@ def read_tensors_and_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, T
         requirement = "to be a whole safetensors file"
         raise ValueError(message("read_tensors", str(path), requirement, str(error), DELETE)) from error
     expected = metadata.pop(CHECKSUM, None)
-    if expected is not None and expected != (found := checksum(tensors)):
+    if expected is not None and expected != (found := checksum(tensors, metadata)):
         raise ValueError(message("read_tensors", str(path), f"to have checksum {expected}", found, DELETE))
     return tensors, metadata
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the CRC-32 of the names, dtypes, shapes and bytes of tensors, as 8 hexadecimal digits."""
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Returns the CRC-32 of the names, dtypes, shapes and bytes of tensors, and of texts, as 8 hexadecimal digits."""
     value = 0
+    for name, text in sorted((metadata or {}).items()):
+        value = zlib.crc32(f"{name}={text}".encode(), value)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)

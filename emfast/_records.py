@@ -1,12 +1,19 @@
-"""JSON files that hold an object with keys known beforehand."""
+"""JSON files that hold an object with keys known beforehand, and a checksum: a flipped digit is still JSON."""
 
 from __future__ import annotations
 
 import os
+import zlib
 from typing import Any
 
 from emfast._check import check
-from emfast._files import DELETE, read_json
+from emfast._files import CHECKSUM, DELETE, read_json, write_json
+from emfast._json import to_json
+
+
+def write_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Writes an object to a JSON file atomically, with a checksum that `read_record` verifies."""
+    write_json(path, {**record, CHECKSUM: _checksum(record)})
 
 
 def read_record(path: str | os.PathLike[str], **kinds: Any) -> dict[str, Any]:
@@ -21,7 +28,14 @@ def read_record(path: str | os.PathLike[str], **kinds: Any) -> dict[str, Any]:
     """
     record = read_json(path)
     check_record("read_record", str(path), record, **kinds)
+    expected, found = record.pop(CHECKSUM, None), _checksum(record)
+    check(expected in (None, found), "read_record", str(path), f"to have checksum {expected}", found, DELETE)
     return dict(record)
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """Returns the CRC-32 of an object, as 8 hexadecimal digits."""
+    return f"{zlib.crc32(to_json(record).encode()):08x}"
 
 
 def check_record(function: str, name: str, record: Any, **kinds: Any) -> None:

@@ -13,6 +13,9 @@ from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import check_posterior
 
+MANY = 100_000_000  # more than any count: a run of as many steps never ends
+MOST = {"size": 32_768, "crop": 32_768, "layers": 1_000, "batch_size": 1_000_000, "rounds": 1_000_000}
+
 
 @dataclass
 class DataConfig:
@@ -22,11 +25,12 @@ class DataConfig:
         images: Clean images to corrupt in simulation, so that the truth is known: a folder of pictures, .npz/.npy, IDX,
             HDF5 or CIFAR binary files, or "sample:train" / "sample:test" (Fashion-MNIST, part of the package).
         observations: Corrupted observations instead of images: a file with `y` and the operator's parameters.
-        clean: Clean images for the initial model; `clean_count` of them are taken. If it names the same images as
-            `images`, those taken are left out of the observations.
+        clean: Clean images for the initial model; `clean_count` of them are taken, and left out of the observations
+            that are simulated. auto: "sample:train", or none where observations are given.
         clean_count: How many clean images the initial model is trained on; 0: none, it is trained on reconstructions
             under a Gaussian fitted to the observations.
-        reference: Clean images the Frechet distance compares samples with; none: no distance.
+        reference: Clean images the Frechet distance compares samples with; none: no distance. auto: "sample:test", or
+            none where observations are given.
         size: Resize to this many pixels a side.
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
         limit: Use only the first so many observations.
@@ -34,16 +38,17 @@ class DataConfig:
 
     images: str | None = "sample:train"
     observations: str | None = None
-    clean: str | None = "sample:train"
+    clean: str | None = "auto"
     clean_count: int = 50
-    reference: str | None = "sample:test"
+    reference: str | None = "auto"
     size: int | None = None
     crop: int | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
         _positive("data", self, "size", "crop", "limit")
-        check(self.clean_count >= 0, "config", "data.clean_count", "to be >= 0", self.clean_count)
+        good = 0 <= self.clean_count <= MANY
+        check(good, "config", "data.clean_count", f"to be in 0 ... {MANY}", self.clean_count)
 
 
 @dataclass
@@ -75,9 +80,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         _positive("network", self, "layers", "head_dim", "groups")
         check(len(self.channels) > 0, "config", "network.channels", "to name at least one width", self.channels)
-        check(min(self.channels) > 0, "config", "network.channels", "to be positive", self.channels)
+        good = 0 < min(self.channels) <= max(self.channels) <= 100_000
+        check(good, "config", "network.channels", "to be in 1 ... 100000", self.channels)
         check(0 <= self.dropout < 1, "config", "network.dropout", "to be in [0, 1)", self.dropout)
-        check(self.schedule_steps > 1, "config", "network.schedule_steps", "to be > 1", self.schedule_steps)
+        good = 1 < self.schedule_steps <= 1_000_000
+        check(good, "config", "network.schedule_steps", "to be in 2 ... 1000000", self.schedule_steps)
 
 
 @dataclass
@@ -161,7 +168,7 @@ class MStepConfig:
     def __post_init__(self) -> None:
         _positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
         _positive("m_step", self, "learning_rate", "clip_norm")
-        check(self.warmup >= 0, "config", "m_step.warmup", "to be >= 0", self.warmup)
+        check(0 <= self.warmup <= MANY, "config", "m_step.warmup", f"to be in 0 ... {MANY}", self.warmup)
         good = 0 <= self.weight_decay < math.inf
         check(good, "config", "m_step.weight_decay", "to be >= 0 and finite", self.weight_decay)
         check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
@@ -187,8 +194,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _positive("evaluation", self, "steps", "pictures")
-        good = self.samples == 0 or self.samples > 1
-        check(good, "config", "evaluation.samples", "to be 0, or 2 or more", self.samples)
+        good = self.samples == 0 or 1 < self.samples <= MANY
+        check(good, "config", "evaluation.samples", f"to be 0, or in 2 ... {MANY}", self.samples)
 
 
 @dataclass
@@ -199,7 +206,8 @@ class Config:
         output: The folder of the run; the same command again resumes it.
         model: A diffusers model folder as the initial model, instead of training one on clean images.
         data: Where the images come from.
-        operator: The measurement operator A.
+        operator: The measurement operator A. By default Mask(missing=0.6) where observations are simulated, and where
+            they are given that of the parameters in the file (`mask`, `kernel`).
         sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
         sampler: The posterior sampler of the E-step; by default the best one for the operator.
         network: The U-Net.
@@ -224,7 +232,7 @@ class Config:
     output: str = "runs/emfast"
     model: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    operator: Operator = field(default_factory=lambda: Mask(missing=0.6))
+    operator: Operator | None = None
     sigma: float = 0.0
     sampler: Sampler | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -243,11 +251,14 @@ class Config:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        self.sampler = self.sampler or default_sampler(type(self.operator))
+        if self.operator is None and self.data.observations is None:
+            self.operator = Mask(missing=0.6)
+        self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
         check_posterior(self.sampler, "config")
         check_sigma(self.sigma, "config")
-        check(self.rounds >= 0, "config", "rounds", "to be >= 0", self.rounds)
-        check(self.final_rounds >= 0, "config", "final_rounds", "to be >= 0", self.final_rounds)
+        most = MOST["rounds"]
+        check(0 <= self.rounds <= most, "config", "rounds", f"to be in 0 ... {most}", self.rounds)
+        check(0 <= self.final_rounds <= most, "config", "final_rounds", f"to be in 0 ... {most}", self.final_rounds)
         good = 0 <= self.switch_scale < math.inf
         check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
         check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
@@ -287,8 +298,10 @@ class Config:
 
 
 def _positive(group: str, config: object, *names: str) -> None:
-    """Checks that numbers of a group, where they are given, are positive and finite."""
+    """Checks that numbers of a group, where they are given, are positive, finite and not beyond all use."""
     for name in names:
         value = getattr(config, name)
         good = value is None or 0 < value < math.inf
         check(good, "config", f"{group}.{name}", "to be positive and finite", value)
+        most = MOST.get(name, MANY)
+        check(value is None or value <= most, "config", f"{group}.{name}", f"to be <= {most}", value)

@@ -8,6 +8,7 @@ from emfast._library import extension, extension_error
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where the ops run: cpu or cuda")
+    parser.addoption("--all", action="store_true", help="tries every case where a sample of them is tried otherwise")
     parser.addoption("--backend", default=None, help="the only backend to test ops on: reference, cpp or triton")
 
 

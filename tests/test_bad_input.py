@@ -33,6 +33,7 @@ def refused(capsys, argv, *words):
         (["train", "--operator.misssing", "1"], ["'misssing'", "'missing'", "Mask"]),
         (["train", "--operator", "GaussianBlur", "--operator.siz", "5"], ["'siz'", "'size'"]),
         (["train", "--operator", "Maskk"], ["'Maskk'", "'Mask'"]),
+        (["train", "--operator", "os.system"], ["operator", "subclass of Operator"]),
         (["train", "--operator", "no.such.Thing"], ["no.such.Thing"]),
         (["train", "--operator", "emfast.samplers.DPS"], ["operator"]),
         (["train", "--sampler", "DSP"], ["'DSP'", "'DPS'"]),
@@ -41,6 +42,8 @@ def refused(capsys, argv, *words):
         (["train", "--sigma"], ["sigma"]),
         (["train", "--m_step.steps", "0.5"], ["m_step.steps", "whole number"]),
         (["train", "--operator.missing", "x"], ["operator.missing", "a number or null"]),
+        (["train", "--sampler.steps", "x"], ["sampler.steps to be a whole number, got x."]),
+        (["train", "--operator.box", "1.5"], ["operator.box to be a whole number or null, got 1.5."]),
         (["train", "something"], ["'something'"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["sample"], ["model"]),
@@ -82,6 +85,17 @@ def test_config_file(text, words, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+COUNTS = {
+    "data": ["limit", "clean_count", "size", "crop"],
+    "network": ["layers", "groups", "head_dim", "schedule_steps"],
+    "gaussian": ["rank", "rounds", "images"],
+    "e_step": ["batch_size", "shard_size", "subset", "scale_images"],
+    "m_step": ["steps", "initial_steps", "final_steps", "batch_size", "checkpoint", "warmup"],
+    "evaluation": ["samples", "steps", "pictures"],
+    "sampler": ["steps"],
+}
+
+
 @pytest.mark.parametrize(
     "flag",
     [
@@ -110,6 +124,10 @@ def test_config_file(text, words, tmp_path, capsys):
         "--sampler.steps=1001",
         "--evaluation.steps=1001",
         "--device=gpu",
+        *(f"--{group}.{name}=1000000000000" for group, names in COUNTS.items() for name in names),
+        "--rounds=1000000000000",
+        "--data.size=1000000000",
+        "--network.channels=[8,1000000000]",
     ],
 )
 def test_values(flag, tmp_path, capsys):
@@ -137,6 +155,7 @@ def observed(path, y, **parameters):
 
 
 Y = np.zeros((4, 1, 12, 12), dtype=np.float32)
+RGB = np.zeros((4, 3, 12, 12))
 NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
 
 
@@ -150,7 +169,7 @@ NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
         (lambda p: ["--data.observations", p / "nowhere.npz"], ["nowhere.npz"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", NAN)], ["y", "finite"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y + 255)], ["y.npz:y", "[-1, 1]", "255", "Scale"]),
-        (lambda p: ["--data.observations", observed(p / "y.npz", np.zeros((4, 3, 12, 12)))], ["shape", "3"]),
+        (lambda p: ["--data.observations", observed(p / "y.npz", RGB), "--data.clean", "sample:train"], ["shape", "3"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((4, 1, 12, 7)))], ["mask"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((3, 1, 12, 12)))], ["mask", "4"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.full_like(Y, 255))], ["mask", "0 and 1"]),

@@ -89,6 +89,44 @@ def test_an_operator_that_raises(what, words, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+METHODS = """
+import torch
+from emfast.operators import Operator
+
+class Plain(Operator):
+    def parameters(self, ids, shape):
+        return {{}}
+
+    def apply(self, x, parameters):
+        return x
+
+    def adjoint(self, y, parameters):
+        return y
+
+class Odd(Plain):
+    def {method}(self, *args, **kwargs):
+        return {value}
+"""
+
+
+@pytest.mark.parametrize("value", ["None", "'x'", "[1]"])
+@pytest.mark.parametrize("method", ["parameters", "apply", "adjoint", "noise", "misfit"])
+def test_an_operator_that_returns_something_else(method, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"odd_{method}_{abs(hash(value))}"
+    (tmp_path / f"{name}.py").write_text(METHODS.format(method=method, value=value))
+    argv = ["train", "--config", write_config(tmp_path), "--operator", f"{name}.Odd", "--sigma", "0.1"]
+    assert refused(capsys, argv, "Odd", "A^T y" if method == "adjoint" else method)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_operator_whose_arguments_have_no_types(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "from emfast.operators import Mask\n\nclass Own(Mask):\n    def __init__(self, share): ...\n"
+    (tmp_path / "untyped.py").write_text(own)
+    assert refused(capsys, ["train", "--operator", "untyped.Own"], "'share'", "does not specify a type")
+
+
 def test_an_operator_that_exits(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "exits.py").write_text(OPERATOR.format(what='SystemExit("stop\\nhere")'))

@@ -7,6 +7,7 @@ take the `steps` of the default one, or of the config's. Here the last one named
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,22 +22,63 @@ from emfast.samplers import default_sampler
 CLASSES = {"operator": "emfast.operators", "sampler": "emfast.samplers"}
 
 
-def choose_classes(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+class CommandLine:
+    """The words after the name of a command, and the config files among them, before they are parsed.
+
+    Arguments:
+        argv: The words.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.arguments = _split(argv)
+        self.configs = [_read(value) if flag == "--config" else None for flag, value in self.arguments]
+
+    def mentions(self, key: str) -> bool:
+        """Returns whether an option, or one of its parts, is given."""
+        flags = (flag or "" for flag, _ in self.arguments)
+        given = any(flag == f"--{key}" or flag.startswith(f"--{key}.") for flag in flags)
+        return given or any(config.get(key) is not None for config in self.configs if config)
+
+    def value(self, *path: str) -> Any:
+        """Returns the value of an option, the last one given; None if none is.
+
+        Arguments:
+            path: Its name, or those of its group and of it.
+        """
+        found = None
+        for (flag, value), config in zip(self.arguments, self.configs, strict=True):
+            tree: Any = config if flag == "--config" else {}
+            if flag == f"--{'.'.join(path)}":
+                tree = {path[-1]: value} if len(path) == 1 else {path[0]: {path[-1]: value}}
+            elif len(path) > 1 and flag == f"--{path[0]}":
+                tree = {path[0]: _loaded(value)}
+            for name in path:
+                tree = tree.get(name, ...) if isinstance(tree, dict) else ...
+            found = found if tree is ... else tree
+        return None if found == "null" else found
+
+    def first(self) -> str | None:
+        """Returns the first word that belongs to no flag."""
+        return next((value for flag, value in self.arguments if flag is None), None)
+
+
+def choose_classes(line: CommandLine, operator: dict[str, Any] | None) -> tuple[dict[str, str], list[str]]:
     """Returns the class path chosen for each key, and the command line without what it overrides in config files.
 
     Names that do not exist are left to the parser, which has the sentence for them. Without a sampler it is the
     operator's default one.
 
     Arguments:
-        argv: The command line after the name of the command.
+        line: The command line after the name of the command.
+        operator: The operator where none is named.
     """
-    arguments = _split(argv)
+    arguments, configs = line.arguments, line.configs
     named = {key: name for key in CLASSES for flag, name in arguments if flag == f"--{key}"}
-    configs = [_read(value) if flag == "--config" else None for flag, value in arguments]
     last = {key: _name(config[key]) for config in configs if config for key in CLASSES if key in config}
     chosen = {key: path for key, name in (last | named).items() if (path := _path(key, name))}
     if "sampler" not in last | named:
-        module, _, name = chosen.get("operator", "emfast.operators.Operator").rpartition(".")
+        usual = (operator or {}).get("class_path", "emfast.operators.Operator")
+        module, _, name = chosen.get("operator", usual).rpartition(".")
         kind = type(default_sampler(getattr(importlib.import_module(module), name)))
         chosen["sampler"] = f"{CLASSES['sampler']}.{kind.__name__}"
     result: list[str] = []
@@ -72,6 +114,13 @@ def _read(path: str | None) -> dict[str, Any] | None:
     return None
 
 
+def _loaded(text: str | None) -> Any:
+    """Returns the value of a YAML text; None if it is none."""
+    with suppress(yaml.YAMLError):
+        return load_yaml(text or "")
+    return None
+
+
 def _name(setting: Any) -> str | None:
     """Returns the class that a setting names."""
     name = setting.get("class_path") if isinstance(setting, dict) else setting
@@ -90,5 +139,5 @@ def _path(key: str, name: str | None) -> str | None:
 def _exists(path: str) -> bool:
     module, _, name = path.rpartition(".")
     with suppress(ImportError, ValueError):
-        return hasattr(importlib.import_module(module), name)
+        return inspect.isclass(getattr(importlib.import_module(module), name, None))
     return False

@@ -7,29 +7,28 @@ import importlib
 import inspect
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from emfast._check import message
+from emfast._check import check, message
 from emfast._yaml import check_yaml
 from emfast.commands import COMMANDS
-from emfast.commands.classes import CLASSES, choose_classes
+from emfast.commands.classes import CLASSES, CommandLine, choose_classes
 from emfast.commands.values import MODE, check_kinds, check_values
 
 DEFAULTS: dict[str, Any] = {"operator": {"class_path": "emfast.operators.Mask", "init_args": {"missing": 0.6}}}
 
 
-def build(command: str, options: type, chosen: dict[str, str] | None = None) -> ArgumentParser:
+def build(command: str, options: type, defaults: Mapping[str, Any]) -> ArgumentParser:
     """Returns the parser of a command: every field of its options is a flag and a key of `--config FILE`.
 
     Arguments:
         command: The name of the command.
         options: A dataclass; fields without a default are positional.
-        chosen: The class that each key of CLASSES will have, so that the options left out are that class's own.
+        defaults: Values by key that go before those of the dataclass.
     """
-    defaults = DEFAULTS | {key: {"class_path": path} for key, path in (chosen or {}).items()}
     parser = ArgumentParser(
         prog=f"emfast {command}",
         description=COMMANDS[command].capitalize() + ".",
@@ -57,8 +56,8 @@ def parse(command: str, options: type, argv: Sequence[str]) -> tuple[Any, str]:
         ValueError: If there is a mistake in the command line or in a config file; one sentence.
     """
     check_values(f"emfast {command}", [part for argument in argv for part in (argument, argument.partition("=")[2])])
-    chosen, arguments = choose_classes(argv)
-    parser = build(command, options, chosen)
+    defaults, arguments = _defaults(command, CommandLine(argv))
+    parser = build(command, options, defaults)
     try:
         namespace = parser.parse_args(arguments)
         text = parser.dump(namespace, skip_unset=False)
@@ -68,6 +67,8 @@ def parse(command: str, options: type, argv: Sequence[str]) -> tuple[Any, str]:
     for path in _configs(argv):
         check_yaml(path, parser.prog)
     check_kinds(parser.prog, options, namespace.as_dict())
+    none = "operator" in namespace and namespace.operator is None and defaults["operator"] is not None
+    check(not none, parser.prog, "operator", "to have a value", "null", "Leave it out for its default")
     try:
         values = parser.instantiate(namespace)
     except ValueError as error:
@@ -95,6 +96,21 @@ def unknown(function: str, kind: str, name: str, candidates: Iterable[str]) -> s
     return message(function, kind, "that exists", repr(name), fix)
 
 
+def _defaults(command: str, line: CommandLine) -> tuple[dict[str, Any], list[str]]:
+    """Returns what the command line, or a run that it names, makes the defaults, and the arguments for the parser.
+
+    The options of a class that are left out are that class's own, or those that the defaults have for it.
+    """
+    dependent = getattr(importlib.import_module(f"emfast.commands.{command}"), "defaults", None)
+    own: dict[str, Any] = dependent(line) if dependent else {}
+    defaults = DEFAULTS | own
+    chosen, arguments = choose_classes(line, own.pop("usual", None) or defaults["operator"])
+    for key, path in chosen.items():
+        if (own.get(key) or {}).get("class_path") != path:
+            defaults[key] = {"class_path": path}
+    return defaults, arguments
+
+
 def _fields(values: Namespace) -> dict[str, Any]:
     return {key: values[key] for key in vars(values)}
 
@@ -115,10 +131,14 @@ def _sentence(parser: ArgumentParser, text: str, argv: Sequence[str]) -> str:
         return found[1]
     keys = re.findall(r'Parser key "([^"]+)"', text)
     key = ".".join(dict.fromkeys(keys))
+    if found := re.search(r"\n {2}Errors:\n {4}- (.*?)\n {4}- Expected a <class 'NoneType'>", text, re.DOTALL):
+        text = found[1] if keys[0] in CLASSES else text  # of a class or null: what the class has to say
     if found := re.search(r"unrecognized arguments: (.*)", text):
         return _unrecognized(parser, (found[1].split() or [""])[0])
     if found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<name>[^']+)'", text):
         return _unaccepted(parser, text, key, found["group"], found["name"])
+    if found := re.search(r"Import path (\S*)\s*does not correspond to a subclass of (\w+)", text):
+        return message(function, key, f"to be a subclass of {found[2]}", found[1] or "something else")
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         return unknown(function, f"a class for {key}", found[1], _classes(key))
     if found := re.search(r"Expected an? (.+?)\. Got value: (.*)", text, re.DOTALL):

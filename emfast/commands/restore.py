@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,16 @@ import yaml as pyyaml
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, message
 from emfast._files import checksum, is_unused, write_file, write_json, write_text
+from emfast.commands.classes import CommandLine
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder, scores, write_images
+from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load, save_observations
 from emfast.em import Observations, e_step, load_model, prepare
 from emfast.em.model import resolve_device
-from emfast.operators import Mask, Operator
+from emfast.operators import Given, Operator
 from emfast.reporting import COLUMNS, Row, draw_rows, plain_table
 from emfast.samplers import Sampler, data_misfit, default_sampler
 
@@ -35,8 +37,9 @@ class Options:
         model: The folder of a run, of its model, or of any diffusers UNet2DModel.
         observations: Corrupted observations: a file with `y` and the operator's parameters.
         images: Clean images to corrupt in simulation instead, so that the truth is known.
-        operator: The measurement operator A.
-        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
+        operator: The measurement operator A; by default that of the run, and where observations are given, that of the
+            parameters in the file (`mask`, `kernel`) if the run's draws them at random.
+        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]); by default that of the run.
         sampler: The posterior sampler; by default the best one for the operator.
         output: The folder of the results; the same command again resumes it.
         size: Resize the images to this many pixels a side.
@@ -53,7 +56,7 @@ class Options:
     model: str
     observations: str | None = None
     images: str | None = None
-    operator: Operator = field(default_factory=lambda: Mask(missing=0.6))
+    operator: Operator | None = None
     sigma: float = 0.0
     sampler: Sampler | None = None
     output: str = "restored"
@@ -74,6 +77,26 @@ class Options:
         for name in ("limit", "batch_size", "shard_size", "pictures"):
             value = getattr(self, name)
             check(value in (None, "auto") or value > 0, "restore", name, "to be positive", value)
+
+
+def defaults(line: CommandLine) -> dict[str, Any]:
+    """Returns the defaults that the run of the model gives; there is no operator for observations that are given."""
+    found = run_settings(run := run_of(line.first() or line.value("model")))
+    usual = found.pop("operator", None)
+    named, given = line.mentions("operator"), line.value("observations") is not None
+    if named and (usual is None or not is_ours(usual)) and line.value("operator") is None:
+        return found  # --operator.x alone
+    ours = usual is None or is_ours(usual) or named
+    fix = "Name it with --operator if its code may be run"
+    check(
+        ours or given,
+        "restore",
+        f"the operator of {run}",
+        "to be one of emfast's",
+        (usual or {}).get("class_path"),
+        fix,
+    )
+    return {**found, "operator": usual if named or not given else None, "usual": usual if is_ours(usual) else None}
 
 
 def run(options: Options, yaml: str) -> None:
@@ -99,9 +122,12 @@ def run(options: Options, yaml: str) -> None:
     )
     ids = torch.arange(len(observations))
     store = _claim(options, yaml, _identity(yaml, denoiser, observations), len(ids))
+    operator = observations.operator
+    kind = type(operator.operator if isinstance(operator, Given) else operator)
     with Display() as display:
+        display.console.print(_said(options, yaml, operator), soft_wrap=True)
         e_step(
-            options.sampler or default_sampler(type(options.operator)),
+            options.sampler or default_sampler(kind),
             denoiser,
             observations,
             ids,
@@ -116,12 +142,30 @@ def run(options: Options, yaml: str) -> None:
 
 
 def _observations(options: Options) -> Observations:
-    if options.images is not None:
-        images = load(options.images, crop=options.crop, size=options.size, limit=options.limit)
-        seed = random.derive(options.seed, "observations")
-        return Observations(options.operator, sigma=options.sigma, images=images, seed=seed)
-    path = options.observations or ""
-    return Observations.from_file(path, options.operator, sigma=options.sigma, limit=options.limit)
+    operator, sigma, limit = options.operator, options.sigma, options.limit
+    if options.images is None:
+        usual = make(run_settings(run_of(options.model)).get("operator"))
+        return Observations.from_file(options.observations or "", operator, usual=usual, sigma=sigma, limit=limit)
+    if operator is None:
+        fix = "Name it, as in --operator GaussianBlur"
+        raise ValueError(message("restore", "the operator", "to be named, or the model to be of a run", "none", fix))
+    images = load(options.images, crop=options.crop, size=options.size, limit=limit)
+    return Observations(operator, sigma=sigma, images=images, seed=random.derive(options.seed, "observations"))
+
+
+def _said(options: Options, yaml: str, operator: Operator) -> str:
+    """What the observations are taken for, and which of it the run says."""
+    run = run_of(options.model)
+    theirs = run_settings(run)
+    setting = pyyaml.safe_load(yaml)["operator"]
+    if setting is None and isinstance(operator, Given):
+        name = f"{type(operator.operator).__name__} of {options.observations}"
+    else:
+        name = describe(setting or theirs["operator"]) + (
+            f" of {run}" if setting in (None, theirs.get("operator")) else ""
+        )
+    of = f" of {run}" if options.sigma == theirs.get("sigma") else ""
+    return f"Operator: {name}\nSigma:    {options.sigma:g}{of}"
 
 
 def _identity(yaml: str, denoiser: torch.nn.Module, observations: Observations) -> dict[str, Any]:

@@ -50,9 +50,8 @@ class Store:
         if (self.folder / MANIFEST).exists():
             self._compare(_manifest(self.folder))
             return
-        foreign = sorted(self.folder.glob("shard-*.safetensors"))
-        found = f"shards without a {MANIFEST}"
-        check(not foreign, "Store", str(self.folder), "to be a store or empty", found, _OTHER)
+        if any(self.folder.glob("shard-*.safetensors")):  # their manifest was lost
+            self._check_own()
         write_json(self.folder / MANIFEST, self._description())
 
     @classmethod
@@ -147,6 +146,15 @@ class Store:
             parts.append(tensors[name])
         return torch.cat(parts)
 
+    def _check_own(self) -> None:
+        """Raises a ValueError unless all shards that are there are whole, and of this store."""
+        try:
+            own = all(self.has(index) for index, _, _ in self.shards if self.path(index).exists())
+        except ValueError:
+            own = False
+        found = f"shards of another one, or damaged, without a {MANIFEST}"
+        check(own, "Store", str(self.folder), "to be a store or empty", found, _OTHER)
+
     def _description(self) -> dict[str, Any]:
         shards = [{"file": _name(index), "start": start, "stop": stop} for index, start, stop in self.shards]
         return {
@@ -155,11 +163,11 @@ class Store:
             "shard_size": self.shard_size,
             "identity": self.identity,
             "shards": shards,
+            "store": self._stamp(0)["store"],
         }
 
     def _stamp(self, index: int) -> dict[str, str]:
-        text = json.dumps([self.count, self.shard_size, self.identity], sort_keys=True)
-        return {"shard": str(index), "store": hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}
+        return {"shard": str(index), "store": _hash(self.count, self.shard_size, self.identity)}
 
     def _compare(self, manifest: dict[str, Any]) -> None:
         given = {**self.identity, "count": self.count, "shard_size": self.shard_size}
@@ -174,6 +182,11 @@ class Store:
 
 _OTHER = "Give another folder, or delete this one"
 _DELETE = "The file is damaged or of another run: delete it and run again"
+
+
+def _hash(count: int, shard_size: int, identity: dict[str, Any]) -> str:
+    text = json.dumps([count, shard_size, identity], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _name(index: int) -> str:
@@ -191,4 +204,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     count, size, shards = manifest["count"], manifest["shard_size"], len(manifest["shards"])
     good = count > 0 and size > 0 and shards == -(-count // size)
     check(good, "Store", str(path), f"to list the shards of {count} rows, {size} in each", f"{shards} shards", _OTHER)
+    own = _hash(count, size, manifest["identity"])
+    found = manifest.get("store", own)
+    check(
+        own == found, "Store", str(path), f"to be of store {own}", found, "The file is damaged: delete it and run again"
+    )
     return manifest

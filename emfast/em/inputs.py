@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import torch
 
 from emfast import random
 from emfast._check import check
@@ -11,7 +15,7 @@ from emfast.data import Images, load
 from emfast.em.observations import Observations
 
 if TYPE_CHECKING:
-    from emfast.config import Config
+    from emfast.config import Config, DataConfig
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class Inputs:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Short hashes of the data by name."""
-        clean = {"clean images": self.clean.fingerprint} if self.clean is not None else {}
-        return {"observations": self.observations.fingerprint, **clean}
+        others = {"clean images": self.clean, "reference images": self.reference}
+        prints = {name: images.fingerprint for name, images in others.items() if images is not None}
+        return {"observations": self.observations.fingerprint, **prints}
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -41,25 +46,25 @@ def read_inputs(config: Config) -> Inputs:
     Raises:
         ValueError: If a file is missing, damaged or of another shape than the rest.
     """
-    data = config.data
-    clean = None
-    wanted = config.model is None and data.clean is not None and data.clean_count > 0
-    seed = random.derive(config.seed, "observations")
+    data, cut = config.data, {"crop": config.data.crop, "size": config.data.size}
+    clean_source = _source(data, data.clean, "sample:train")
+    wanted = config.model is None and clean_source is not None and data.clean_count > 0
+    clean = load(clean_source or "", **cut) if wanted else None
+    images = None
     if data.observations is None:
         check(data.images is not None, "train", "data.images or data.observations", "to be given", "neither")
-        images = load(data.images or "", crop=data.crop, size=data.size)
-        if wanted and data.clean == data.images:
-            images, clean = _split(images, data.clean_count)
-        if data.limit is not None:
-            images = images.subset(slice(0, data.limit))
-        observations = Observations(config.operator, sigma=config.sigma, images=images, seed=seed)
-    else:
-        observations = Observations.from_file(data.observations, config.operator, sigma=config.sigma, limit=data.limit)
-    if wanted and clean is None:
-        clean = load(data.clean or "", crop=data.crop, size=data.size)
-        clean = _split(clean, data.clean_count)[1]
-    compared = data.reference is not None and config.evaluation.samples > 0
-    reference = load(data.reference or "", crop=data.crop, size=data.size) if compared else None
+        same = clean is not None and clean_source == data.images
+        images = clean if same else load(data.images or "", **cut)
+    if clean is not None:
+        fix = "Give more images, or a smaller clean_count"
+        check(
+            data.clean_count <= len(clean), "train", "data.clean_count", f"to be <= {len(clean)}", data.clean_count, fix
+        )
+        clean = clean.subset(slice(len(clean) - data.clean_count, None))
+        images = images and _without(images, clean)
+    observations = _observations(config, images)
+    source = _source(data, data.reference, "sample:test")
+    reference = load(source, **cut) if source is not None and config.evaluation.samples > 0 else None
     for name, images_ in (("data.clean", clean), ("data.reference", reference)):
         if images_ is not None:
             shape = observations.shape
@@ -70,8 +75,36 @@ def read_inputs(config: Config) -> Inputs:
     return Inputs(observations, clean, reference)
 
 
-def _split(images: Images, count: int) -> tuple[Images, Images]:
-    """Returns all but the last `count` images, and those."""
-    fix = "Give more images, or a smaller clean_count"
-    check(0 < count < len(images), "train", "data.clean_count", f"to be in 1 ... {len(images) - 1}", count, fix)
-    return images.subset(slice(0, len(images) - count)), images.subset(slice(len(images) - count, None))
+def _source(data: DataConfig, named: str | None, sample: str) -> str | None:
+    """Returns where clean images come from: what is named, or the sample beside observations that are simulated."""
+    if named != "auto":
+        return named
+    return sample if data.observations is None else None
+
+
+def _observations(config: Config, images: Images | None) -> Observations:
+    """Returns the observations of images, or without any those of the file."""
+    data, operator, sigma = config.data, config.operator, config.sigma
+    if images is None or operator is None:
+        return Observations.from_file(data.observations or "", operator, sigma=sigma, limit=data.limit)
+    if data.limit is not None:
+        images = images.subset(slice(0, data.limit))
+    return Observations(operator, sigma=sigma, images=images, seed=random.derive(config.seed, "observations"))
+
+
+def _without(images: Images, others: Images) -> Images:
+    """Returns the images that are not among others by their pixels, whatever files they are from."""
+    coarse = images.tensor.dtype != others.tensor.dtype
+    known = set(_hashes(others, coarse))
+    rows = [row for row, value in enumerate(_hashes(images, coarse)) if value not in known]
+    fix = "Give more images, or a smaller data.clean_count"
+    check(len(rows) > 0, "train", "data.images", "to hold more than the clean images", f"{len(images)} of those", fix)
+    return images.subset(rows) if len(rows) < len(images) else images
+
+
+def _hashes(images: Images, coarse: bool) -> Iterator[bytes]:
+    """Yields a hash of every image, as it is kept or, to be compared with one of another precision, in 8 bits."""
+    for ids in torch.arange(len(images)).split(1024):
+        part = ((images[ids] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) if coarse else images.tensor[ids]
+        for image in part.contiguous().numpy():
+            yield hashlib.blake2b(image.data, digest_size=16).digest()

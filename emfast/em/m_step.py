@@ -15,6 +15,7 @@ from emfast import random
 from emfast._check import check, check_finite
 from emfast._files import read_tensors_and_metadata, write_tensors
 from emfast.diffusion import Denoiser
+from emfast.em.dropout import Dropout
 from emfast.em.processes import Processes
 from emfast.em.state import Stopwatch
 from emfast.graph import Graphed
@@ -145,8 +146,8 @@ def m_step(
 ) -> float:
     """Trains the denoiser's network on images, in place, and returns the seconds it took, interruptions left out.
 
-    Every step's images, times and noise are a function of (seed, step): a resumed training ends with the same weights,
-    and another number of processes with the same up to rounding. The network ends with the averaged weights.
+    Every step's images, times, noise and dropout are a function of (seed, step): a resumed training ends with the same
+    weights, and another number of processes with the same up to rounding. The network ends with the averaged weights.
 
     Arguments:
         denoiser: The denoiser, its network on the device to use and with the weights to start from.
@@ -209,8 +210,8 @@ class _Batch:
         self.images = _resident(images, self.device)
 
     def inputs(self, k: int) -> tuple[Tensor, Tensor]:
-        """Returns the images of step k and its number on the device; seeds its dropout."""
-        torch.manual_seed(random.derive(self.seed, "dropout", k, self.processes.rank) % 2**63)
+        """Returns the images of step k and its number on the device; seeds what a network may draw beside dropout."""
+        torch.manual_seed(random.derive(self.seed, "network", k, self.processes.rank) % 2**63)
         x_0 = _sent(self.images[_sent(self.batches.ids(k)[self.part], self.images.device)], self.device)
         return x_0, torch.full((), k, dtype=torch.int64, device=self.device)
 
@@ -220,7 +221,8 @@ class _Batch:
         if self.config.flip:
             x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
         self.trainer.optimizer.zero_grad()
-        loss = self.denoiser.loss(x_0, self.denoiser.schedule.training_times(u[:, 0]), noise).mean()
+        with Dropout(self.place, self.seed, k):
+            loss = self.denoiser.loss(x_0, self.denoiser.schedule.training_times(u[:, 0]), noise).mean()
         loss.backward()
         return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 

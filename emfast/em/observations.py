@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from emfast._check import check, check_sigma
+from emfast._check import check, check_sigma, message
 from emfast.data import Images, load_observations
 from emfast.data.images import fingerprint
-from emfast.operators import Given, Operator
+from emfast.operators import Given, Mask, MotionBlur, Operator
 from emfast.operators.linearity import check_linear
+
+# The operators that a parameter in a file stands for.
+BY_PARAMETER: dict[str, Callable[[], Operator]] = {"mask": Mask, "kernel": partial(MotionBlur, size=1)}
 
 
 class Observations:
@@ -58,17 +62,28 @@ class Observations:
 
     @classmethod
     def from_file(
-        cls, path: str | os.PathLike[str], operator: Operator, *, sigma: float = 0.0, limit: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        operator: Operator | None,
+        *,
+        usual: Operator | None = None,
+        sigma: float = 0.0,
+        limit: int | None = None,
     ) -> Observations:
         """Returns the observations of a file, see `load_observations`.
 
         Arguments:
             path: The file.
-            operator: The measurement operator; parameters in the file go before its own.
+            operator: The measurement operator; parameters in the file go before its own. None: that of the parameters
+                in the file.
+            usual: The operator instead of None, if it belongs to the parameters in the file, or needs none.
             sigma: The standard deviation of the noise, in data units.
             limit: Only the first so many.
+        Raises:
+            ValueError: If no operator is named and the file does not tell.
         """
         y, given = load_observations(path)
+        operator = operator or operator_of(y, given, usual, str(path))
         given = {name: value[:limit] for name, value in given.items()}
         return cls(operator, sigma=sigma, y=y[:limit], given=given, name=f"{path}:y")
 
@@ -78,17 +93,36 @@ class Observations:
 
     def _check_operator(self) -> None:
         """Finds a misfit of operator and data now rather than hours later."""
-        first = torch.tensor([0])
-        name = type(self.operator).__name__
+        name = type(getattr(self.operator, "operator", self.operator)).__name__
         for index in {0, len(self) - 1}:
-            y = self.read(torch.tensor([index]))
-        x = self.operator.adjoint(y, self.operator.parameters(first, tuple(y.shape[1:])))
+            y = self._tried(torch.tensor([index]), name)
+        parameters = self.operator.parameters(torch.tensor([0]), tuple(y.shape[1:]))
+        x = self.operator.adjoint(y, parameters)
         good = isinstance(x, Tensor) and x.dim() == 4
         check(good, name, "A^T y", "to be a tensor (B, C, H, W)", x)
         self.shape: tuple[int, int, int] = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
-        back = tuple(self.operator.apply(x, self.operator.parameters(first, tuple(y.shape[1:]))).shape)
-        check(back == tuple(y.shape), name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
+        back = self.operator.apply(x, parameters)
+        good = isinstance(back, Tensor) and back.shape == y.shape
+        check(good, name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
+        misfit = self.operator.misfit(x, y, parameters)
+        good = isinstance(misfit, tuple) and len(misfit) == 3 and all(isinstance(part, Tensor) for part in misfit)
+        check(good, name, "misfit", "to return three tensors", misfit)
         check_linear(self.operator, torch.tensor(sorted({0, len(self) - 1})), self.shape, tuple(y.shape[1:]))
+
+    def _tried(self, ids: Tensor, name: str) -> Tensor:
+        """Returns the observation of an id, once the operator's methods are known to return what they are to return."""
+        x = self.y[ids] if self.y is not None else self.truth_of(ids)
+        parameters = self.operator.parameters(ids, tuple(x.shape[1:]))
+        good = isinstance(parameters, Mapping) and all(isinstance(value, Tensor) for value in parameters.values())
+        check(good, name, "parameters", "to return a dict of tensors", parameters)
+        method = self.operator.apply if self.y is None else self.operator.project
+        y: object = method(x, parameters)
+        good = isinstance(y, Tensor) and y.dim() > 1 and len(y) == 1
+        check(good, name, method.__name__, "to return a tensor (B, ...)", y)
+        noise: object = self.operator.noise(torch.zeros_like(y), parameters) if isinstance(y, Tensor) else None
+        good = isinstance(noise, Tensor)
+        check(good, name, "noise", "to return a tensor", noise)
+        return self.read(ids)
 
     def _check_values(self, y: Tensor, name: str) -> None:
         """Finds values that no detector gives, and y in other units than those of the images."""
@@ -143,3 +177,28 @@ class Observations:
         sample = self.read(ids).contiguous().numpy().tobytes()
         text = f"{source} {self.sigma} {self.seed}".encode()
         return hashlib.blake2b(text + sample, digest_size=8).hexdigest()
+
+
+def operator_of(y: Tensor, given: Mapping[str, Tensor], usual: Operator | None, name: str) -> Operator:
+    """Returns the operator that made observations, which nobody named: never one that draws its parameters at random.
+
+    Arguments:
+        y: The observations.
+        given: The parameters that came with them.
+        usual: The operator of others like these, if there is one.
+        name: Where they are from.
+    Raises:
+        ValueError: If neither the parameters nor the usual operator tell.
+    """
+    if usual is not None:
+        parameters = usual.parameters(torch.arange(2), tuple(y.shape[1:]))
+        own = {key for key, v in parameters.items() if len(v) == 2 and not torch.equal(v[0], v[1])}
+        if own <= given.keys() and (not given or given.keys() & parameters.keys()):
+            return usual
+    for key, kind in BY_PARAMETER.items():
+        if key in given:
+            return kind()
+    found = ", ".join(["y", *given]) + " only"
+    fix = "Name the operator, as in --operator GaussianBlur, or store the masks beside y"
+    what = f"to hold {' or '.join(BY_PARAMETER)}, or the operator to be named"
+    raise ValueError(message("Observations", name, what, found, fix))

@@ -1,14 +1,21 @@
 """The processes that share a run: one, or those of `accelerate launch`, torchrun or Slurm."""
 
 import os
+import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from emfast._check import check, message
+
+MEETING = timedelta(minutes=3)  # a launcher starts all processes at once
 # NCCL ends a process after 10 minutes in a barrier; there it may wait for all that another one has to sample.
 PATIENCE = timedelta(days=7)
+FIX = "Start all processes by one launcher, or unset WORLD_SIZE to train with one"
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Processes:
 
 def is_main() -> bool:
     """Returns whether this process is the first, or the only one, of those that a launcher started."""
-    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
+    return _environment()[0] == 0
 
 
 def join(device: torch.device) -> Processes:
@@ -53,10 +60,68 @@ def join(device: torch.device) -> Processes:
 
     Arguments:
         device: The device of this process: its type decides the communication backend.
+    Raises:
+        ValueError: If the launcher's environment is not whole.
+        RuntimeError: If the others do not come.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    rank, world = _environment()
+    if world == 1:
         return Processes()
-    from accelerate import PartialState
+    distributed = torch.distributed
+    if not distributed.is_initialized():
+        store = _meet(rank, world)
+        store.set_timeout(PATIENCE)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    return Processes(rank, world)
 
-    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
-    return Processes(state.process_index, state.num_processes)
+
+def _environment() -> tuple[int, int]:
+    """Returns the number of this process and how many there are, from the variables that a launcher sets.
+
+    Raises:
+        ValueError: If they are no such numbers; the variable is named.
+    """
+    world = _variable("WORLD_SIZE", "1")
+    check(world > 0, "train", "WORLD_SIZE", "to be positive", world, FIX)
+    if world == 1:
+        return 0, 1
+    rank = _variable("RANK", "")
+    check(0 <= rank < world, "train", "RANK", f"to be in 0 ... {world - 1}", rank, FIX)
+    return rank, world
+
+
+def _variable(name: str, default: str) -> int:
+    text = os.environ.get(name, default)
+    good = text.strip().isdecimal() and len(text) < 10
+    check(good, "train", f"the environment's {name}", "to be a whole number", text or "nothing", FIX)
+    return int(text)
+
+
+def _meet(rank: int, world: int) -> Any:
+    """Returns the store through which the processes find each other, once all of them are there."""
+    host, port = os.environ.get("MASTER_ADDR"), _variable("MASTER_PORT", "")
+    check(bool(host), "train", "the environment's MASTER_ADDR", "to be a host", host or "nothing", FIX)
+    try:
+        if rank > 0:
+            _reach(str(host), port)
+        return next(iter(torch.distributed.rendezvous("env://", rank, world, timeout=MEETING)))[0]
+    except (OSError, RuntimeError) as error:
+        where, found = f"{world} processes at {host}:{port}", f"{type(error).__name__}: {error}"
+        expected = f"to meet within {MEETING.total_seconds():g} seconds"
+        raise RuntimeError(message("train", where, expected, found, FIX)) from error
+
+
+def _reach(host: str, port: int) -> None:
+    """Waits until a port is open; torch prints a page for every attempt that fails."""
+    end = time.monotonic() + MEETING.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)

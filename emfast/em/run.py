@@ -11,12 +11,10 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check, check_finite
-from emfast._files import read_tensors, settle_folder, write_json, write_tensors
-from emfast._records import read_record
-from emfast.data.store import Store
+from emfast._files import read_tensors, settle_folder, write_tensors
+from emfast._records import read_record, write_record
 from emfast.diffusion import Denoiser
-from emfast.em.batch_size import choose_batch_size
-from emfast.em.e_step import e_step
+from emfast.em.e_steps import ESteps
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
@@ -34,7 +32,6 @@ from emfast.em.model import (
 )
 from emfast.em.processes import join
 from emfast.em.state import RunFolder, Stopwatch
-from emfast.samplers import DPS, Sampler, WarmStart, choose_scale
 
 if TYPE_CHECKING:
     from emfast.config import Config
@@ -66,6 +63,7 @@ class Run:
             self.folder.claim(yaml, self.inputs.fingerprints)
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
+        self.e_steps = ESteps(self)
 
     def seed(self, *names: str | int) -> int:
         """Returns the seed of a purpose."""
@@ -125,68 +123,18 @@ class Run:
     def round(self, number: int, phase: str) -> None:
         """One E-step with the model of the round before, one M-step on its reconstructions."""
         denoiser = self.model(number - 1)
-        ids = self.subset(number, phase)
-        scaled, scale = self.scaled(number, denoiser)
-        sampler = self.warm(number, scaled)
-        if isinstance(sampler, WarmStart):  # one batch at most is mixed
-            ids = torch.cat((ids[sampler.known(ids)], ids[~sampler.known(ids)]))
-        store = self.store(number, phase, len(ids))
-        seed = self.seed("round", number, "e_step")
-        e_step(
-            sampler,
-            denoiser,
-            self.observations,
-            ids,
-            store,
-            batch_size=self.batch_size(sampler, denoiser, ids),
-            seed=seed,
-            processes=self.processes,
-            callback=self.progress("e-step", number),
-        )
-        images = store.load("images")
+        found = self.e_steps.reconstruct(number, phase, denoiser)
         steps = self.config.m_step.final_steps if phase == "final" else self.config.m_step.steps
         if phase == "final":
             denoiser = reinitialise(denoiser, self.scheduler, self.seed("round", number, "weights"))
-        self.maximize(number, "m-step", denoiser, images.clamp(-1, 1), steps)
+        self.maximize(number, "m-step", denoiser, found.images.clamp(-1, 1), steps)
         if not self.processes.main or self.evaluator is None:
             self.processes.wait()
             return
-        row = {"round": number, "phase": phase, "observations": len(ids), "scale": scale}
-        row |= self.evaluator.reconstructions(images, ids, self.observations)
-        row |= {
-            "network_evaluations": self.evaluations(sampler, ids),
-            "seconds_e_step": float(store.load("seconds").sum()),
-        }
-        self.finish(number, row, self.preview(images, ids))
-
-    def warm(self, number: int, sampler: Sampler) -> Sampler:
-        """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any."""
-        noise, folder = self.config.e_step.warm_start, self.folder.round(number - 1) / "reconstructions"
-        if noise is None or not sampler.begins_at_noise or number == 1:
-            return sampler
-        check(folder.exists(), "train", str(folder), "to be there", "nothing", self.folder.again(number - 1))
-        before = Store.open(folder)
-        return WarmStart(sampler, before.load("images").clamp(-1, 1), before.load("ids"), noise)
-
-    def evaluations(self, sampler: Sampler, ids: Tensor) -> float:
-        """Returns the network evaluations per image, the mean over a round's observations."""
-        if not isinstance(sampler, WarmStart):
-            return sampler.evaluations
-        share = float(sampler.known(ids).double().mean())
-        begun = sampler.begun_evaluations(self.denoiser.schedule, self.config.sigma)
-        return share * begun + (1 - share) * sampler.evaluations
-
-    def batch_size(self, sampler: Sampler, denoiser: Denoiser, ids: Tensor) -> int:
-        """Returns the batch size of the E-step, the same for the whole run: rounding depends on it."""
-        size, path = self.config.e_step.batch_size, self.folder.path / "batch_size.json"
-        if size != "auto":
-            return size
-        if self.processes.main and not path.exists():
-            write_json(path, {"batch_size": choose_batch_size(sampler, denoiser, self.observations, ids)})
-        self.processes.wait()
-        size = read_record(path, batch_size=int)["batch_size"]
-        check(size > 0, "train", f"batch_size of {path}", "to be positive", size)
-        return int(size)
+        row = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
+        row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
+        row |= {"network_evaluations": found.evaluations, "seconds_e_step": found.seconds}
+        self.finish(number, row, self.preview(found.images, found.ids))
 
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""
@@ -195,52 +143,6 @@ class Run:
     def prepare(self, denoiser: Denoiser) -> Denoiser:
         """Returns the denoiser on the device, computing as the run asks for."""
         return prepare(denoiser, self.device, self.config.precision, fast=self.config.accelerate)
-
-    def subset(self, number: int, phase: str) -> Tensor:
-        """Returns the ids of a round's observations: those of the pictures, and a random rest."""
-        count, wanted = len(self.observations), self.config.e_step.subset
-        if phase == "final" or wanted is None or wanted >= count:
-            return torch.arange(count)
-        shown = min(self.config.evaluation.pictures, wanted)
-        generator = torch.Generator().manual_seed(self.seed("round", number, "subset") % 2**63)
-        rest = shown + torch.randperm(count - shown, generator=generator)[: wanted - shown]
-        return torch.cat((torch.arange(shown), rest))
-
-    def store(self, number: int, phase: str, count: int) -> Store:
-        """Returns the store of a round's reconstructions, created by the main process."""
-        folder = self.folder.round(number) / "reconstructions"
-        identity = {"round": number, "phase": phase, "seed": self.config.seed}
-        arguments: dict[str, Any] = {"count": count, "shard_size": self.config.e_step.shard_size, "identity": identity}
-        if self.processes.main:
-            Store(folder, **arguments)
-        self.processes.wait()
-        return Store(folder, **arguments)
-
-    def scaled(self, number: int, denoiser: Denoiser) -> tuple[Any, float | None]:
-        """Returns the sampler with this round's scale, tried on a few observations if candidates are given."""
-        sampler, candidates = self.config.sampler, self.config.e_step.scales
-        if not candidates or not isinstance(sampler, DPS):
-            return sampler, getattr(sampler, "scale", None)
-        path = self.folder.round(number) / "scale.json"
-        if self.processes.main and not path.exists():
-            ids = self.subset(number, "final")[: self.config.e_step.scale_images]
-            y = self.observations.read(ids).to(self.device)
-            seed = self.seed("round", number, "scale")
-            operator = self.observations.operator
-            scale, misfits = choose_scale(
-                sampler,
-                denoiser,
-                y,
-                operator,
-                candidates=candidates,
-                ids=ids.to(self.device),
-                seed=seed,
-                callback=self.progress("scale", number),
-            )
-            write_json(path, {"scale": scale, "candidates": candidates, "misfits": [str(m) for m in misfits]})
-        self.processes.wait()
-        scale = float(read_record(path, scale=(int, float))["scale"])
-        return dataclasses.replace(sampler, scale=scale), scale
 
     def maximize(self, number: int, phase: str, denoiser: Denoiser, images: Tensor, steps: int) -> None:
         """Trains the model of a round and writes it, unless that is done."""
@@ -258,7 +160,7 @@ class Run:
                 callback=self.progress(phase, number),
             )
             if self.processes.main:
-                write_json(folder / "seconds.json", {"m_step": seconds})
+                write_record(folder / "seconds.json", {"m_step": seconds})
                 save_model(denoiser, self.scheduler, folder / "model")
         self.processes.wait()
         if self.processes.main:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from emfast._check import check
-from emfast._files import check_regular, is_unused, write_json, write_text
+from emfast._check import check, message
+from emfast._files import check_regular, is_unused, write_text
 from emfast._json import to_json
-from emfast._records import check_record, read_record
+from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml
 from emfast.em.lock import NAME as LOCK
 
@@ -18,15 +19,23 @@ from emfast.em.lock import NAME as LOCK
 FREE = {
     "output",
     "device",
+    "accelerate",
     "tensorboard",
     "rounds",
     "final_rounds",
     "e_step.batch_size",
+    "e_step.shard_size",
     "m_step.checkpoint",
     "evaluation.pictures",
+    # Where the data lie; what they are is compared by itself.
+    "data.images",
+    "data.observations",
+    "data.clean",
+    "data.reference",
 }
 
 
+LATER = ("reference images",)  # what a run may be given after it began
 NUMBER = (int, float, type(None))
 NUMBERS = ("psnr", "ssim", "misfit", "fd", "scale", "network_evaluations", "seconds_e_step", "seconds_m_step")
 
@@ -80,7 +89,7 @@ class RunFolder:
 
     def finish(self, row: dict[str, Any]) -> None:
         """Marks a round as finished and brings metrics.jsonl up to date."""
-        write_json(self.round(row["round"]) / "row.json", row)
+        write_record(self.round(row["round"]) / "row.json", row)
         self.write_metrics()
 
     def write_metrics(self) -> None:
@@ -92,6 +101,8 @@ class RunFolder:
     def claim(self, config: str, data: dict[str, str]) -> None:
         """Begins a run, or goes on with it if config and data are those it began with.
 
+        Until its first round is finished a run may become another one: what it has done of that round is removed.
+
         Arguments:
             config: The complete config as YAML.
             data: Fingerprints of the data by name.
@@ -99,36 +110,52 @@ class RunFolder:
             ValueError: If the folder belongs to another run, or holds something else; the difference is named.
             OSError: If it cannot be written.
         """
-        fix = "Choose another output, or delete the folder"
         if not is_unused(self.path, LOCK):
             ours = self.path.is_dir() and any((self.path / name).exists() for name in ("config.yaml", "data.json"))
+            fix = "Choose another output, or delete the folder"
             check(ours, "train", f"output {self.path}", "to be empty or an emfast run", "other files", fix)
-        if (self.path / "config.yaml").exists():
-            self._compare(config, fix)
-        if (self.path / "data.json").exists():
-            before = read_record(self.path / "data.json")
-            for name, value in data.items():
-                same = before.get(name) == value
-                fix = "Give the same data, or choose another output"
-                check(same, "train", f"the {name} of {self.path}", "to be those it began with", "others", fix)
-        else:
-            write_json(self.path / "data.json", data)
+        try:
+            self._compare(config, data)
+        except ValueError:
+            if any(self.path.glob("rounds/*/row.json")):
+                raise
+            for path in (self.path / "rounds", self.path / "model"):
+                shutil.rmtree(path, ignore_errors=True)
+            for name in ("data.json", "batch_size.json"):
+                (self.path / name).unlink(missing_ok=True)
+        if not (self.path / "data.json").exists():
+            write_record(self.path / "data.json", data)
         write_text(self.path / "config.yaml", config)
 
-    def _compare(self, config: str, fix: str) -> None:
+    def _compare(self, config: str, data: dict[str, str]) -> None:
+        """Raises a ValueError unless config and data are those of the folder, as far as it has any."""
         import yaml
 
-        path = self.path / "config.yaml"
-        check_yaml(path, "train")
-        try:
-            check_regular("train", path)
-            before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
-            check(False, "train", str(path), "to be the config of a run", "a damaged file", fix)
-        now = _flat(yaml.safe_load(config))
-        for key in sorted((before.keys() | now.keys()) - FREE):
-            old, new = before.get(key), now.get(key)
-            check(old == new, "train", key, f"to stay {old}, as the run in {self.path} began with", new, fix)
+        if (path := self.path / "config.yaml").exists():
+            before, now = _read_config(path), _flat(yaml.safe_load(config))
+            fix = "Put it back, or choose another output"
+            for key in sorted((before.keys() | now.keys()) - FREE):
+                old, new = before.get(key), now.get(key)
+                check(old == new, "train", key, f"to stay {old}, as in {path}", f"{new}", fix)
+        if (path := self.path / "data.json").exists():
+            noted = read_record(path)
+            fix = "Put them back, or choose another output"
+            for name, value in data.items():
+                same = noted.get(name, value if name in LATER else None) == value
+                check(same, "train", f"the {name} of {self.path}", "to be those it began with", "others", fix)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Returns the config of a run, flat."""
+    import yaml
+
+    check_regular("train", path)
+    check_yaml(path, "train")
+    try:
+        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError):  # of a date, of depth
+        fix = "Delete the file: it is written again, as the command has it"
+        raise ValueError(message("train", str(path), "to be the config of a run", "a damaged file", fix)) from None
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Rule(NamedTuple):
     requirement: str
 
 
-COUNT = Rule(lambda value: value > 0 and value == int(value), "to be a whole number > 0")
+COUNT = Rule(lambda value: 0 < value <= 1_000_000 and value == int(value), "to be a whole number in 1 ... 1000000")
 SHARE = Rule(lambda value: 0 <= value <= 1, "to be in [0, 1]")
 LEVEL = Rule(lambda value: value >= 0, "to be >= 0 and finite")
 POSITIVE = Rule(lambda value: value > 0, "to be > 0 and finite")

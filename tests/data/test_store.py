@@ -148,9 +148,27 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {**read_json(tmp_path / "manifest.json"), "version": 99})
     with pytest.raises(ValueError, match="to be of version 1, got 99"):
         Store.open(tmp_path)
+
+
+def test_a_lost_manifest_is_written_again(tmp_path: Path) -> None:
+    images = fill(make(tmp_path))
+    manifest = (tmp_path / "manifest.json").read_bytes()
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="to be a store or empty, got shards without"):
-        make(tmp_path)
+    for changes in ({"count": 9}, {"shard_size": 5}, {"identity": {}}):
+        with pytest.raises(ValueError, match="to be a store or empty, got shards of another one"):
+            make(tmp_path, **changes)
+        assert not (tmp_path / "manifest.json").exists()
+    assert torch.equal(make(tmp_path).load(), images)
+    assert (tmp_path / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize(("old", "new"), [('"round": 1', '"round": 2'), ('"shard_size": 4', '"shard_size": 5')])
+def test_a_manifest_with_a_flipped_digit_is_named(tmp_path: Path, old: str, new: str) -> None:
+    fill(make(tmp_path, count=8))
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=r"manifest\.json to be of store .* delete it"):
+        make(tmp_path, count=8)
 
 
 def test_unknown_name(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Damage to the models and reconstructions of a run: found, named, and put right by what the sentence says."""
 
+import random
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_run import one_sentence, train
 
 from emfast._files import read_tensors
+from emfast.em.m_step import Trainer
 from emfast.em.model import damaged_file
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -66,10 +70,94 @@ def test_a_damaged_model_of_an_earlier_round_is_named_and_made_again(damage, who
     assert same_model(whole, folder)
 
 
-def test_lost_reconstructions_are_named(folder, capsys):
-    config = ["--sampler.steps", "3"]
+def test_lost_reconstructions_are_made_again(whole, folder):
     rounds = folder / "run" / "rounds"
     shutil.rmtree(rounds / "002")
     shutil.rmtree(rounds / "001" / "reconstructions")
-    assert train(folder, *config) == 2
-    assert one_sentence(capsys.readouterr().err, ["reconstructions to be there", f"Delete {rounds / '001'}"])
+    assert train(folder) == 0
+    assert same_model(whole, folder)
+
+
+# ----------------------------------------------------------------------- every file of a run
+
+
+QUICK = ("--evaluation.samples", "0", "--e_step.scales", "[0.1, 1.0]", "--e_step.scale_images", "4")
+PICTURES = (".png", ".jsonl")
+CASES = 14  # of some hundreds, without --all
+
+
+def interrupted(folder):
+    """Trains until the first checkpoint of the last round."""
+    saves, save = [], Trainer.save
+
+    def stop(self, path):
+        save(self, path)
+        saves.append(path)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save", stop)
+        assert train(folder, *QUICK) == 130
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    """A run in the middle of its last M-step and E-step, and at its end: folders by name."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("m-step", "e-step", "end")}
+    interrupted(folders["m-step"])
+    assert [path.parent.name for path in (folders["m-step"] / "run").rglob("training.safetensors")] == ["002"]
+    for name in ("e-step", "end"):
+        shutil.copytree(folders["m-step"] / "run", folders[name] / "run")
+    last = folders["e-step"] / "run" / "rounds" / "002"
+    (last / "training.safetensors").unlink()
+    (last / "reconstructions" / "shard-00001.safetensors").unlink()
+    assert train(folders["end"], *QUICK) == 0
+    return folders
+
+
+def named(sentence, run):
+    """The path that a sentence says to delete, or names first."""
+    paths = re.findall(rf"(Delete )?({re.escape(str(run))}/[\w./-]*\w)", sentence)
+    assert paths, sentence
+    return Path(next((path for delete, path in paths if delete), paths[0][1]))
+
+
+def mended(state, name, damage, expected, folder, capsys):
+    """What is wrong after a file was damaged and the same command was given, twice at most; None if nothing is."""
+    shutil.copytree(state / "run", folder / "run")
+    DAMAGES[damage](folder / "run" / name)
+    code, err = train(folder, *QUICK), capsys.readouterr().err
+    if code != 0:
+        if code != 2 or not one_sentence(err):
+            return f"{code}: {err}"
+        path = named(err, folder / "run")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        code, again = train(folder, *QUICK), capsys.readouterr().err
+        if code != 0:
+            return f"{err} then {again}"
+    if not same_model(expected, folder):
+        return f"another model: {err}"
+    lost = [path for path in (folder / "run").rglob("*") if path.suffix in PICTURES and not path.stat().st_size]
+    missing = damage == "missing" and name.endswith(PICTURES) and not (folder / "run" / name).exists()
+    return f"not made again: {lost}" if lost or missing else None
+
+
+def test_no_damage_is_a_dead_end(states, tmp_path, capsys, request):
+    cases = [
+        (state, str(path.relative_to(folder / "run")), damage)
+        for state, folder in states.items()
+        for path in sorted((folder / "run").rglob("*"))
+        if path.is_file()
+        for damage in ("flipped", "truncated", "missing")
+    ]
+    if not request.config.getoption("--all"):
+        cases = random.Random(0).sample(cases, CASES)
+    wrong = {}
+    for number, (state, name, damage) in enumerate(cases):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if found := mended(states[state], name, damage, states["end"], folder, capsys):
+            wrong[state, name, damage] = found
+        shutil.rmtree(folder)
+    assert not wrong

@@ -76,7 +76,7 @@ def test_a_warm_started_run(tmp_path):
     assert cold == 18
     assert warm < 18  # those of the 16 that were in round 1
     assert final < 18
-    assert json.loads((tmp_path / "run" / "batch_size.json").read_text()) == {"batch_size": 16}
+    assert json.loads((tmp_path / "run" / "batch_size.json").read_text())["batch_size"] == 16
 
 
 def test_the_model_opens_with_diffusers(run):

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from contracts import rms_norm
 from tiny_run import train, write_config
 
 from emfast._files import read_tensors
+from emfast.data import load
+from emfast.em.m_step import Trainer
 from emfast.em.state import RunFolder
 
 TESTS = Path(__file__).parents[1]
@@ -44,7 +47,14 @@ def test_kill_9_at_20_random_moments(tmp_path):
 
 
 def test_two_processes_end_with_the_same_models(tmp_path):
-    flags = ("--m_step.warmup", "1", "--m_step.learning_rate", "1e-3")  # few steps that move the weights
+    flags = (
+        "--m_step.warmup",
+        "1",
+        "--m_step.learning_rate",
+        "1e-3",
+        "--network.dropout",
+        "0.2",
+    )  # few steps that move the weights
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     assert train(tmp_path / "one", *flags) == 0
@@ -66,9 +76,10 @@ def test_a_config_that_contradicts_the_run(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = "sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: {}\nrounds: {}\n"
     folder.claim(config.format(0.6, 2), {"a": "1"})
+    folder.finish({"round": 0, "phase": "initial"})
     folder.claim(config.format(0.6, 3), {"a": "1"})
     before = (folder.path / "config.yaml").read_text()
-    with pytest.raises(ValueError, match=r"expected operator.missing to stay 0.6, .*, got 0.7"):
+    with pytest.raises(ValueError, match=r"expected operator.missing to stay 0.6, .*, got 0.7. Put it back, or choose"):
         folder.claim(
             "sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.7\nrounds: 3\n", {"a": "1"}
         )
@@ -82,6 +93,56 @@ def test_the_size_of_batches_may_change(tmp_path):
     for size in (1024, 512, "auto"):
         folder.claim(f"sigma: 0.1\ne_step:\n  batch_size: {size}\n", {})
     assert "auto" in (folder.path / "config.yaml").read_text()
+
+
+SHORT = ("--final_rounds", "0", "--evaluation.samples", "0")
+
+
+def stopped(folder, saves, *flags):
+    """Trains until a number of checkpoints are written."""
+    written, save = [], Trainer.save
+
+    def stop(self, path):
+        save(self, path)
+        written.append(path)
+        if len(written) == saves:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save", stop)
+        assert train(folder, *SHORT, *flags) == 130
+
+
+def test_a_run_without_a_finished_round_may_become_another(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    stopped(folders[0], 1, "--m_step.learning_rate", "1e-2", "--data.limit", "20", "--network.channels", "[8,8]")
+    for folder in folders:
+        assert train(folder, *SHORT, "--rounds", "0") == 0
+    one, two = (weights(folder) for folder in folders)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert (folders[0] / "run" / "data.json").read_bytes() == (folders[1] / "run" / "data.json").read_bytes()
+
+
+def test_what_changes_no_result_may_change(tmp_path):
+    images = tmp_path / "images.npz"
+    np.savez(images, images=load("sample:train", size=12, limit=40).tensor.numpy())
+    found = []
+    for name in ("whole", "parts"):
+        folder = tmp_path / name
+        folder.mkdir()
+        data = ("--data.images", str(images), "--data.clean", str(images))
+        if name == "parts":
+            stopped(folder, 2, *data)  # in the M-step of round 1
+            shard = folder / "run" / "rounds" / "001" / "reconstructions" / "shard-00001.safetensors"
+            shard.unlink()
+            images = images.rename(tmp_path / "moved.npz")
+            data = ("--data.images", str(images), "--data.clean", str(images))
+            data += ("--e_step.shard_size", "5", "--evaluation.pictures", "2", "--m_step.checkpoint", "3")
+        assert train(folder, *SHORT, *data) == 0
+        found.append(weights(folder))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_a_foreign_folder_is_refused(tmp_path):

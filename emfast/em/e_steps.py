@@ -1,0 +1,153 @@
+"""The E-steps of a run: the reconstructions of each round, made, or made again where they were lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from emfast._check import check
+from emfast._records import read_record, write_record
+from emfast.data.store import MANIFEST, Store
+from emfast.diffusion import Denoiser
+from emfast.em.batch_size import choose_batch_size
+from emfast.em.e_step import e_step
+from emfast.samplers import DPS, Sampler, WarmStart, choose_scale
+
+if TYPE_CHECKING:
+    from emfast.em.run import Run
+
+SHOWN = 8  # observations that every round has, so that their pictures can be compared
+
+
+class Reconstructions(NamedTuple):
+    """What an E-step gives: the images and the ids of their observations, and how it came to them."""
+
+    images: Tensor  # (N, C, H, W)
+    ids: Tensor  # (N,)
+    scale: float | None
+    evaluations: float  # of the network, per image
+    seconds: float
+
+
+class ESteps:
+    """The E-steps of a run in this process; everything that matters is on disk.
+
+    Arguments:
+        run: The run, begun.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config, self.folder = run, run.config, run.folder
+        self.processes, self.observations = run.processes, run.observations
+
+    def reconstruct(self, number: int, phase: str, denoiser: Denoiser) -> Reconstructions:
+        """Returns the reconstructions of a round, the missing ones made with the model of the round before."""
+        ids = self.subset(number, phase)
+        scaled, scale = self.scaled(number, denoiser)
+        sampler = self.warm(number, scaled)
+        if isinstance(sampler, WarmStart):  # one batch at most is mixed
+            ids = torch.cat((ids[sampler.known(ids)], ids[~sampler.known(ids)]))
+        store = self.store(number, phase, len(ids))
+        e_step(
+            sampler,
+            denoiser,
+            self.observations,
+            ids,
+            store,
+            batch_size=self.batch_size(sampler, denoiser, ids),
+            seed=self.run.seed("round", number, "e_step"),
+            processes=self.processes,
+            callback=self.run.progress("e-step", number),
+        )
+        seconds = float(store.load("seconds").sum())
+        return Reconstructions(store.load("images"), ids, scale, self.evaluations(sampler, ids), seconds)
+
+    def whole(self, number: int) -> Store:
+        """Returns the reconstructions of a finished round; what was lost of them is made again, the same as before."""
+        phase = self.folder.rows()[number]["phase"]
+        store = self.store(number, phase, len(self.subset(number, phase)))
+        missing = bool(store.missing)
+        self.processes.wait()  # all look before one writes
+        if missing:
+            self.reconstruct(number, phase, self.run.model(number - 1))
+        return store
+
+    def warm(self, number: int, sampler: Sampler) -> Sampler:
+        """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any."""
+        noise = self.config.e_step.warm_start
+        if noise is None or not sampler.begins_at_noise or number == 1:
+            return sampler
+        before = self.whole(number - 1)
+        return WarmStart(sampler, before.load("images").clamp(-1, 1), before.load("ids"), noise)
+
+    def evaluations(self, sampler: Sampler, ids: Tensor) -> float:
+        """Returns the network evaluations per image, the mean over a round's observations."""
+        if not isinstance(sampler, WarmStart):
+            return sampler.evaluations
+        share = float(sampler.known(ids).double().mean())
+        begun = sampler.begun_evaluations(self.run.denoiser.schedule, self.config.sigma)
+        return share * begun + (1 - share) * sampler.evaluations
+
+    def batch_size(self, sampler: Sampler, denoiser: Denoiser, ids: Tensor) -> int:
+        """Returns the batch size of the E-step, the same for the whole run: rounding depends on it."""
+        size, path = self.config.e_step.batch_size, self.folder.path / "batch_size.json"
+        if size != "auto":
+            return size
+        if self.processes.main and not path.exists():
+            write_record(path, {"batch_size": choose_batch_size(sampler, denoiser, self.observations, ids)})
+        self.processes.wait()
+        size = read_record(path, batch_size=int)["batch_size"]
+        check(size > 0, "train", f"batch_size of {path}", "to be positive", size)
+        return int(size)
+
+    def subset(self, number: int, phase: str) -> Tensor:
+        """Returns the ids of a round's observations: a few that all rounds have, and a random rest."""
+        count, wanted = len(self.observations), self.config.e_step.subset
+        if phase == "final" or wanted is None or wanted >= count:
+            return torch.arange(count)
+        shown = min(SHOWN, wanted)
+        generator = torch.Generator().manual_seed(self.run.seed("round", number, "subset") % 2**63)
+        rest = shown + torch.randperm(count - shown, generator=generator)[: wanted - shown]
+        return torch.cat((torch.arange(shown), rest))
+
+    def store(self, number: int, phase: str, count: int) -> Store:
+        """Returns the store of a round's reconstructions, created by the main process."""
+        folder = self.folder.round(number) / "reconstructions"
+        identity = {"round": number, "phase": phase, "seed": self.config.seed}
+        size = self.config.e_step.shard_size
+        if (folder / MANIFEST).exists():  # it may have begun with another size
+            size = Store.open(folder).shard_size
+        arguments: dict[str, Any] = {"count": count, "shard_size": size, "identity": identity}
+        if self.processes.main:
+            Store(folder, **arguments)
+        self.processes.wait()
+        return Store(folder, **arguments)
+
+    def scaled(self, number: int, denoiser: Denoiser) -> tuple[Any, float | None]:
+        """Returns the sampler with this round's scale, tried on a few observations if candidates are given."""
+        sampler, candidates = self.config.sampler, self.config.e_step.scales
+        if not candidates or not isinstance(sampler, DPS):
+            return sampler, getattr(sampler, "scale", None)
+        path = self.folder.round(number) / "scale.json"
+        if self.processes.main and not path.exists():
+            ids = self.subset(number, "final")[: self.config.e_step.scale_images]
+            y = self.observations.read(ids).to(self.run.device)
+            seed = self.run.seed("round", number, "scale")
+            operator = self.observations.operator
+            scale, misfits = choose_scale(
+                sampler,
+                denoiser,
+                y,
+                operator,
+                candidates=candidates,
+                ids=ids.to(self.run.device),
+                seed=seed,
+                callback=self.run.progress("scale", number),
+            )
+            write_record(path, {"scale": scale, "candidates": candidates, "misfits": [str(m) for m in misfits]})
+        self.processes.wait()
+        scale = float(read_record(path, scale=(int, float))["scale"])
+        return dataclasses.replace(sampler, scale=scale), scale
