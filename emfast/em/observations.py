@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +14,25 @@ from emfast.data import Images, load_observations
 from emfast.data.images import fingerprint
 from emfast.operators import Given, Operator
 from emfast.operators.linearity import check_linear
+
+TELLING = ("mask", "kernel")  # what stands beside y under these names, it was corrupted with
+
+
+class _Read(Mapping[str, Tensor]):
+    """Parameters that know which of them were read."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters, self.read = parameters, set[str]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return self.parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
 
 
 class Observations:
@@ -52,7 +71,7 @@ class Observations:
         self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
         if y is not None:
             check(y.dtype == torch.float32, "Observations", name, "to be float32", y, error=TypeError)
-        self._check_operator()
+        self._check_operator(given or {})
         if y is not None:
             self._check_values(y, name)
 
@@ -76,19 +95,31 @@ class Observations:
         source = self.images if self.images is not None else self.y
         return 0 if source is None else len(source)
 
-    def _check_operator(self) -> None:
+    def _check_operator(self, given: Mapping[str, Tensor]) -> None:
         """Finds a misfit of operator and data now rather than hours later."""
         first = torch.tensor([0])
-        name = type(self.operator).__name__
+        inner = self.operator.operator if isinstance(self.operator, Given) else self.operator
+        name = type(inner).__name__
+        if self.y is not None and self.operator.observes_images:
+            check(self.y.dim() == 4, name, "y", "to have shape (N, C, H, W)", self.y, "C is 1 for grey images")
         for index in {0, len(self) - 1}:
             y = self.read(torch.tensor([index]))
-        x = self.operator.adjoint(y, self.operator.parameters(first, tuple(y.shape[1:])))
+        fix = "Give real and imaginary parts as channels" if y.is_complex() else None
+        check(y.is_floating_point(), name, "y", "to be real", y, fix, TypeError)
+        parameters = _Read(self.operator.parameters(first, tuple(y.shape[1:])))
+        x = self.operator.adjoint(y, parameters)
         good = isinstance(x, Tensor) and x.dim() == 4
         check(good, name, "A^T y", "to be a tensor (B, C, H, W)", x)
         self.shape: tuple[int, int, int] = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
-        back = tuple(self.operator.apply(x, self.operator.parameters(first, tuple(y.shape[1:]))).shape)
+        back = tuple(self.operator.apply(x, parameters).shape)
         check(back == tuple(y.shape), name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
-        check_linear(self.operator, torch.tensor(sorted({0, len(self) - 1})), self.shape, tuple(y.shape[1:]))
+        unread = [key for key in TELLING if key in given and key not in parameters.read]
+        fix = "Name the operator that it belongs to, or take it out of the file"
+        check(not unread, name, "the observations", "to bring parameters that it reads", " and ".join(unread), fix)
+        # As many as there are channels, for a parameter without a channel axis is then broadcast without a word.
+        count = min(max(2, self.shape[0]), 16)
+        ids = torch.linspace(0, len(self) - 1, count).round().long()
+        check_linear(self.operator, ids, self.shape, tuple(y.shape[1:]))
 
     def _check_values(self, y: Tensor, name: str) -> None:
         """Finds values that no detector gives, and y in other units than those of the images."""

@@ -24,6 +24,7 @@ class Operator:
     """
 
     closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
+    observes_images = False  # whether y is known to be images too, (B, C, H, W)
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns what distinguishes the observations, e.g. their masks: a mapping of (B, ...) or (1, ...) tensors.
@@ -33,6 +34,16 @@ class Operator:
             shape: The shape (C, H, W) of one observation.
         """
         return {}
+
+    def checked(self, given: Parameters) -> Parameters:
+        """Returns parameters of all N observations that came with y from a file, as `apply` takes them.
+
+        Arguments:
+            given: (N, ...) tensors by name; row id belongs to observation id.
+        Raises:
+            ValueError: If they are not what they are called.
+        """
+        return given
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns A x: images (B, C, H, W) to observations."""

@@ -17,6 +17,7 @@ class Downsample(Operator):
     """
 
     closed_form = True
+    observes_images = True
 
     def __init__(self, factor: int = 2) -> None:
         check(factor > 1, "Downsample", "factor", "to be 2 or more", factor)

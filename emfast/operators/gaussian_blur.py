@@ -30,6 +30,7 @@ class GaussianBlur(Operator):
     """
 
     closed_form = True
+    observes_images = True
 
     def __init__(self, size: int = 9, std: float = 2.0, padding: Literal["reflect", "circular"] = "reflect") -> None:
         check(size > 0 and size % 2 == 1, "GaussianBlur", "size", "to be odd and positive", size)

@@ -9,6 +9,7 @@ class Identity(Operator):
     """The identity, for denoising: y = x + n."""
 
     closed_form = True
+    observes_images = True
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns x."""
