@@ -102,8 +102,11 @@ def load(
 ) -> Images:
     r"""Returns the images of a file or a folder.
 
-    8-bit images stay 8-bit in memory. Floats are taken to be in data units, nominally [-1, 1], and kept as they are;
-    arrays in [0, 1] or [0, 255] are refused, as nothing in a file says what they mean.
+    The content of a file tells its format; its name only where the content does not. 8-bit images stay 8-bit in memory,
+    16-bit pictures become floats, 0 ... 65535 for [-1, 1]. Pictures are turned upright by their EXIF data; all pages of
+    a TIFF file are images, animations are refused; of several links to one file the first is read. Floats are taken to
+    be in data units, nominally [-1, 1], and kept as they are; arrays in [0, 1] or [0, 255] are refused, as nothing in a
+    file says what they mean.
 
     Arguments:
         source: A folder of pictures (searched recursively, sorted by path), a reconstruction store, a .npy, .npz,
@@ -117,7 +120,7 @@ def load(
         The images.
     Raises:
         ValueError: If the source is missing, empty, damaged, of mixed sizes without `size`, or not finite.
-        TypeError: If its values are neither 8-bit nor float.
+        TypeError: If its values are neither 8-bit nor float (pictures: nor 16-bit).
         RuntimeError: If an optional package is needed and missing.
     """
     for name, value in {"crop": crop, "size": size, "limit": limit}.items():

@@ -55,6 +55,11 @@ def read_inputs(config: Config) -> Inputs:
         observations = Observations(config.operator, sigma=config.sigma, images=images, seed=seed)
     else:
         observations = Observations.from_file(data.observations, config.operator, sigma=config.sigma, limit=data.limit)
+        fix = "Observations are neither cut nor resized: leave it out, or make them of smaller images"
+        good = data.size is None or (data.size, data.size) == observations.shape[1:]
+        check(
+            good, "train", "data.size", f"to be the side of the observed images, {observations.shape}", data.size, fix
+        )
     if wanted and clean is None:
         clean = load(data.clean or "", crop=data.crop, size=data.size)
         clean = _split(clean, data.clean_count)[1]

@@ -93,3 +93,14 @@ def test_projections_through_all_commands(tmp_path, capsys):
     assert main(argv) == 2
     assert one_sentence(capsys.readouterr().err, ["Spectrum", "real"])
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("flags", [["--data.size", "8"], ["--data.size", "24"]])
+def test_observations_are_not_resized(flags, tmp_path, capsys):
+    np.savez(tmp_path / "y.npz", y=np.zeros((4, 1, 12, 12), np.float32), mask=np.ones((4, 12, 12)))
+    argv = ["train", "--config", str(write_config(tmp_path)), "--data.observations", str(tmp_path / "y.npz")]
+    assert main([*argv, *flags]) == 2
+    assert one_sentence(capsys.readouterr().err, ["data.size", "(1, 12, 12)", flags[1], "neither cut nor resized"])
+    for name in ("size", "crop"):
+        assert main(["restore", "run", "--observations", str(tmp_path / "y.npz"), f"--{name}", "12"]) == 2
+        assert one_sentence(capsys.readouterr().err, [name, "neither cut nor resized"])
