@@ -69,6 +69,9 @@ class Observations:
         check_sigma(sigma, "Observations")
         self.operator = Given(operator, given) if given else operator
         self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
+        rows = {key: len(value) for key, value in (given or {}).items()}
+        requirement = f"to have a row for each of the {len(self)} observations"
+        check(set(rows.values()) <= {len(self)}, "Observations", "given", requirement, rows)
         if y is not None:
             check(y.dtype == torch.float32, "Observations", name, "to be float32", y, error=TypeError)
         self._check_operator(given or {})

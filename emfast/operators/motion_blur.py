@@ -115,6 +115,9 @@ def _given_kernels(kernel: Tensor) -> Tensor:
 def _response(kernel: Tensor, like: Tensor) -> Tensor:
     """Returns what a convolution multiplies each frequency with, for images like the given ones."""
     height, width, size = *like.shape[-2:], kernel.shape[-1]
+    # Anything else could be broadcast: the kernels of three images to the three channels of each.
+    good = kernel.ndim == 4 and kernel.shape[1] == 1 and len(kernel) in (1, len(like))
+    check(good, "MotionBlur", "kernel", f"to have shape ({len(like)} or 1, 1, K, K)", tuple(kernel.shape))
     padded = torch.zeros(*kernel.shape[:2], height, width, dtype=like.dtype, device=like.device)
     padded[..., :size, :size] = kernel.to(like.dtype)
     return torch.fft.rfft2(padded.roll((-(size // 2),) * 2, (-2, -1)))

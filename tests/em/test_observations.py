@@ -63,6 +63,12 @@ def test_parameters_that_mean_something_else(operator, given, words):
         Observations(operator, y=torch.zeros(3, 3, 6, 6), given=given)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_every_observation_has_its_row(rows):
+    with pytest.raises(ValueError, match="given to have a row for each of the 3 observations"):
+        Observations(Mask(), y=torch.zeros(3, 1, 6, 6), given={"mask": torch.ones(rows, 6, 6)})
+
+
 def test_others_stand_beside_y():
     given = {"mask": torch.ones(3, 6, 6), "labels": torch.arange(3)}
     assert len(Observations(Mask(), y=torch.zeros(3, 3, 6, 6), given=given)) == 3

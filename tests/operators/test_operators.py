@@ -193,6 +193,11 @@ def test_given_kernels():
     for wrong in (torch.rand(3, 3, 5, 5), torch.rand(3, 4, 4), torch.rand(3, 5), torch.rand(3, 5, 5) * torch.nan):
         with pytest.raises(ValueError, match=r"^MotionBlur: expected "):
             Given(MotionBlur(), {"kernel": wrong})
+    for size in (5, 17):  # above some size by Fourier transforms
+        wide, kernel = torch.rand(3, 3, 32, 32), torch.rand(3, 3, size, size)
+        for wrong in (kernel, kernel[:1], kernel[:2, :1], kernel[0]):
+            with pytest.raises(ValueError, match=r"expected kernel .* \(3 or 1, 1, K, K\)"):
+                MotionBlur().apply(wide, {"kernel": wrong})
 
 
 @pytest.mark.parametrize(
