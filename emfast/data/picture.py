@@ -63,6 +63,8 @@ def read_picture(path: Path, limit: int | None = None) -> Picture:
         ValueError: If it cannot be read, is an animation, or its pages have several sizes.
         TypeError: If it has another number of bits.
     """
+    from PIL import UnidentifiedImageError
+
     check_regular("load", path)
     try:
         with _opened(path) as picture:
@@ -72,7 +74,8 @@ def read_picture(path: Path, limit: int | None = None) -> Picture:
         raise refusal.error from None
     except Exception as error:  # pillow raises a dozen kinds for damaged files
         fix = "It is damaged or no picture that pillow reads: remove it"
-        raise ValueError(message("load", str(path), "to be a picture", str(error), fix)) from error
+        found = "none that pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(message("load", str(path), "to be a picture", found, fix)) from error
     kinds = sorted({f"{page.shape} {page.dtype}" for page in pages})
     fix = "Store them as files of their own"
     check(len(kinds) == 1, "load", str(path), "to have pages of one shape and dtype", " and ".join(kinds), fix)
