@@ -45,9 +45,9 @@ def read_folder(path: Path, crop: int | None = None, size: int | None = None, li
         requirement = f"to have the {shape[0]}x{shape[1]} pixels of {files[0].name}"
         fix = "Give size=, which cuts and resizes"
         check(picture.images.shape[2:] == shape, "load", str(file), requirement, found, fix)
-    floats = [picture.images for picture in pictures if picture.floats]
-    if floats:
-        check_units(torch.cat([images.flatten() for images in floats]), str(path))
+    ends = [end for picture in pictures if picture.floats for end in picture.images.aminmax()]
+    if ends:
+        check_units(torch.stack(ends), str(path))
     parts = [picture.images for picture in pictures]
     if any(part.dtype != torch.uint8 for part in parts):
         parts = [part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part for part in parts]

@@ -67,9 +67,9 @@ def read_picture(path: Path, limit: int | None = None) -> Picture:
 
     check_regular("load", path)
     try:
-        with _opened(path) as picture:
+        with _opened(path) as picture, _opened(path) as twin:
             count = _count(picture, path)
-            pages = [_page(picture, index, path) for index in range(min(count, limit or count))]
+            pages = [_page(picture, twin, index, path) for index in range(min(count, limit or count))]
     except _Refusal as refusal:
         raise refusal.error from None
     except Exception as error:  # pillow raises a dozen kinds for damaged files
@@ -119,8 +119,8 @@ def _count(picture: ImageFile, path: Path) -> int:
     return count
 
 
-def _page(picture: ImageFile, index: int, path: Path) -> NDArray[Any]:
-    """The pixels of a page, (H, W) or (H, W, 3): uint8, uint16 or float32."""
+def _page(picture: ImageFile, twin: ImageFile, index: int, path: Path) -> NDArray[Any]:
+    """The pixels of a page, (H, W) or (H, W, 3): uint8, uint16 or float32. The file is open twice."""
     if index:
         picture.seek(index)
     mode, raw, tags = picture.mode, _raw_mode(picture), _tags(picture)
@@ -136,7 +136,7 @@ def _page(picture: ImageFile, index: int, path: Path) -> NDArray[Any]:
         pixels = _pixels(picture).astype(np.uint16)  # in the byte order of this machine
         return 65535 - pixels if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else pixels
     if colours:
-        return _deep_colours(path, index)
+        return _deep_colours(picture, twin, index)
     return _pixels(picture) if mode == "F" else _pixels(picture, "L" if mode in GREY else "RGB")
 
 
@@ -159,20 +159,15 @@ def _raw_mode(picture: ImageFile) -> str:
     return f"{raw};16 of PPM" if deep else raw
 
 
-def _deep_colours(path: Path, index: int) -> NDArray[np.uint16]:
+def _deep_colours(picture: ImageFile, twin: ImageFile, index: int) -> NDArray[np.uint16]:
     """The pixels (H, W, 3) of a page in colours of 16 bits.
 
     Pillow keeps the high byte of each. Told that the file has the other byte order, it keeps the low one.
     """
-    halves = []
-    for swapped in (False, True):
-        with _opened(path) as picture:
-            if index:
-                picture.seek(index)
-            if swapped:
-                picture.tile = [_in_other_order(tile) for tile in picture.tile]
-            halves.append(_pixels(picture)[..., :3].astype(np.uint16))
-    high, low = halves
+    if index:
+        twin.seek(index)
+    twin.tile = [_in_other_order(tile) for tile in twin.tile]
+    high, low = (_pixels(each)[..., :3].astype(np.uint16) for each in (picture, twin))
     return (high << 8 | low).astype(np.uint16)
 
 

@@ -16,9 +16,10 @@ class Operator:
     r"""A linear measurement operator A with parameters of its own for every observation.
 
     A subclass has three methods, `parameters`, `apply` and `adjoint`; an operator without parameters needs only the
-    last two. One that knows its singular vectors may give `regularised_inverse` in closed form too, and one that never
-    records some of the values of y gives `project`. All tensors are batched: row b of every parameter belongs to image
-    b, and images do not mix. An instance holds hyper-parameters only.
+    last two. One that knows its singular vectors may give `regularised_inverse` in closed form too, one that never
+    records some of the values of y gives `project`, and one that knows what parameters from files must be, `checked`.
+    All tensors are batched: row b of every parameter belongs to image b, and images do not mix. An instance holds
+    hyper-parameters only.
 
     .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
     """

@@ -39,14 +39,14 @@ def png(channels: int, kind: int) -> bytes:
     return content
 
 
-def tiff(array: np.ndarray, order: str, **others: int) -> bytes:
-    """An uncompressed TIFF of one picture, (H, W) or (H, W, C)."""
+def tiff(array: np.ndarray, order: str, base: int = 0, **others: int) -> bytes:
+    """An uncompressed TIFF of one picture, (H, W) or (H, W, C), at a place in a file."""
     height, width, *channels = array.shape
     count = channels[0] if channels else 1
     bits = array.itemsize * 8
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: 2 if channels else 1, 277: count, 278: height, 284: 1}
     tags |= {int(name[1:]): value for name, value in others.items()} | {273: 0, 279: array.nbytes}
-    depths = 8 + 2 + 12 * len(tags) + 4  # where the bits of each channel stand, if they do not fit into their entry
+    depths = base + 8 + 2 + 12 * len(tags) + 4  # where the bits of each channel stand
     tags[273] = depths + 2 * count
     entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(tags.items())]
     if count > 1:
@@ -135,6 +135,22 @@ def test_16_bits_of_tiff_are_kept(tmp_path: Path, order: str, channels: int | No
     Image.fromarray(BYTES[0]).save(tmp_path / "b.png")
     both = load(tmp_path)[:]
     torch.testing.assert_close(both[1, 0], torch.tensor(BYTES[0]) / 127.5 - 1)
+
+
+def test_16_bits_of_a_stack_in_colours(tmp_path: Path) -> None:
+    """A TIFF of three pages: the header of each leads to the next, its strips behind it."""
+    pages = [np.ascontiguousarray(np.roll(WORDS[..., :3], k, 0)) for k in range(3)]
+    content, link = bytearray(), 0
+    for page in pages:
+        start = len(content)
+        part = bytearray(tiff(page, "<", base=start))
+        if start:
+            content[link : link + 4] = struct.pack("<I", start + 8)
+        link = start + 8 + 2 + 12 * struct.unpack_from("<H", part, 8)[0]
+        content += part
+    (tmp_path / "a.tif").write_bytes(content)
+    expected = torch.tensor(np.stack(pages).astype(np.float64)).permute(0, 3, 1, 2) / 32767.5 - 1
+    torch.testing.assert_close(load(tmp_path / "a.tif").tensor.double(), expected, rtol=0, atol=1e-7)
 
 
 def test_what_has_other_bits_is_refused(tmp_path: Path) -> None:
