@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from tiny_run import snapshot, train, write_config
+from tiny_run import one_sentence, snapshot, train, write_config
 
 from emfast.cli import main
 from emfast.commands import COMMANDS, display, parser
@@ -180,6 +180,18 @@ def test_evaluate_pairs_reconstructions_with_the_images_of_their_ids(run, capsys
     assert f"{row['psnr']:.2f}" in capsys.readouterr().out
 
 
+def test_evaluate_pairs_no_others(tmp_path, capsys):
+    x = 2 * np.random.default_rng(0).random((40, 1, 12, 12), dtype=np.float32) - 1
+    for name, images in (("a", x), ("b", 0.5 * x + 0.1), ("c", x[::-1])):
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    argv = ["evaluate", str(tmp_path / "a.npz"), "--features", "none", str(tmp_path / "{}.npz")]
+    for name, flags, shown in (("b", [], True), ("c", [], False), ("c", ["--paired", "true"], True)):
+        assert main([word.format(name) for word in argv] + flags) == 0
+        out, err = capsys.readouterr()
+        assert (out.count(" -") == 1) == shown
+        assert shown or one_sentence(err, ["nearer to their partners", "--paired true"])
+
+
 def test_evaluate_compares_files(restored, capsys):
     _, output = restored
     assert main(["evaluate", str(output), "sample:test", "--size", "12", "--limit", "10"]) == 0
@@ -271,3 +283,16 @@ def test_a_terminal_shows_bars_and_a_table():
     assert "50/100" in text
     assert "PSNR" in text
     assert "51,200" in text
+
+
+def test_paths_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    changes = {"data": {"images": "~/x.npz"}, "operator": {"class_path": "Mask", "init_args": {"mask": "~/m.npy"}}}
+    np.save(tmp_path / "m.npy", np.ones((4, 4)))
+    write_config(tmp_path, **changes)
+    config, text = parser.parse("train", Config, ["--config=~/config.yaml", "--output=~/run", "--model", "~"])
+    assert (config.output, config.model, config.data.images) == tuple(
+        f"{tmp_path}{end}" for end in ("/run", "", "/x.npz")
+    )
+    assert config.operator.mask.shape == (1, 1, 4, 4)
+    assert "~" not in text

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from emfast._check import check
+from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import scores
 from emfast.data import Images, Store, load
@@ -25,7 +25,8 @@ class Options:
 
     A set is anything that `data.images` may be, a store of reconstructions, or the folder of a run or of
     `emfast restore`, which stands for its (last) reconstructions. Reconstructions know the ids of their observations:
-    they are compared with the images of those ids. Other sets are compared image by image if they have equal counts.
+    they are compared with the images of those ids. Other sets are compared image by image if they have equal counts and
+    the images of one are nearer to their partners in the other than to the neighbours of those.
 
     Args:
         a: The images to judge.
@@ -59,6 +60,12 @@ def run(options: Options, yaml: str) -> None:
     b, others = _read(options.b, options)
     check(a.shape == b.shape, "evaluate", "B", f"to have images of A's shape {a.shape}", b.shape, "Set size")
     pair = _pair(options, a, ids, b, others)
+    if pair is not None and options.paired is None and not _belong(*pair):
+        known = ids is not None or others is not None
+        fix = "Check that B holds the images observed" if known else "Write --paired true if they are pairs"
+        requirement = "to be nearer to their partners in B than to others"
+        print(message("evaluate", "the images of A", requirement, "no difference", fix), file=sys.stderr)
+        pair = pair if known else None
     means = scores(*pair) if pair is not None else {}
     name, distance = _distance(options, a, b)
     columns = [("images A", [str(len(a))]), ("images B", [str(len(b))])]
@@ -101,6 +108,18 @@ def _pair(
     fix = "Leave paired out"
     check(len(a) == len(b) or not options.paired, "evaluate", "B", f"to have {len(a)} images like A", len(b), fix)
     return (a[:], b[:]) if len(a) == len(b) else None
+
+
+def _belong(x: Tensor, y: Tensor) -> bool:
+    """Whether images are nearer to their partners than to those of their neighbours, beyond three standard errors."""
+    others = y.roll(1, 0)
+    nearer = torch.cat(
+        [
+            ((x[rows] - others[rows]).square() - (x[rows] - y[rows]).square()).flatten(1).mean(1)
+            for rows in torch.arange(len(x)).split(512)
+        ]
+    )
+    return len(x) < 2 or bool(nearer.mean() >= 3 * nearer.std() / len(x) ** 0.5)
 
 
 def _common(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

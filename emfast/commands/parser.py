@@ -16,7 +16,7 @@ from emfast._check import check, message
 from emfast._yaml import check_yaml
 from emfast.commands import COMMANDS
 from emfast.commands.classes import CLASSES, CommandLine, choose_classes
-from emfast.commands.values import MODE, check_kinds, check_values
+from emfast.commands.values import MODE, at_home, check_kinds, check_values
 
 DEFAULTS: dict[str, Any] = {"operator": {"class_path": "emfast.operators.Mask", "init_args": {"missing": 0.6}}}
 
@@ -55,11 +55,15 @@ def parse(command: str, options: type, argv: Sequence[str]) -> tuple[Any, str]:
     Raises:
         ValueError: If there is a mistake in the command line or in a config file; one sentence.
     """
+    argv = [at_home(argument) for argument in argv]
     check_values(f"emfast {command}", [part for argument in argv for part in (argument, argument.partition("=")[2])])
     defaults, arguments = _defaults(command, CommandLine(argv))
     parser = build(command, options, defaults)
     try:
         namespace = parser.parse_args(arguments)
+        for key, value in list(namespace.items()):
+            if isinstance(value, str):
+                namespace[key] = at_home(value)
         text = parser.dump(namespace, skip_unset=False)
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(_sentence(parser, str(error), argv)) from error

@@ -73,6 +73,10 @@ class Options:
     def __post_init__(self) -> None:
         given = (self.observations is not None) + (self.images is not None)
         check(given == 1, "restore", "one of observations and images", "to be given", "both" if given else "neither")
+        for name in ("size", "crop"):
+            good = self.observations is None or getattr(self, name) is None
+            fix = "Observations are neither cut nor resized"
+            check(good, "restore", name, "to stand beside images", "observations", fix)
         check(self.sigma >= 0, "restore", "sigma", "to be >= 0", self.sigma)
         for name in ("limit", "batch_size", "shard_size", "pictures"):
             value = getattr(self, name)

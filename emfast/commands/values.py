@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -37,6 +38,15 @@ def load_yaml(text: str) -> Any:
 
 
 set_loader(MODE, load_yaml, (yaml.YAMLError,))
+
+
+def at_home(text: str) -> str:
+    """Returns a text that is a path in a home folder, `~/...` or `--option=~/...`, with that folder in its place.
+
+    A shell does this only for `~` at the beginning of a word, and nobody for that in a YAML file.
+    """
+    flag, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
+    return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
 def check_values(function: str, tree: Any, name: str = "the command line") -> None:

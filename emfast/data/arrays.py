@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,18 +13,34 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast._files import check_regular, read_tensors
+from emfast._files import read_tensors
+from emfast.data.files import ARRAYS, format_of
 
-HDF5 = (".h5", ".hdf5")
-SUFFIXES = (".npy", ".npz", ".safetensors", *HDF5)
+COLOURS = (3, 4)  # the channels of one picture, with its transparency or without
 
 
 def split_key(source: str) -> tuple[Path, str | None]:
     """Returns the path and the key of `path:key`; the key is None when there is none."""
     path, colon, key = source.rpartition(":")
-    if colon and key and Path(path).suffix in SUFFIXES and not Path(source).exists():
-        return Path(path), key
-    return Path(source), None
+    found = Path(path).suffix.lower() in ARRAYS or Path(path).is_file()
+    if colon and key and found and not os.path.lexists(os.path.expanduser(source)):
+        return Path(path).expanduser(), key
+    return Path(source).expanduser(), None
+
+
+def read_array(source: str | os.PathLike[str], usual: str) -> Tensor:
+    """Returns the array of a file: the only one, the one of the usual name, or that of `path:key`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or the key unknown or missing.
+        TypeError: If it does not hold numbers.
+    """
+    path, key = split_key(os.fspath(source))
+    if not path.exists():
+        raise FileNotFoundError(message("load", str(path), "to exist", "nothing there", "Check the path"))
+    arrays = ArrayFile(path)
+    return arrays.read(arrays.choose(key, usual))
 
 
 def read_images(path: Path, key: str | None = None, limit: int | None = None) -> Tensor:
@@ -38,20 +55,14 @@ def read_images(path: Path, key: str | None = None, limit: int | None = None) ->
         TypeError: If its values are neither 8-bit nor float.
     """
     arrays = ArrayFile(path)
-    fix = f"Write {path.name}:KEY with KEY one of {', '.join(arrays.names)}"
-    if key is None:
-        good = len(arrays.names) == 1 or "images" in arrays.names
-        found = f"{len(arrays.names)} others" if arrays.names else "an empty file"
-        check(good, "load", str(path), "to hold one array or one called images", found, fix if arrays.names else None)
-        key = "images" if "images" in arrays.names else arrays.names[0]
-    check(key in arrays.names, "load", str(path), f"to hold {key!r}", "no such array", fix)
-    label = str(path) if path.suffix == ".npy" else f"{path}:{key}"
-    images = _channels_first(arrays.read(key, limit), label)
+    key = arrays.choose(key, "images")
+    label = str(path) if arrays.format == "npy" else f"{path}:{key}"
+    images = _channels_first(arrays.read(key, limit), arrays.shape(key), label)
     if images.dtype == torch.uint8:
         return images
     good = images.is_floating_point()
     check(good, "load", label, "to hold uint8 or float values", images, "Convert it to one of them", TypeError)
-    _check_units(images, label)
+    check_units(images, label)
     return images.float()
 
 
@@ -59,16 +70,35 @@ class ArrayFile:
     """The arrays of a file by name, read one at a time.
 
     Arguments:
-        path: A .npy (its array has the name "array"), .npz, .safetensors or .h5 file.
+        path: A .npy (its array has the name "array"), .npz, .safetensors or .h5 file, told by its content.
     Raises:
         ValueError: If it is damaged; the sentence names it.
         RuntimeError: If it is HDF5 and h5py is not installed.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.format = path, format_of(path)
+        known = self.format in ARRAYS.values()
+        check(known, "load", str(path), f"to be an array file ({', '.join(ARRAYS)})", "another content")
         with self._open() as arrays:
             self.names = sorted(arrays)
+
+    def choose(self, key: str | None, usual: str) -> str:
+        """Returns the key, if there is such an array; with None that of the only array, or the usual one."""
+        fix = f"Write {self.path.name}:KEY with KEY one of {', '.join(self.names)}"
+        if key is None:
+            good = len(self.names) == 1 or usual in self.names
+            found = f"{len(self.names)} others" if self.names else "an empty file"
+            requirement = f"to hold one array or one called {usual}"
+            check(good, "load", str(self.path), requirement, found, fix if self.names else None)
+            key = usual if usual in self.names else self.names[0]
+        check(key in self.names, "load", str(self.path), f"to hold {key!r}", "no such array", fix)
+        return key
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of an array."""
+        with self._open() as arrays:
+            return tuple(getattr(arrays[name], "shape", ()))
 
     def read(self, name: str, limit: int | None = None) -> Tensor:
         """Returns an array, only its first rows if there is a limit."""
@@ -81,7 +111,7 @@ class ArrayFile:
             return array
         array = np.asarray(array)
         label = f"{self.path}:{name}"
-        good = array.dtype.kind in "buif" and array.dtype.itemsize <= 8
+        good = array.dtype.kind in "buifc" and array.dtype.itemsize <= (16 if array.dtype.kind == "c" else 8)
         found = f"dtype {array.dtype}"
         check(good, "load", label, "to hold numbers", found, "Choose another array, or convert it", TypeError)
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -89,10 +119,9 @@ class ArrayFile:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        h5py = require_h5py(self.path) if self.path.suffix in HDF5 else None
-        check_regular("load", self.path)
+        h5py = require_h5py(self.path) if self.format == "hdf5" else None
         with ExitStack() as stack:
-            if self.path.suffix == ".safetensors":
+            if self.format == "safetensors":
                 yield read_tensors(self.path)
                 return
             try:
@@ -100,12 +129,22 @@ class ArrayFile:
                     yield _datasets(stack.enter_context(h5py.File(self.path, "r")), h5py.Dataset)
                 else:
                     content = np.load(self.path, allow_pickle=False, mmap_mode="r")
-                    single = isinstance(content, np.ndarray)
-                    yield {"array": content} if single else stack.enter_context(content)
+                    if isinstance(content, np.ndarray):
+                        _check_length(self.path, content)
+                        yield {"array": content}
+                    else:
+                        yield stack.enter_context(content)
             except Exception as error:  # numpy, zipfile and h5py raise a dozen kinds for damaged files
                 fix = "The file is damaged or holds Python objects: restore it, or write it anew"
                 sentence = message("load", str(self.path), "to be a whole array file", str(error), fix)
                 raise ValueError(sentence) from error
+
+
+def _check_length(path: Path, array: Any) -> None:
+    """numpy reads the first of several arrays in a .npy file, and passes over whatever else stands behind it."""
+    extra = path.stat().st_size - getattr(array, "offset", 0) - array.nbytes
+    if extra:
+        raise ValueError(f"{extra} bytes behind its array")
 
 
 def _datasets(file: Any, kind: type) -> dict[str, Any]:
@@ -124,9 +163,19 @@ def require_h5py(path: Path) -> Any:
     return h5py
 
 
-def _channels_first(array: Tensor, label: str) -> Tensor:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W): the channel axis is the smaller one."""
+def _channels_first(array: Tensor, shape: tuple[int, ...], label: str) -> Tensor:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W): the channel axis is the smaller one.
+
+    Arguments:
+        array: The first rows of the array.
+        shape: That of the whole array.
+        label: Where it is from.
+    """
     if array.dim() == 3:
+        fix = "Store it as (N, C, H, W)"
+        stack = shape[0] not in COLOURS and shape[2] > max(COLOURS)
+        found = f"{shape}, which may be one image with its channels"
+        check(stack, "load", label, "to be a stack (N, H, W)", found, fix)
         return array[:, None]
     check(array.dim() == 4, "load", label, "of shape (N, H, W), (N, H, W, C) or (N, C, H, W)", array)
     first, last = array.shape[1], array.shape[3]
@@ -135,7 +184,8 @@ def _channels_first(array: Tensor, label: str) -> Tensor:
     return array if first <= last else array.permute(0, 3, 1, 2).contiguous()
 
 
-def _check_units(images: Tensor, label: str) -> None:
+def check_units(images: Tensor, label: str) -> None:
+    """Raises a ValueError unless floats may be in data units; the label says where they are from."""
     check(images.numel() > 0, "load", label, "to hold at least one image", images)
     low, high = float(images.min()), float(images.max())
     fix = "Scale the values to [-1, 1] (x * 2 - 1 from [0, 1]), or store them as uint8"

@@ -7,21 +7,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from emfast._check import check
+from emfast._check import message
 from emfast._files import check_regular
+from emfast.data.files import distinct
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
+HIGHEST_LABELS = ((9,), (19, 99))  # CIFAR-10: the class; CIFAR-100: the coarse and the fine one
 _FIX = "Give an unchanged file of the binary version: data_batch_1.bin, test_batch.bin, train.bin or test.bin"
 
 
-def read_cifar(path: Path, limit: int | None = None) -> Tensor:
-    """Returns the (N, 3, 32, 32) uint8 images of a CIFAR binary file, or of all data_batch_*.bin files of a folder.
+def training_files(folder: Path) -> list[Path]:
+    """Returns the files of the training images in a folder of CIFAR-10 or of CIFAR-100; none in any other folder."""
+    batches = distinct(sorted(folder.glob("data_batch_*.bin")))
+    both = [folder / "train.bin", folder / "test.bin"]
+    return batches or (both[:1] if all(path.is_file() for path in both) else [])
+
+
+def read_cifar(files: list[Path], limit: int | None = None) -> Tensor:
+    """Returns the (N, 3, 32, 32) uint8 images of CIFAR binary files.
 
     Raises:
         ValueError: If a file is not a whole number of records.
     """
-    files = sorted(path.glob("data_batch_*.bin")) if path.is_dir() else [path]
     batches: list[Tensor] = []
     count = 0
     for file in files:
@@ -33,13 +41,16 @@ def read_cifar(path: Path, limit: int | None = None) -> Tensor:
 
 
 def _read_batch(path: Path) -> Tensor:
-    """A record is 1 label byte (CIFAR-10) or 2 (CIFAR-100), then the pixels, channel by channel."""
+    """The images of a file: a record is its labels, then the pixels, channel by channel."""
     check_regular("load", path)
     content = path.read_bytes()
-    labels = 2 if path.name in ("train.bin", "test.bin") else 1
-    record = labels + PIXELS
-    good = len(content) > 0 and len(content) % record == 0
-    requirement = f"to be a whole number of records of {record} bytes"
-    check(good, "load", str(path), requirement, f"{len(content)} bytes", _FIX)
-    records = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(-1, record)
-    return records[:, labels:].reshape(-1, *SHAPE).contiguous()
+    for highest in HIGHEST_LABELS:
+        labels = len(highest)
+        if not content or len(content) % (labels + PIXELS):
+            continue
+        records = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(-1, labels + PIXELS)
+        if (records[:, :labels] <= torch.tensor(highest)).all():
+            return records[:, labels:].reshape(-1, *SHAPE).contiguous()
+    requirement = f"to be a whole number of records of {1 + PIXELS} or {2 + PIXELS} bytes that begin with their labels"
+    found = f"{len(content)} bytes"
+    raise ValueError(message("load", str(path), requirement, found, _FIX))

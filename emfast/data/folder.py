@@ -1,75 +1,64 @@
-"""Folders of pictures (PNG, JPEG, ...), read with pillow."""
+"""Folders of pictures (PNG, JPEG, TIFF, ...)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from emfast._check import check, message
-from emfast._files import check_regular
+from emfast._check import check
+from emfast.data.arrays import check_units
+from emfast.data.files import PICTURES, distinct, files_below
+from emfast.data.picture import Picture, read_picture
 from emfast.data.resize import crop_and_resize
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-GREY = ("1", "L", "LA")
-COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 def read_folder(path: Path, crop: int | None = None, size: int | None = None, limit: int | None = None) -> Tensor:
-    """Returns the (N, C, H, W) uint8 images of a folder, or the one of a single picture.
+    """Returns the (N, C, H, W) images of a folder, or of a single file: uint8 if all have 8 bits, else float32.
 
-    Grey if every picture is grey, else RGB; an alpha channel is dropped. Hidden files and folders are left out.
+    Grey if every picture is grey, else RGB; an alpha channel is dropped. Hidden files and folders are left out. A file
+    that several links lead to is read once.
 
     Arguments:
         path: The folder, searched recursively and sorted by path, or the picture.
         crop: See `load`.
         size: See `load`; with None the pictures must have one size.
-        limit: Only the first so many pictures.
+        limit: Only the first so many images.
     Raises:
-        ValueError: If there is no picture, one cannot be read, or the sizes are mixed.
+        ValueError: If there is no picture, one cannot be read or is an animation, the sizes are mixed, or floats are
+            not in known units.
+        TypeError: If a picture has neither 8 nor 16 bits per channel nor floats.
+        OSError: If a folder cannot be read.
     """
-    files = sorted(_pictures(path)) if path.is_dir() else [path]
-    check(len(files) > 0, "load", str(path), f"to hold pictures ({', '.join(SUFFIXES)})", "none", "Check the path")
+    files = _pictures(path) if path.is_dir() else [path]
+    check(len(files) > 0, "load", str(path), f"to hold pictures ({', '.join(PICTURES)})", "none", "Check the path")
     files = files[:limit]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pictures = list(pool.map(partial(_read_picture, crop=crop, size=size), files))
-    shape = pictures[0].shape[1:]
+        pictures = list(pool.map(partial(_read, crop=crop, size=size, limit=limit), files))
+    shape = pictures[0].images.shape[2:]
     for file, picture in zip(files, pictures, strict=True):
-        found = "x".join(map(str, picture.shape[1:]))
+        found = "x".join(map(str, picture.images.shape[2:]))
         requirement = f"to have the {shape[0]}x{shape[1]} pixels of {files[0].name}"
-        check(picture.shape[1:] == shape, "load", str(file), requirement, found, "Give size=, which cuts and resizes")
-    channels = max(len(picture) for picture in pictures)
-    return torch.stack([picture.expand(channels, -1, -1) for picture in pictures])
+        fix = "Give size=, which cuts and resizes"
+        check(picture.images.shape[2:] == shape, "load", str(file), requirement, found, fix)
+    ends = [end for picture in pictures if picture.floats for end in picture.images.aminmax()]
+    if ends:
+        check_units(torch.stack(ends), str(path))
+    parts = [picture.images for picture in pictures]
+    if any(part.dtype != torch.uint8 for part in parts):
+        parts = [part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part for part in parts]
+    channels = max(part.shape[1] for part in parts)
+    return torch.cat([part.expand(-1, channels, -1, -1) for part in parts])[:limit]
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(root, name)
+def _pictures(folder: Path) -> list[Path]:
+    return distinct(sorted(path for path in files_below(folder) if path.name.lower().endswith(PICTURES)))
 
 
-def _read_picture(path: Path, crop: int | None, size: int | None) -> Tensor:
-    from PIL import Image
-
-    check_regular("load", path)
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            pixels = np.array(picture.convert("L" if mode in GREY else "RGB")) if mode in GREY + COLOUR else None
-    except Exception as error:  # pillow raises a dozen kinds for damaged files
-        fix = "The file is damaged or no picture: remove it"
-        raise ValueError(message("load", str(path), "to be a picture", str(error), fix)) from error
-    if pixels is None:
-        fix = "Store such data as floats in [-1, 1] in a .npz or .h5 file"
-        raise TypeError(message("load", str(path), "to have 8 bits per channel", f"pillow mode {mode}", fix))
-    tensor = torch.from_numpy(pixels)
-    tensor = tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1)
-    return crop_and_resize(tensor[None].contiguous(), crop, size)[0]
+def _read(path: Path, crop: int | None, size: int | None, limit: int | None) -> Picture:
+    images, floats = read_picture(path, limit)
+    return Picture(crop_and_resize(images, crop, size), floats)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast.data.arrays import SUFFIXES as ARRAYS
 from emfast.data.arrays import read_images, split_key
-from emfast.data.cifar import read_cifar
-from emfast.data.folder import SUFFIXES as PICTURES
+from emfast.data.cifar import read_cifar, training_files
+from emfast.data.files import ARRAYS, format_of
 from emfast.data.folder import read_folder
 from emfast.data.idx import read_idx
 from emfast.data.resize import crop_and_resize
@@ -103,8 +102,11 @@ def load(
 ) -> Images:
     r"""Returns the images of a file or a folder.
 
-    8-bit images stay 8-bit in memory. Floats are taken to be in data units, nominally [-1, 1], and kept as they are;
-    arrays in [0, 1] or [0, 255] are refused, as nothing in a file says what they mean.
+    The content of a file tells its format; its name only where the content does not. 8-bit images stay 8-bit in memory,
+    16-bit pictures become floats, 0 ... 65535 for [-1, 1]. Pictures are turned upright by their EXIF data; all pages of
+    a TIFF file are images, animations are refused; of several links to one file the first is read. Floats are taken to
+    be in data units, nominally [-1, 1], and kept as they are; arrays in [0, 1] or [0, 255] are refused, as nothing in a
+    file says what they mean.
 
     Arguments:
         source: A folder of pictures (searched recursively, sorted by path), a reconstruction store, a .npy, .npz,
@@ -118,7 +120,7 @@ def load(
         The images.
     Raises:
         ValueError: If the source is missing, empty, damaged, of mixed sizes without `size`, or not finite.
-        TypeError: If its values are neither 8-bit nor float.
+        TypeError: If its values are neither 8-bit nor float (pictures: nor 16-bit).
         RuntimeError: If an optional package is needed and missing.
     """
     for name, value in {"crop": crop, "size": size, "limit": limit}.items():
@@ -137,15 +139,16 @@ def load(
 
 def _read(path: Path, key: str | None, limit: int | None) -> Tensor | None:
     """The images of a source, None if it holds pictures: those are cut and resized one by one as they are read."""
-    name = path.name.lower()
-    if path.suffix in ARRAYS:
+    if path.is_dir():
+        if (path / MANIFEST).exists() and any(path.glob("shard-*.safetensors")):
+            return Store.open(path).load()[:limit]
+        files = training_files(path)
+        return read_cifar(files, limit) if files else None
+    kind = format_of(path)
+    if kind in ARRAYS.values():
         return read_images(path, key, limit)
-    if path.suffix == ".bin" or any(path.glob("data_batch_*.bin")):
-        return read_cifar(path, limit)
-    if path.is_file() and ("ubyte" in name or "idx" in name):
+    check(kind is not None, "load", str(path), "to be of a known kind", path.name, f"Give {FORMATS}")
+    check(key is None, "load", str(path), "to be an array file", f"a {kind} file and the key {key!r}", "Leave it out")
+    if kind == "idx":
         return read_idx(path, limit)
-    if (path / MANIFEST).exists() and any(path.glob("shard-*.safetensors")):
-        return Store.open(path).load()[:limit]
-    known = path.is_dir() or path.suffix.lower() in PICTURES
-    check(known, "load", str(path), "to be of a known kind", path.name, f"Give {FORMATS}")
-    return None
+    return read_cifar([path], limit) if kind == "cifar" else None

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._files import write_file, write_tensors
-from emfast.data.arrays import HDF5, ArrayFile, require_h5py
+from emfast.data.arrays import ArrayFile, require_h5py
+from emfast.data.files import ARRAYS
 from emfast.data.images import first_not_finite
 
-SUFFIXES = (".npz", ".safetensors", *HDF5)
+SUFFIXES = tuple(suffix for suffix in ARRAYS if suffix != ".npy")
 
 
 def load_observations(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -25,10 +26,11 @@ def load_observations(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, T
     Where nothing is observed y may hold anything, NaN too. Only the operator knows where that is: `Observations` looks.
 
     Arguments:
-        path: A .npz, .safetensors or .h5 file with the observations as float `y`, (N, C, H, W) in data units, and any
-            other arrays as parameters with one row per observation, such as `mask` (N, 1, H, W).
+        path: A .npz, .safetensors or .h5 file with the observations as float `y` in data units, (N, C, H, W), or
+            (N, ...) as the operator has them, and any other arrays as parameters with one row per observation, such as
+            `mask` (N, 1, H, W).
     Returns:
-        The observations, (N, C, H, W) float32, and the parameters by name (floats as float32, booleans and integers as
+        The observations, (N, ...) float32, and the parameters by name (floats as float32, booleans and integers as
         they are).
     Raises:
         ValueError: If the file is missing or damaged, has no `y`, an array has the wrong shape, or a parameter is not
@@ -36,9 +38,8 @@ def load_observations(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, T
         TypeError: If `y` is not float or a parameter is not a number.
         RuntimeError: If it is HDF5 and h5py is not installed.
     """
-    path = Path(path)
-    _check_suffix("load_observations", path)
-    check(path.is_file(), "load_observations", str(path), "to exist", "nothing there", "Check the path")
+    path = Path(path).expanduser()
+    check(path.exists(), "load_observations", str(path), "to exist", "nothing there", "Check the path")
     file = ArrayFile(path)
     fix = f"Name the observations y; the file has {', '.join(file.names)}"
     check("y" in file.names, "load_observations", str(path), "to hold an array y", "none", fix)
@@ -52,7 +53,7 @@ def save_observations(path: str | os.PathLike[str], y: Tensor, parameters: Mappi
 
     Arguments:
         path: A .npz, .safetensors or .h5 file.
-        y: The observations, (N, C, H, W) float in data units.
+        y: The observations, (N, C, H, W) or (N, ...) float in data units.
         parameters: Tensors by name with one row per observation.
     Raises:
         ValueError: If the suffix is unknown, a shape is wrong or a value is not finite.
@@ -60,14 +61,15 @@ def save_observations(path: str | os.PathLike[str], y: Tensor, parameters: Mappi
         RuntimeError: If it is HDF5 and h5py is not installed.
         OSError: If the file cannot be written; nothing partial is left.
     """
-    path = Path(path)
-    _check_suffix("save_observations", path)
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    check(suffix in SUFFIXES, "save_observations", "path", f"to end in one of {', '.join(SUFFIXES)}", str(path))
     check("y" not in (parameters or {}), "save_observations", "parameters", "without the name y", "one named y")
     tensors = _checked("save_observations", {"y": y, **(parameters or {})})
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         return write_tensors(path, tensors)
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    h5py = require_h5py(path) if path.suffix in HDF5 else None
+    h5py = require_h5py(path) if ARRAYS[suffix] == "hdf5" else None
 
     def write(file: BinaryIO) -> None:
         if h5py is None:
@@ -84,15 +86,12 @@ def save_observations(path: str | os.PathLike[str], y: Tensor, parameters: Mappi
     return write_file(path, write)
 
 
-def _check_suffix(function: str, path: Path) -> None:
-    check(path.suffix in SUFFIXES, function, "path", f"to end in one of {', '.join(SUFFIXES)}", str(path))
-
-
 def _checked(function: str, arrays: Mapping[str, Tensor], unobserved: Container[str] = ()) -> dict[str, Tensor]:
     """The arrays, floats as float32; those that may be unobserved in places need not be finite."""
     y = arrays["y"]
-    check(y.is_floating_point(), function, "y", "to be float, in data units", y, error=TypeError)
-    check(y.dim() == 4 and y.numel() > 0, function, "y", "of shape (N, C, H, W)", y)
+    fix = "Store real and imaginary parts as channels" if y.is_complex() else None
+    check(y.is_floating_point(), function, "y", "to be float, in data units", y, fix, TypeError)
+    check(y.dim() > 1 and y.numel() > 0, function, "y", "of shape (N, C, H, W), or (N, ...) as the operator has it", y)
     tensors = {}
     for name, tensor in arrays.items():
         good = tensor.dim() > 0 and len(tensor) == len(y)

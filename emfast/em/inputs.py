@@ -86,10 +86,18 @@ def _observations(config: Config, images: Images | None) -> Observations:
     """Returns the observations of images, or without any those of the file."""
     data, operator, sigma = config.data, config.operator, config.sigma
     if images is None or operator is None:
-        return Observations.from_file(data.observations or "", operator, sigma=sigma, limit=data.limit)
+        observations = Observations.from_file(data.observations or "", operator, sigma=sigma, limit=data.limit)
+        _check_size(data.size, observations.shape)
+        return observations
     if data.limit is not None:
         images = images.subset(slice(0, data.limit))
     return Observations(operator, sigma=sigma, images=images, seed=random.derive(config.seed, "observations"))
+
+
+def _check_size(size: int | None, shape: tuple[int, int, int]) -> None:
+    fix = "Observations are neither cut nor resized: leave it out, or make them of smaller images"
+    good = size is None or (size, size) == shape[1:]
+    check(good, "train", "data.size", f"to be the side of the observed images, {shape}", size, fix)
 
 
 def _without(images: Images, others: Images) -> Images:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -18,6 +18,23 @@ from emfast.operators.linearity import check_linear
 
 # The operators that a parameter in a file stands for.
 BY_PARAMETER: dict[str, Callable[[], Operator]] = {"mask": Mask, "kernel": partial(MotionBlur, size=1)}
+
+
+class _Read(Mapping[str, Tensor]):
+    """Parameters that know which of them were read."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters, self.read = parameters, set[str]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return self.parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
 
 
 class Observations:
@@ -54,9 +71,12 @@ class Observations:
         check_sigma(sigma, "Observations")
         self.operator = Given(operator, given) if given else operator
         self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
+        rows = {key: len(value) for key, value in (given or {}).items()}
+        requirement = f"to have a row for each of the {len(self)} observations"
+        check(set(rows.values()) <= {len(self)}, "Observations", "given", requirement, rows)
         if y is not None:
             check(y.dtype == torch.float32, "Observations", name, "to be float32", y, error=TypeError)
-        self._check_operator()
+        self._check_operator(given or {})
         if y is not None:
             self._check_values(y, name)
 
@@ -91,12 +111,17 @@ class Observations:
         source = self.images if self.images is not None else self.y
         return 0 if source is None else len(source)
 
-    def _check_operator(self) -> None:
+    def _check_operator(self, given: Mapping[str, Tensor]) -> None:
         """Finds a misfit of operator and data now rather than hours later."""
-        name = type(getattr(self.operator, "operator", self.operator)).__name__
+        inner = self.operator.operator if isinstance(self.operator, Given) else self.operator
+        name = type(inner).__name__
+        if self.y is not None and self.operator.observes_images:
+            check(self.y.dim() == 4, name, "y", "to have shape (N, C, H, W)", self.y, "C is 1 for grey images")
         for index in {0, len(self) - 1}:
             y = self._tried(torch.tensor([index]), name)
-        parameters = self.operator.parameters(torch.tensor([0]), tuple(y.shape[1:]))
+        fix = "Give real and imaginary parts as channels" if y.is_complex() else None
+        check(y.is_floating_point(), name, "y", "to be real", y, fix, TypeError)
+        parameters = _Read(self.operator.parameters(torch.tensor([0]), tuple(y.shape[1:])))
         x = self.operator.adjoint(y, parameters)
         good = isinstance(x, Tensor) and x.dim() == 4
         check(good, name, "A^T y", "to be a tensor (B, C, H, W)", x)
@@ -107,7 +132,13 @@ class Observations:
         misfit = self.operator.misfit(x, y, parameters)
         good = isinstance(misfit, tuple) and len(misfit) == 3 and all(isinstance(part, Tensor) for part in misfit)
         check(good, name, "misfit", "to return three tensors", misfit)
-        check_linear(self.operator, torch.tensor(sorted({0, len(self) - 1})), self.shape, tuple(y.shape[1:]))
+        unread = [key for key in BY_PARAMETER if key in given and key not in parameters.read]
+        fix = "Name the operator that it belongs to, or take it out of the file"
+        check(not unread, name, "the observations", "to bring parameters that it reads", " and ".join(unread), fix)
+        # As many as there are channels, for a parameter without a channel axis is then broadcast without a word.
+        count = min(max(2, self.shape[0]), 16)
+        ids = torch.linspace(0, len(self) - 1, count).round().long()
+        check_linear(self.operator, ids, self.shape, tuple(y.shape[1:]))
 
     def _tried(self, ids: Tensor, name: str) -> Tensor:
         """Returns the observation of an id, once the operator's methods are known to return what they are to return."""

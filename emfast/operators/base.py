@@ -17,9 +17,10 @@ class Operator:
     r"""A linear measurement operator A with parameters of its own for every observation.
 
     A subclass has three methods, `parameters`, `apply` and `adjoint`; an operator without parameters needs only the
-    last two. One that knows its singular vectors may give `regularised_inverse` in closed form too, and one that never
-    records some of the values of y gives `project`. All tensors are batched: row b of every parameter belongs to image
-    b, and images do not mix. An instance holds hyper-parameters only.
+    last two. One that knows its singular vectors may give `regularised_inverse` in closed form too, one that never
+    records some of the values of y gives `project`, and one that knows what parameters from files must be, `checked`.
+    All tensors are batched: row b of every parameter belongs to image b, and images do not mix. An instance holds
+    hyper-parameters only.
 
     .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
     """
@@ -44,6 +45,16 @@ class Operator:
             shape: The shape (C, H, W) of one observation.
         """
         return {}
+
+    def checked(self, given: Parameters) -> Parameters:
+        """Returns parameters of all N observations that came with y from a file, as `apply` takes them.
+
+        Arguments:
+            given: (N, ...) tensors by name; row id belongs to observation id.
+        Raises:
+            ValueError: If they are not what they are called.
+        """
+        return given
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns A x: images (B, C, H, W) to observations."""

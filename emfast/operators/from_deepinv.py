@@ -105,6 +105,11 @@ class _Physics(Operator):
             functions = (self.physics.A, getattr(self.physics, "forw", self.physics.A))
             known = hasattr(self.physics, name) or any(name in inspect.signature(f).parameters for f in functions)
             check(known, "from_deepinv", "the parameters", f"to be those of {type(self.physics).__name__}", name)
+            # Masks (B, H, W) would be broadcast: those of three images to the three channels of each.
+            own = getattr(self.physics, name, None)
+            least = own.ndim if isinstance(own, Tensor) else 0
+            value = parameters[name]
+            check(value.ndim >= least, "from_deepinv", name, f"to have {least} axes as that of the physics", value)
 
     def _own(self, x: Tensor) -> Tensor:
         """Returns x in the precision of the physics."""

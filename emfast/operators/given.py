@@ -6,7 +6,6 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.operators.base import Operator, Parameters, rows_of
-from emfast.operators.mask import Mask, given_mask
 
 
 class Given(Operator):
@@ -14,14 +13,12 @@ class Given(Operator):
 
     Arguments:
         operator: The operator; its own parameters of other names stay in force.
-        given: (N, ...) tensors, e.g. {"mask": (N, 1, H, W)}; the masks of a `Mask` may be (N, H, W) too.
+        given: (N, ...) tensors, e.g. {"mask": (N, 1, H, W)}; the masks of a `Mask` may be (N, H, W) too, the
+            kernels of a `MotionBlur` (N, K, K).
     """
 
     def __init__(self, operator: Operator, given: Mapping[str, Tensor]) -> None:
-        if isinstance(operator, Mask) and "mask" in given:
-            mask = given["mask"]
-            check(mask.ndim > 2, "Given", "mask", "to have shape (N, 1, H, W) or (N, H, W)", tuple(mask.shape))
-            given = {**given, "mask": given_mask(mask)}
+        given = operator.checked(given)
         rows = {name: len(value) for name, value in given.items()}
         check(len(set(rows.values())) == 1, "Given", "the parameters", "to have one row per observation", rows)
         self.operator, self.given = operator, dict(given)
@@ -31,6 +28,10 @@ class Given(Operator):
         """Returns the rows of the given parameters."""
         rows = {name: rows_of(value, ids) for name, value in self.given.items()}
         return {**self.operator.parameters(ids, shape), **rows}
+
+    def checked(self, given: Parameters) -> Parameters:
+        """Returns that of the operator."""
+        return self.operator.checked(given)
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns A x of the operator."""

@@ -27,7 +27,7 @@ def check_linear(operator: Operator, ids: Tensor, shape: tuple[int, ...], observ
         shape: (C, H, W) of an image.
         observed: The shape of an observation.
     Raises:
-        ValueError: If one of the two does not hold; the operator and the two numbers are named.
+        ValueError: If one of the two does not hold, or images mix; the operator and the numbers are named.
     """
     draw = partial(torch.randn, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     shapes = (shape, shape, observed)
@@ -56,6 +56,21 @@ def check_linear(operator: Operator, ids: Tensor, shape: tuple[int, ...], observ
         fix = "Make adjoint the transpose of apply; torch.func.vjp of apply is one"
         good = abs(o - t) <= ROUNDING * eps * p
         check(good, name, "<x, A^T y>", f"to be <A x, y> = {o:.9g} up to rounding", f"{t:.9g}", fix)
+    _check_rows(operator, x, a_x, ids, observed)
+
+
+def _check_rows(operator: Operator, x: Tensor, a_x: Tensor, ids: Tensor, observed: tuple[int, ...]) -> None:
+    """Finds images that mix: masks (B, H, W) beside images (B, C, H, W), which B = C broadcasts without a word."""
+    name, fix = _name(operator), "Row b of every parameter belongs to image b: give masks as (B, 1, H, W)"
+    for row in range(len(x)):
+        one = slice(row, row + 1)
+        alone = operator.apply(x[one], operator.parameters(ids[one], observed))
+        fits = alone.shape == a_x[one].shape
+        check(fits, name, "A x of one image", f"to have shape {tuple(a_x[one].shape)} as in a batch", alone, fix)
+        error, size = float((alone - a_x[one]).abs().max()), float(alone.abs().max())
+        # A wrong mask is no rounding: the tolerance is that of an operator that computes in bfloat16 inside.
+        requirement = f"to be the same alone and in a batch of {len(x)}"
+        check(error <= 0.05 * size, name, "A x of one image", requirement, f"|difference| = {error:.4g}", fix)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

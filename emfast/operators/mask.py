@@ -1,13 +1,13 @@
 """Inpainting: A keeps the pixels where the mask is 1."""
 
-from pathlib import Path
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, message
+from emfast._check import check
+from emfast.data.arrays import read_array
 from emfast.operators.base import Operator, Parameters, rows_of
 from emfast.ops import mask_misfit
 
@@ -23,7 +23,8 @@ class Mask(Operator):
         missing: The probability in [0, 1) that a pixel is missing, drawn for each pixel and observation.
         box: The side in pixels of a missing square, smaller than the image, placed at random in each observation.
         mask: A given mask with values 0 and 1: (H, W) or (1, H, W) for all observations, or (N, 1, H, W) with row id
-            for observation id. A tensor, which may be the first argument, or the path of a `.npy` file.
+            for observation id. A tensor, which may be the first argument, or the path of a .npy, .npz, .safetensors or
+            .h5 file (`file.npz:key`).
         seed: The key of the random masks: observation id always has the mask of (seed, id).
     """
 
@@ -50,7 +51,7 @@ class Mask(Operator):
         if box is not None:
             check(box > 0 and box == int(box), "Mask", "box", "to be a whole number > 0 of pixels", box)
         self.missing, self.box, self.seed = missing, box, seed
-        self.mask = None if mask is None else given_mask(mask)
+        self.mask = None if mask is None else _one_or_rows(mask)
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns {"mask": (B, 1, H, W) float32}."""
@@ -72,6 +73,14 @@ class Mask(Operator):
         columns = torch.arange(width, device=ids.device) - left[:, None]
         inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
         return {"mask": (~inside).to(torch.float32)[:, None]}
+
+    def checked(self, given: Parameters) -> Parameters:
+        """Returns the parameters with the masks as float32 (N, 1, H, W)."""
+        if "mask" not in given:
+            return given
+        mask = given["mask"]
+        check(mask.ndim > 2, "Mask", "mask", "to have shape (N, 1, H, W) or (N, H, W)", tuple(mask.shape))
+        return {**given, "mask": given_mask(mask)}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns m * x."""
@@ -107,8 +116,12 @@ def _mask(parameters: Parameters, x: Tensor) -> Tensor:
     """Returns the masks in the dtype of x, checked to fit it."""
     fix = "Give missing, box or mask, or observations that bring their masks along"
     check("mask" in parameters, "Mask", "a mask", "to be given", "none", fix)
-    mask = parameters["mask"]
+    mask, fix = parameters["mask"], "Store single-channel images as (N, 1, H, W)"
+    check(x.ndim == 4, "Mask", "images and observations", "to have shape (B, C, H, W)", tuple(x.shape), fix)
     _check_size(mask, *x.shape[-2:])
+    # Anything else could be broadcast: the masks of three images to the three channels of each.
+    good = mask.ndim == 4 and mask.shape[1] == 1 and len(mask) in (1, len(x))
+    check(good, "Mask", "mask", f"to have shape ({len(x)} or 1, 1, {x.shape[2]}, {x.shape[3]})", tuple(mask.shape))
     return mask.to(x.dtype)
 
 
@@ -127,7 +140,15 @@ def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
     return rows_of(mask, ids)
 
 
-def given_mask(mask: str | Tensor) -> Tensor:
+def _one_or_rows(mask: str | Tensor) -> Tensor:
+    """Returns the mask that `Mask` is given, (N, 1, H, W): (3, H, W) might be three masks, or one of three channels."""
+    mask = mask if isinstance(mask, Tensor) else read_array(mask, "mask")
+    good = mask.ndim != 3 or len(mask) == 1
+    check(good, "Mask", "mask", "to have shape (H, W), (1, H, W) or (N, 1, H, W)", tuple(mask.shape))
+    return given_mask(mask)
+
+
+def given_mask(mask: Tensor) -> Tensor:
     """Returns a given mask as float32 (N, 1, H, W).
 
     Arguments:
@@ -135,7 +156,6 @@ def given_mask(mask: str | Tensor) -> Tensor:
     Raises:
         ValueError: If it has another shape or values other than 0 and 1, or shows nothing at all.
     """
-    mask = mask if isinstance(mask, Tensor) else _read(Path(mask))
     check(2 <= mask.ndim <= 4, "Mask", "mask", "to have shape (H, W), (1, H, W) or (N, 1, H, W)", tuple(mask.shape))
     check(not mask.is_complex(), "Mask", "mask", "to be real", mask.dtype)
     bad = mask[~((mask == 0) | (mask == 1))]
@@ -146,15 +166,3 @@ def given_mask(mask: str | Tensor) -> Tensor:
         mask = mask.reshape(-1, 1, *mask.shape[-2:])
     check(mask.shape[1] == 1, "Mask", "mask", "to be shared by the channels, (N, 1, H, W)", tuple(mask.shape))
     return mask
-
-
-def _read(path: Path) -> Tensor:
-    """Returns the array of a .npy file."""
-    import numpy as np
-
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except FileNotFoundError:
-        raise FileNotFoundError(message("Mask", "mask", "to be a tensor or the path of a .npy file", path)) from None
-    except (ValueError, EOFError, OSError, TypeError):
-        raise ValueError(message("Mask", "mask", "to be a .npy file of numbers", path)) from None

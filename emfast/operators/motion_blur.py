@@ -32,10 +32,8 @@ class MotionBlur(Operator):
     def __init__(self, size: int = 9, shake: float = 3.0, kernel: Tensor | None = None, seed: int = 0) -> None:
         if kernel is not None:
             kernel = torch.as_tensor(kernel, dtype=torch.float64)
-            shaped = kernel.ndim in (2, 3) and kernel.shape[-1] == kernel.shape[-2] and kernel.shape[-1] % 2 == 1
-            check(shaped, "MotionBlur", "kernel", "to have shape (K, K) or (N, K, K), K odd", tuple(kernel.shape))
-            check_finite({"kernel": kernel}, "MotionBlur", "the given kernels")
-            kernel = kernel.reshape(-1, *kernel.shape[-2:])
+            check(kernel.ndim in (2, 3), "MotionBlur", "kernel", "to have shape (K, K) or (N, K, K)", kernel)
+            kernel = _given_kernels(kernel)[:, 0]
             size = kernel.shape[-1]
         check(size > 0 and size % 2 == 1, "MotionBlur", "size", "to be odd and positive", size)
         check(0 <= shake < math.inf, "MotionBlur", "shake", "to be >= 0 and finite", shake)
@@ -53,6 +51,15 @@ class MotionBlur(Operator):
         enough = last < len(kernel)
         check(enough, "MotionBlur", "kernel", f"to have a row for every observation ({last + 1} or more)", len(kernel))
         return {"kernel": rows_of(kernel, ids)[:, None]}
+
+    def checked(self, given: Parameters) -> Parameters:
+        """Returns the parameters with the kernels as (N, 1, K, K) float64."""
+        if "kernel" not in given:
+            return given
+        kernel = given["kernel"]
+        good = kernel.ndim == 3 or (kernel.ndim == 4 and kernel.shape[1] == 1)
+        check(good, "MotionBlur", "kernel", "to have shape (N, K, K) or (N, 1, K, K)", kernel)
+        return {**given, "kernel": _given_kernels(kernel)}
 
     def _path(self, ids: Tensor) -> Tensor:
         """Returns (B, K, K) kernels: the time a smooth random path spends in every pixel."""
@@ -96,9 +103,21 @@ class MotionBlur(Operator):
         return _filter(y, response.conj() / (response.abs().square() + c))
 
 
+def _given_kernels(kernel: Tensor) -> Tensor:
+    """Returns given kernels as (N, 1, K, K) float64."""
+    check(not kernel.is_complex(), "MotionBlur", "kernel", "to be real", kernel.dtype)
+    odd = kernel.shape[-1] == kernel.shape[-2] and kernel.shape[-1] % 2 == 1
+    check(odd, "MotionBlur", "kernel", "to have sides K x K, K odd", kernel)
+    check_finite({"kernel": kernel}, "MotionBlur", "the given kernels")
+    return kernel.to(torch.float64).reshape(-1, 1, *kernel.shape[-2:])
+
+
 def _response(kernel: Tensor, like: Tensor) -> Tensor:
     """Returns what a convolution multiplies each frequency with, for images like the given ones."""
     height, width, size = *like.shape[-2:], kernel.shape[-1]
+    # Anything else could be broadcast: the kernels of three images to the three channels of each.
+    good = kernel.ndim == 4 and kernel.shape[1] == 1 and len(kernel) in (1, len(like))
+    check(good, "MotionBlur", "kernel", f"to have shape ({len(like)} or 1, 1, K, K)", tuple(kernel.shape))
     padded = torch.zeros(*kernel.shape[:2], height, width, dtype=like.dtype, device=like.device)
     padded[..., :size, :size] = kernel.to(like.dtype)
     return torch.fft.rfft2(padded.roll((-(size // 2),) * 2, (-2, -1)))

@@ -41,14 +41,31 @@ def test_round_trip(path: Path) -> None:
     assert len(list(path.parent.iterdir())) == 1
 
 
+def test_observations_that_are_no_images(path: Path) -> None:
+    for shape in ((5, 7), (5, 4, 6), (5, 2, 3, 4, 6)):
+        save_observations(path, torch.ones(shape))
+        assert load_observations(path)[0].shape == shape
+
+
+def test_the_content_tells_the_format(path: Path) -> None:
+    y, parameters = observations()
+    save_observations(path, y, parameters)
+    other = path.rename(path.with_suffix(".DATA"))
+    assert torch.equal(load_observations(other)[0], y)
+    save_observations(path.with_suffix(path.suffix.upper()), y)
+    assert torch.equal(load_observations(path.with_suffix(path.suffix.upper()))[0], y)
+
+
 def test_what_saving_refuses(path: Path) -> None:
     y, parameters = observations()
     with pytest.raises(TypeError, match=r"save_observations: expected y to be float, in data units, got .*uint8"):
         save_observations(path, y.to(torch.uint8))
     with pytest.raises(ValueError, match="expected mask to have one row for each of the 5 observations"):
         save_observations(path, y, {"mask": parameters["mask"][:4]})
-    with pytest.raises(ValueError, match=r"expected y of shape \(N, C, H, W\)"):
-        save_observations(path, y[0])
+    with pytest.raises(ValueError, match=r"expected y of shape \(N, C, H, W\), or \(N, ...\) as the operator"):
+        save_observations(path, y[0, 0, 0])
+    with pytest.raises(TypeError, match=r"y to be float, .*complex64. Store real and imaginary parts as channels"):
+        save_observations(path, torch.complex(y, y))
     y[3, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="expected y to be finite, got NaN or inf in row 3"):
         save_observations(path, y)
@@ -63,9 +80,10 @@ def test_what_loading_refuses(tmp_path: Path) -> None:
     path = tmp_path / "y.npz"
     with pytest.raises(ValueError, match=r"load_observations: expected .*y.npz to exist"):
         load_observations(path)
-    with pytest.raises(ValueError, match="expected path to end in one of"):
-        load_observations(tmp_path / "y.npy")
     y, _ = observations()
+    np.save(tmp_path / "y.npy", y.numpy())
+    with pytest.raises(ValueError, match=r"y.npy to hold an array y, got none\. Name the observations y"):
+        load_observations(tmp_path / "y.npy")
     np.savez(path, x=y.numpy(), mask=np.ones(5))
     with pytest.raises(
         ValueError, match=r"to hold an array y, got none\. Name the observations y; the file has mask, x"

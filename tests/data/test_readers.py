@@ -174,7 +174,7 @@ def test_cifar(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(fine.tobytes())
     assert torch.equal(load(tmp_path / "train.bin").tensor, torch.tensor(pixels))
     (tmp_path / "test.bin").write_bytes(fine.tobytes()[:-1])
-    refused(tmp_path / "test.bin", "whole number of records of 3074 bytes, got 21517 bytes")
+    refused(tmp_path / "test.bin", "whole number of records of 3073 or 3074 bytes .* got 21517 bytes")
 
 
 def save(path: Path, array: np.ndarray, mode: str | None = None) -> None:
@@ -223,12 +223,12 @@ def test_pictures_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"to hold pictures \(.png, .jpg")
     (tmp_path / "a.png").write_bytes(b"no")
-    refused(tmp_path, "a.png to be a picture, got .* remove it")
+    refused(tmp_path, "a.png to be a picture, got none that pillow knows. It is")
     save(tmp_path / "a.png", BYTES[0].transpose(1, 2, 0))
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
     refused(tmp_path, "a.png to be a picture")
-    save(tmp_path / "a.png", BYTES[0, 0].astype(np.uint16) * 256)
-    refused(tmp_path, "a.png to have 8 bits per channel, got pillow mode I;16", TypeError)
+    Image.fromarray(BYTES[0, 0].astype(np.int32)).save(tmp_path / "a.tif")
+    refused(tmp_path / "a.tif", "a.tif to have 8 or 16 bits per channel, or floats, got pillow modes I", TypeError)
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:

@@ -151,6 +151,9 @@ def test_sentences():
     operator = Given(from_deepinv(Inpainting(MASKS[:1])), {"masks": MASKS})
     with pytest.raises(ValueError, match="to be those of Inpainting, got masks"):
         operator.observe(torch.randn(3, *SHAPE))
+    operator = Given(from_deepinv(Inpainting(MASKS[:1])), {"mask": MASKS[:3, 0]})
+    with pytest.raises(ValueError, match=r"expected mask to have 4 axes as that of the physics, got \(3, "):
+        operator.observe(torch.randn(3, 3, *SHAPE[1:]))
 
 
 def test_deepinv_itself():

@@ -85,3 +85,23 @@ def test_what_is_not_is_named_with_two_numbers(apply, adjoint, words, deepinv):
     assert text.startswith("Physics:" if deepinv else "Made:")
     assert "\n" not in text
     assert all(word in text for word in words), text
+
+
+class Rowless(Operator):
+    """Masks (B, H, W), which a batch of as many images as channels broadcasts to the channels."""
+
+    def parameters(self, ids, shape):
+        masks = torch.rand(50, *shape[1:], generator=torch.Generator().manual_seed(0)) > 0.5
+        return {"mask": masks[ids].float()}
+
+    def apply(self, x, parameters):
+        return parameters["mask"].to(x) * x
+
+    adjoint = apply
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_images_that_mix_are_found(channels, count):
+    with pytest.raises(ValueError, match=r"Rowless: expected A x of one image to .* give masks as \(B, 1, H, W\)"):
+        Observations(Rowless(), y=torch.zeros(count, channels, 6, 6))

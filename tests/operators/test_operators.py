@@ -1,5 +1,7 @@
 """The measurement operators: linearity, adjoints, their parameters."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,70 @@ def test_given_masks(tmp_path):
         assert torch.equal(operator.parameters(ids, (3, 4, 4))["mask"], masks[ids])
 
 
+def test_masks_of_three_images_are_not_those_of_three_channels():
+    masks = (torch.arange(3 * 16).reshape(3, 4, 4) % 5 > 1).float()
+    x = torch.ones(3, 3, 4, 4)
+    for given in (masks, masks[:, None], masks.bool(), masks.int()):
+        y = Given(Mask(), {"mask": given}).observe(x)
+        assert torch.equal(y, masks[:, None].expand(3, 3, 4, 4))
+    for wrong in (masks, masks[None], masks[:, None].expand(3, 3, 4, 4), masks[:2, None]):
+        with pytest.raises(ValueError, match=r"Mask: expected mask to have shape \(3 or 1, 1, 4, 4\)"):
+            Mask().apply(x, {"mask": wrong})
+    with pytest.raises(ValueError, match=r"images and observations to have shape \(B, C, H, W\), got \(3, 4, 4\)"):
+        Mask(mask=masks[0]).apply(x[0], {"mask": masks[:1, None]})
+
+
+@pytest.mark.parametrize("name", ["m.npy", "m.npz", "m.npz:mask", "m.h5", "big.npy", "m.NPY"])
+def test_masks_in_files(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mask = torch.arange(16).reshape(4, 4) % 3 > 0
+    if name.endswith("h5"):
+        h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+        with h5py.File(tmp_path / name, "w") as file:
+            file["mask"] = mask.numpy()
+    elif "npz" in name:
+        np.savez(tmp_path / "m.npz", mask=mask.numpy(), other=np.ones(3))
+    else:
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, mask.numpy().astype(">f4" if name == "big.npy" else "?"))
+    for source in (tmp_path / name, f"~/{name}"):
+        assert torch.equal(Mask(mask=source).mask[0, 0], mask.float())
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda path: path.write_bytes(b"no"), "m.npy to be a whole array file"),
+        (os.mkfifo, "m.npy to be a file or a folder, got a pipe"),
+        (lambda path: np.save(path, np.array(["a"])), "m.npy:array to hold numbers"),
+        (lambda path: np.save(path, np.ones((4, 4), np.complex64)), "mask to be real"),
+        (lambda path: np.save(path, np.full((4, 4), 255, np.uint8)), "made of 0 and 1, got 255"),
+        (lambda path: np.save(path, np.ones((3, 4, 4))), r"shape \(H, W\), \(1, H, W\) or \(N, 1, H, W\)"),
+        (lambda path: None, "m.npy to exist"),
+    ],
+)
+def test_files_that_are_no_masks(write, sentence, tmp_path):
+    write(tmp_path / "m.npy")
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=sentence):
+        Mask(mask=str(tmp_path / "m.npy"))
+
+
+def test_given_kernels():
+    kernels = torch.rand(3, 5, 5)
+    x = torch.rand(3, 3, 8, 8)
+    expected = MotionBlur(kernel=kernels).observe(x)
+    for given in (kernels, kernels[:, None], kernels.double()):
+        torch.testing.assert_close(Given(MotionBlur(size=3), {"kernel": given}).observe(x), expected)
+    for wrong in (torch.rand(3, 3, 5, 5), torch.rand(3, 4, 4), torch.rand(3, 5), torch.rand(3, 5, 5) * torch.nan):
+        with pytest.raises(ValueError, match=r"^MotionBlur: expected "):
+            Given(MotionBlur(), {"kernel": wrong})
+    for size in (5, 17):  # above some size by Fourier transforms
+        wide, kernel = torch.rand(3, 3, 32, 32), torch.rand(3, 3, size, size)
+        for wrong in (kernel, kernel[:1], kernel[:2, :1], kernel[0]):
+            with pytest.raises(ValueError, match=r"expected kernel .* \(3 or 1, 1, K, K\)"):
+                MotionBlur().apply(wide, {"kernel": wrong})
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -157,6 +223,7 @@ def test_given_masks(tmp_path):
         (lambda: MotionBlur(shake=float("inf")), "shake to be >= 0 and finite"),
         (lambda: MotionBlur(kernel=torch.full((3, 3), torch.nan)), "finite"),
         (lambda: Mask(mask=torch.ones(4)), "to have shape"),
+        (lambda: Mask(mask=torch.ones(3, 4, 4)), "to have shape"),
         (lambda: Mask(mask=torch.ones(2, 3, 4, 4)), "shared by the channels"),
         (lambda: Mask(mask=torch.ones(3, 3)).observe(torch.zeros(1, 1, 4, 4)), "the size of the images, 4 x 4"),
         (lambda: Mask(mask=torch.ones(2, 1, 4, 4)).observe(torch.zeros(3, 1, 4, 4)), "a row for every observation"),
