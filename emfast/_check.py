@@ -1,5 +1,6 @@
 """Argument checks: every error of emfast is one sentence of the same form, and says how to put it right."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ def message(function: str, name: str, requirement: str, value: object, fix: str 
     return f"{sentence} {fix}." if fix else sentence
 
 
+MANY = 100_000_000  # more than any count: a run of as many steps never ends
+MOST = {"size": 32_768, "crop": 32_768, "layers": 1_000, "batch_size": 1_000_000, "rounds": 1_000_000}
 LOUD = 1000.0  # the standard deviation of noise that is no mistake, at most; images are in [-1, 1]
 
 
@@ -43,6 +46,23 @@ def check_sigma(sigma: float, function: str) -> None:
     """Raises the sentence of `check` unless a standard deviation of measurement noise is one that may be."""
     check(sigma >= 0, function, "sigma", "to be >= 0", sigma)
     check(sigma <= LOUD, function, "sigma", f"to be <= {LOUD:g}, in data units ([-1, 1])", sigma)
+
+
+def check_positive(group: str, config: object, *names: str) -> None:
+    """Raises the sentence of `check` unless numbers are positive and finite, and counts not beyond all use.
+
+    Arguments:
+        group: The group of the config that they belong to.
+        config: What has them as attributes; None passes.
+        names: The attributes.
+    """
+    for name in names:
+        value = getattr(config, name)
+        good = value is None or 0 < value < math.inf
+        check(good, "config", f"{group}.{name}", "to be positive and finite", value)
+        most = MOST.get(name, MANY)
+        good = not isinstance(value, int) or value <= most
+        check(good, "config", f"{group}.{name}", f"to be <= {most}", value)
 
 
 def check_finite(

@@ -7,14 +7,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emfast._check import check, check_sigma
+from emfast._check import MANY, MOST, check, check_positive, check_sigma
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import check_posterior
-
-MANY = 100_000_000  # more than any count: a run of as many steps never ends
-MOST = {"size": 32_768, "crop": 32_768, "layers": 1_000, "batch_size": 1_000_000, "rounds": 1_000_000}
 
 
 @dataclass
@@ -46,7 +43,7 @@ class DataConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        _positive("data", self, "size", "crop", "limit")
+        check_positive("data", self, "size", "crop", "limit")
         good = 0 <= self.clean_count <= MANY
         check(good, "config", "data.clean_count", f"to be in 0 ... {MANY}", self.clean_count)
 
@@ -78,7 +75,7 @@ class NetworkConfig:
     prediction: Literal["eps", "v", "x0"] = "eps"
 
     def __post_init__(self) -> None:
-        _positive("network", self, "layers", "head_dim", "groups")
+        check_positive("network", self, "layers", "head_dim", "groups")
         check(len(self.channels) > 0, "config", "network.channels", "to name at least one width", self.channels)
         good = 0 < min(self.channels) <= max(self.channels) <= 100_000
         check(good, "config", "network.channels", "to be in 1 ... 100000", self.channels)
@@ -110,9 +107,9 @@ class EStepConfig:
     scale_images: int = 16
 
     def __post_init__(self) -> None:
-        _positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images")
+        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images")
         if self.batch_size != "auto":
-            _positive("e_step", self, "batch_size")
+            check_positive("e_step", self, "batch_size")
         good = all(0 < scale < math.inf for scale in self.scales)
         check(good, "config", "e_step.scales", "to be positive and finite", self.scales)
 
@@ -132,7 +129,7 @@ class GaussianConfig:
     images: int | None = 5000
 
     def __post_init__(self) -> None:
-        _positive("gaussian", self, "rank", "rounds", "images")
+        check_positive("gaussian", self, "rank", "rounds", "images")
 
 
 @dataclass
@@ -166,8 +163,8 @@ class MStepConfig:
     checkpoint: int = 500
 
     def __post_init__(self) -> None:
-        _positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
-        _positive("m_step", self, "learning_rate", "clip_norm")
+        check_positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
+        check_positive("m_step", self, "learning_rate", "clip_norm")
         check(0 <= self.warmup <= MANY, "config", "m_step.warmup", f"to be in 0 ... {MANY}", self.warmup)
         good = 0 <= self.weight_decay < math.inf
         check(good, "config", "m_step.weight_decay", "to be >= 0 and finite", self.weight_decay)
@@ -193,7 +190,7 @@ class EvaluationConfig:
     pictures: int = 8
 
     def __post_init__(self) -> None:
-        _positive("evaluation", self, "steps", "pictures")
+        check_positive("evaluation", self, "steps", "pictures")
         good = self.samples == 0 or 1 < self.samples <= MANY
         check(good, "config", "evaluation.samples", f"to be 0, or in 2 ... {MANY}", self.samples)
 
@@ -295,13 +292,3 @@ class Config:
     def to_yaml(self) -> str:
         """Returns the complete config as YAML, which gives the same again."""
         return to_yaml(self)
-
-
-def _positive(group: str, config: object, *names: str) -> None:
-    """Checks that numbers of a group, where they are given, are positive, finite and not beyond all use."""
-    for name in names:
-        value = getattr(config, name)
-        good = value is None or 0 < value < math.inf
-        check(good, "config", f"{group}.{name}", "to be positive and finite", value)
-        most = MOST.get(name, MANY)
-        check(value is None or value <= most, "config", f"{group}.{name}", f"to be <= {most}", value)

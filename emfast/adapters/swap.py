@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -152,8 +153,20 @@ def swapped_class(mixin: type[Swapped], base: type) -> Any:
     """Returns the subclass of a module's class that computes as the mixin does; it has the module's name."""
     if (mixin, base) not in _classes:
         names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_original_class": base}
-        _classes[mixin, base] = type(base.__name__, (mixin, base), names)
+        derived: Any = type(base.__name__, (mixin, base), names)
+        derived.forward = _with_signature(mixin, base)
+        _classes[mixin, base] = derived
     return _classes[mixin, base]
+
+
+def _with_signature(mixin: Any, base: Any) -> Callable[..., Any]:
+    """Returns the mixin's forward, in which whoever asks what it takes sees the module's own."""
+
+    @wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return mixin.forward(self, *args, **kwargs)
+
+    return forward
 
 
 def precision(settings: Settings, x: Tensor) -> torch.dtype:

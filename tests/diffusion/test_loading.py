@@ -193,7 +193,20 @@ def test_a_model_that_does_not_say_its_size(tmp_path, capsys):
     assert main(argv) == 2
     assert one_sentence(capsys.readouterr().err, ["sample_size", "--size"])
     assert main([*argv, "--size", "12"]) == 0
-    job = ["--images", "sample:test", "--limit", "2", "--size", "8", "--sampler", "DPS", "--sampler.steps", "2"]
+    job = [
+        "--operator.missing",
+        "0.5",
+        "--images",
+        "sample:test",
+        "--limit",
+        "2",
+        "--size",
+        "8",
+        "--sampler",
+        "DPS",
+        "--sampler.steps",
+        "2",
+    ]
     assert main(["restore", str(tmp_path / "model"), *job, "--output", str(tmp_path / "restored")]) == 0
 
 
