@@ -164,14 +164,19 @@ def compared(family, change, before):
     plain, fast = networks(family)
     usual = output(plain)
     names = {id(module): name for name, module in fast.named_modules()}
+
+    def changed(model, parts):
+        for parent, name, part in parts:
+            owner = None if parent is None else model.get_submodule(names[id(parent)])
+            yield change(owner, name, model.get_submodule(names[id(part)]))
+
     for key, parts in targets(fast).items():
+        undo = list(changed(plain, parts))
+        if not any(undo):
+            continue
         if before:
             restore(fast)
-        undo = []
-        for model in (plain, fast):
-            for parent, name, part in parts:
-                owner = None if parent is None else model.get_submodule(names[id(parent)])
-                undo.append(change(owner, name, model.get_submodule(names[id(part)])))
+        undo += changed(fast, parts)
         if before:
             accelerate(fast, compare=False)
         try:
@@ -182,7 +187,7 @@ def compared(family, change, before):
         if before:
             accelerate(fast, compare=False)
         assert (a is None) == (b is None), key
-        if a is not None and any(undo):
+        if a is not None:
             error = (a - b).abs().max() / a.abs().max()
             assert error < 1e-4, (key, error)
             if not torch.equal(a, usual):
@@ -267,9 +272,10 @@ def test_hooks_of_all_modules_see_all_modules(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_may_be_written(family):
-    """One input channel of one weight after the other, behind torch's back; then a whole weight is replaced."""
+    """One input channel of one weight after the other (every third: all kinds come again), behind torch's back."""
     plain, fast = networks(family)
-    for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
+    weights = zip(plain.named_parameters(), fast.parameters(), strict=True)
+    for (name, a), b in list(weights)[::3]:
         for weight in (a, b):
             weight.data[..., -1:].mul_(-3) if weight.dim() < 2 else weight.data[:, -1:].mul_(-3)
         x, y = output(plain), output(fast)
