@@ -67,7 +67,7 @@ def _check_rows(operator: Operator, x: Tensor, a_x: Tensor, ids: Tensor, observe
         alone = operator.apply(x[one], operator.parameters(ids[one], observed))
         fits = alone.shape == a_x[one].shape
         check(fits, name, "A x of one image", f"to have shape {tuple(a_x[one].shape)} as in a batch", alone, fix)
-        error, size = float((alone - a_x[one]).abs().max()), float(alone.abs().max())
+        error, size = ((alone - a_x[one]).abs().max().item(), alone.abs().max().item())
         # A wrong mask is no rounding: the tolerance is that of an operator that computes in bfloat16 inside.
         requirement = f"to be the same alone and in a batch of {len(x)}"
         check(error <= 0.05 * size, name, "A x of one image", requirement, f"|difference| = {error:.4g}", fix)
