@@ -13,14 +13,23 @@ from emfast.nn.conditional import normalised
 from emfast.nn.packed import cast
 
 
-class SongUNet(Swapped):
-    """EDM's SongUNet: DDPM++ and NCSN++, with standard, skip and residual encoders, standard and skip decoders."""
+class _Network(Swapped):
+    """What both networks have."""
 
     hands_on = True
 
     def example(self: Any) -> tuple[Any, ...]:
-        """Images, noise labels, and labels of class and augmentation if the network takes them."""
-        return _example(self)
+        """Images of the smallest size that can be halved as often as the network does, and what goes with them."""
+        first = next(iter(self.enc.values()))
+        halvings = len({name.split("_")[0] for name in self.enc})
+        x = features(first.weight, first.in_channels, *(1 << halvings,) * 2)
+        labels = None if self.map_label is None else features(first.weight, self.map_label.in_features)
+        augmentation = None if self.map_augment is None else features(first.weight, self.map_augment.in_features)
+        return x, torch.tensor([-1.0, 0.5]), labels, augmentation
+
+
+class SongUNet(_Network):
+    """EDM's SongUNet: DDPM++ and NCSN++, with standard, skip and residual encoders, standard and skip decoders."""
 
     def accelerated(
         self: Any, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
@@ -66,14 +75,8 @@ def _decoded(blocks: Any, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor
     return result
 
 
-class DhariwalUNet(Swapped):
+class DhariwalUNet(_Network):
     """EDM's DhariwalUNet (ADM)."""
-
-    hands_on = True
-
-    def example(self: Any) -> tuple[Any, ...]:
-        """Images, noise labels, and labels of class and augmentation if the network takes them."""
-        return _example(self)
 
     def accelerated(
         self: Any, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
@@ -93,16 +96,6 @@ class DhariwalUNet(Swapped):
         for block in self.dec.values():
             h = _decode(block, h, emb, skips)
         return _left(self, self.out_conv(_activated(self.out_norm, h)), x)
-
-
-def _example(network: Any) -> tuple[Any, ...]:
-    """Returns images of the smallest size that can be halved as often as the network does, and what goes with them."""
-    first = next(iter(network.enc.values()))
-    halvings = len({name.split("_")[0] for name in network.enc})
-    x = features(first.weight, first.in_channels, *(1 << halvings,) * 2)
-    labels = None if network.map_label is None else features(first.weight, network.map_label.in_features)
-    augmentation = None if network.map_augment is None else features(first.weight, network.map_augment.in_features)
-    return x, torch.tensor([-1.0, 0.5]), labels, augmentation
 
 
 def _decode(block: Any, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Any:
