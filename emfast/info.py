@@ -9,7 +9,8 @@ import torch
 import emfast
 import emfast.ops
 from emfast import adapters
-from emfast._library import BACKENDS, OPS, Op, extension, extension_error
+from emfast._library import OPS, extension, extension_error
+from emfast.dispatch import BACKENDS, TABLE
 
 PACKAGES = ("torch", "triton", "diffusers", "accelerate", "safetensors", "numpy")
 
@@ -34,14 +35,15 @@ def info() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "extension": error or f"compiled, runs {extension().instruction_set()}",
         "accelerates": {adapter.__name__.split(".")[-1]: ", ".join(adapter.NETWORKS) for adapter in adapters.ADAPTERS},
-        "ops": {name: {device: _choice(op, device) for device in devices} for name, op in sorted(OPS.items())},
+        "ops": {name: {device: _choice(name, device) for device in devices} for name in sorted(OPS)},
     }
 
 
-def _choice(op: Op, device: str) -> dict[str, Any]:
-    reasons: dict[str, str | None] = {backend: op.why_not(backend, device) for backend in BACKENDS}
-    runs = next((backend for backend in ("cpp", "triton") if not reasons[backend]), "reference")
-    return {"runs": runs, "not": {backend: reason for backend, reason in reasons.items() if reason}}
+def _choice(op: str, device: str) -> dict[str, Any]:
+    missing = {way.name: way.missing(device) for way in TABLE[op]}
+    reasons = {name: missing.get(name, f"there is no {name} kernel") for name in BACKENDS}
+    runs = next(name for name, reason in missing.items() if not reason)
+    return {"runs": runs, "not": {name: reason for name, reason in reasons.items() if reason}}
 
 
 def _version(name: str) -> str | None:

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "emfast"
 
 LAYERS = (
     ("_check", "_json"),
+    ("dispatch",),
     ("_files", "_library", "_memory", "_yaml"),
     ("random", "graph", "_records"),
     ("ops", "data", "evaluation"),

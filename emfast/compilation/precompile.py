@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from emfast._check import check
-from emfast._library import OPS, triton_error
+from emfast._library import triton_error
 from emfast.diffusion import Denoiser
-from emfast.nn.gpu import rehearsed
+from emfast.dispatch import TABLE
+from emfast.nn.rehearsal import rehearsed
 from emfast.operators import GaussianBlur, Mask, MotionBlur
 from emfast.ops.attention import LARGEST
 from emfast.samplers import DPS
@@ -171,12 +172,18 @@ def layouts(op: Any, args: tuple[Any, ...]) -> Call:
 
 def launch(op: str, arguments: Sequence[Any]) -> None:
     """Launches the Triton kernels of a call, in a `compiling` block."""
-    OPS[op].functions["triton"](*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+    kernel_of(op)(*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+
+
+def kernel_of(op: str) -> Callable[..., Any]:
+    """Returns the function that launches the Triton kernel of an op that has one."""
+    launcher: Callable[..., Any] = next(way.compute for way in TABLE[op] if way.name == "triton")
+    return launcher
 
 
 def _has_kernel(op: Any, args: tuple[Any, ...]) -> bool:
     attention = "attention" in op._opname
-    return "triton" in OPS[op._opname].functions and not (attention and args[0].shape[-1] > LARGEST)
+    return any(way.name == "triton" for way in TABLE[op._opname]) and not (attention and args[0].shape[-1] > LARGEST)
 
 
 def precompile(

@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from emfast._check import check
 from emfast._files import read_json, write_json
-from emfast._library import OPS
-from emfast.compilation.precompile import Call, Layout
+from emfast.compilation.precompile import Call, Layout, kernel_of
 
 BATCH = 64  # of the calls that are timed; a configuration serves all sizes of batches
 GAIN = 0.97  # of the time before: less is not taken for an improvement
@@ -60,7 +59,7 @@ def tune(
         triton.knobs.cache.dir = str(folder)
         for done, (op, arguments) in enumerate(calls, 1):
             values = [_values(x, device) if isinstance(x, Layout) else x for x in arguments]
-            run = partial(OPS[op].functions["triton"], *values)
+            run = partial(kernel_of(op), *values)
             with asking() as asked:
                 expected = _tensors(run())
             for key, row in asked.items():
@@ -86,7 +85,7 @@ def _attention(arguments: Any, device: str, found: dict[str, list[int]], timer: 
     from emfast.kernels._tuned import asking, trying
     from emfast.kernels.attention import is_slow
 
-    forward, backward = (OPS[name].functions["triton"] for name in ("packed_attention", "packed_attention_backward"))
+    forward, backward = (kernel_of(name) for name in ("packed_attention", "packed_attention_backward"))
     packed, scale = _values(arguments[0], device), arguments[1]
     leaf, grad = packed.detach().requires_grad_(), forward(packed, scale)[0]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from emfast.nn.gpu import rehearsed
+from emfast.nn.rehearsal import rehearsed
 
 
 @pytest.fixture(params=["own", "gpu"])
