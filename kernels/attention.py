@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from ._tuned import architecture, tuned
 
 Rows = Mapping[tuple[int, int], tuple[tuple[int, ...], ...]]
@@ -235,7 +236,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     grid = (batch * triton.cdiv(heads, together) * triton.cdiv(tokens, tile["BLOCK_M"]),)
     with torch.cuda.device_of(query):
         arguments = (*tensors, lse, heads, tokens, keys, scale, layout)
-        attention_kernel[grid](*arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
+        launch(attention_kernel, grid, *arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
     return out, lse
 
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -90,6 +89,19 @@ class _Driver:
 
 
 @contextmanager
+def _driven_by(driver: _Driver) -> Iterator[None]:
+    """Gives Triton another driver in the block; its own may not exist yet, nor be able to."""
+    import triton
+
+    own = triton.runtime.driver._active
+    triton.runtime.driver.set_active(driver)
+    try:
+        yield
+    finally:
+        triton.runtime.driver.set_active(own)
+
+
+@contextmanager
 def compiling(arch: int | str) -> Iterator[Compilation]:
     """Compiles the kernels that are launched in the block, and runs none. Arguments of launches are CPU tensors.
 
@@ -98,23 +110,21 @@ def compiling(arch: int | str) -> Iterator[Compilation]:
     """
     import triton
 
-    done, run = Compilation(), triton.JITFunction.run
+    from emfast.kernels._launch import instead_of_launching
 
-    def compile_only(self: Any, *args: Any, **kwargs: Any) -> None:
+    done = Compilation()
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         if isinstance(arch, str):
-            kwargs.pop("maxnreg", None)  # which AMD has not
-        done.grids.append(kwargs["grid"])
-        done.kernels.append(run(self, *args, **kwargs | {"warmup": True}))
+            options.pop("maxnreg", None)  # which AMD has not
+        done.grids.append(grid)
+        done.kernels.append(kernel.run(*arguments, grid=grid, warmup=True, **options))
 
     def listen(*, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
         if not cache_hit:
             done.compiled.add(metadata["hash"])
 
-    with (
-        patch.object(triton.JITFunction, "run", compile_only),
-        patch.object(triton.runtime.driver, "_active", _Driver(arch)),
-        triton.knobs.compilation.scope(),
-    ):
+    with instead_of_launching(compile_only), _driven_by(_Driver(arch)), triton.knobs.compilation.scope():
         triton.knobs.compilation.listener = listen
         yield done
 
