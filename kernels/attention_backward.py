@@ -63,7 +63,7 @@ def attention_query_kernel(
         n = start + tl.arange(0, BLOCK_N)
         k = load_tile(key, where, n, keys, FORM)
         v = load_tile(value, where, n, keys, FORM)
-        if query[0].dtype.element_ty == tl.float32:  # transposed, since query and grad would fill the registers
+        if query.address.dtype.element_ty == tl.float32:  # transposed, since query and grad would fill the registers
             p = tl.exp2(products(k, q) * power - tl.expand_dims(shift, -2))
             slope = limited(p * (products(v, g) - tl.expand_dims(d, -2)), n, keys, 0.0, -2, EVEN)
             sums += multiply(transposed(slope), k, FORM)
