@@ -120,7 +120,7 @@ def _dispatch(argv: list[str]) -> int:
     _enter()
     # Only the chosen command is imported, so that help and mistakes are quick.
     if argv[0] not in COMMANDS:
-        from emfast.commands.parser import unknown
+        from emfast._settings import unknown
 
         raise ValueError(unknown("emfast", "a command", argv[0], COMMANDS))
     from emfast.commands.parser import parse

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
+from emfast._settings import read_file, read_settings
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
-from emfast.samplers.defaults import check_posterior
+from emfast.samplers.defaults import check_posterior, usual_classes
 
 
 @dataclass
@@ -246,6 +247,7 @@ class Config:
     accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tensorboard: bool = False
+    usual = staticmethod(usual_classes)  # a file or a command line may give arguments without the class
 
     def __post_init__(self) -> None:
         if self.operator is None and self.data.observations is None:
@@ -284,9 +286,7 @@ class Config:
         Raises:
             ValueError: If there is a mistake in it; one sentence.
         """
-        from emfast.commands.parser import parse
-
-        config, _ = parse("train", cls, ["--config", os.fspath(path)])
+        config: Config = read_settings(cls, read_file(os.fspath(path), cls, "config"), "config")
         return config
 
     def to_yaml(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check, message
 from emfast._files import checksum, is_unused, write_file, write_json, write_text
-from emfast.commands.classes import CommandLine
+from emfast._settings import choice
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder, scores, write_images
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
@@ -24,6 +24,7 @@ from emfast.em.model import resolve_device
 from emfast.operators import Given, Operator
 from emfast.reporting import COLUMNS, Row, draw_rows, plain_table
 from emfast.samplers import Sampler, data_misfit, default_sampler
+from emfast.samplers.defaults import usual_sampler
 
 STORE = "reconstructions"
 FREE = ("output", "device", "batch_size", "pictures", "model", "config")  # may differ when the same job goes on
@@ -82,25 +83,25 @@ class Options:
             value = getattr(self, name)
             check(value in (None, "auto") or value > 0, "restore", name, "to be positive", value)
 
+    @staticmethod
+    def usual(given: dict[str, Any]) -> dict[str, Any]:
+        """Returns what the run of the model gives; there is no operator for observations that are given.
 
-def defaults(line: CommandLine) -> dict[str, Any]:
-    """Returns the defaults that the run of the model gives; there is no operator for observations that are given."""
-    found = run_settings(run := run_of(line.first() or line.value("model")))
-    usual = found.pop("operator", None)
-    named, given = line.mentions("operator"), line.value("observations") is not None
-    if named and (usual is None or not is_ours(usual)) and line.value("operator") is None:
-        return found  # --operator.x alone
-    ours = usual is None or is_ours(usual) or named
-    fix = "Name it with --operator if its code may be run"
-    check(
-        ours or given,
-        "restore",
-        f"the operator of {run}",
-        "to be one of emfast's",
-        (usual or {}).get("class_path"),
-        fix,
-    )
-    return {**found, "operator": usual if named or not given else None, "usual": usual if is_ours(usual) else None}
+        Arguments:
+            given: What is given, as nested mappings.
+        """
+        found = run_settings(run := run_of(given.get("model")))
+        theirs, operator = choice(found.pop("operator", None)), choice(given.get("operator"))
+        observed = given.get("observations") not in (None, "null")
+        fix = "Name it with --operator if its code may be run"
+        good = is_ours(theirs) or theirs is None or operator is not None or observed
+        path = (theirs or {}).get("class_path")
+        check(good, "restore", f"the operator of {run}", "to be one of emfast's", path, fix)
+        theirs = theirs if is_ours(theirs) else None
+        named = isinstance(operator, dict) and "class_path" in operator
+        usual = theirs or (None if named else {"class_path": "Mask", "init_args": {"missing": 0.6}})
+        taken = usual if operator is not None else None if observed else theirs
+        return {**found, "operator": taken, "sampler": usual_sampler(operator if named else theirs)}
 
 
 def run(options: Options, yaml: str) -> None:
