@@ -31,7 +31,8 @@ def main(folder: str) -> None:
         if "manylinux" not in path.name:
             sys.exit(f"check_wheels: expected a manylinux wheel, got {path.name}")
     for path in sdists:
-        check(path, tarfile.open(path).getnames(), SDIST)
+        with tarfile.open(path) as archive:
+            check(path, archive.getnames(), SDIST)
     for path in (*wheels, *sdists):
         print(f"{path.name}  {path.stat().st_size / 1e6:.1f} MB")
 

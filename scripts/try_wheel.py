@@ -1,7 +1,7 @@
 """Tries the wheel for the Python that runs this, as its users would: in a fresh environment, without any compiler.
 
-`python3.12 scripts/try_wheel.py dist` installs it, prints `emfast info`, trains on a few images, and runs the op tests on
-every instruction set that this machine has.
+`python3.12 scripts/try_wheel.py dist` installs it, prints `emfast info`, trains on a few images, and runs the op tests
+on every instruction set that this machine has.
 """
 
 import os
