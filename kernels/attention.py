@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import launch
-from ._tuned import architecture, tuned
+from ._tuned import architecture, choice, tuned
 
 Rows = Mapping[tuple[int, int], tuple[tuple[int, ...], ...]]
 
@@ -272,7 +272,7 @@ def is_slow(packed: Tensor) -> bool:
     tokens, size = packed.shape[3:]
     default = packed.dtype == torch.float32 or size > 64 or (size > 32 and tokens > 512)
     key = (packed.element_size(), *packed.shape[2:])
-    return tuned("native attention", packed, key, (int(default),)) == (1,)
+    return choice("native attention", packed, key, default)
 
 
 def packed_attention(packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -129,15 +129,16 @@ class Denoiser(nn.Module):
         )
         return output[:, :channels].to(x.dtype)
 
-    def forward(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor | float, *, levels: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Returns x0-hat, (B, C, H, W), in the dtype of x_t.
 
         Arguments:
             x_t: (B, C, H, W) noisy images.
             t: The time, a number, a 0-dimensional or a (B,) tensor, in the units of the schedule.
+            levels: alpha_t and sigma_t in the dtype of x_t, where they are known already.
         """
         t = torch.as_tensor(t, device=x_t.device).reshape(-1)
-        alpha, sigma = self.levels(t, x_t)
+        alpha, sigma = self.levels(t, x_t) if levels is None else levels
         if self.prediction == "edm":
             norm = (sigma**2 + self.sigma_data**2).sqrt()
             output = self.raw(x_t / norm, sigma.flatten().log() / 4)

@@ -93,11 +93,17 @@ class Problem:
         row = self.table.index_select(0, k[None])[0]  # table[k] waits for the device
         return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise(self, x_t: Tensor, c: Coefficients) -> Tensor:
+        """Returns x0-hat at the time of some coefficients; emfast's own denoiser is told their noise level."""
+        if type(self.denoiser).forward is not Denoiser.forward:
+            return self.denoiser(x_t, c.t)
+        return self.denoiser(x_t, c.t, levels=(c.alpha_t, c.sigma_t))
+
+    def denoise_leaf(self, x_t: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
         """Returns a leaf with the values of x_t, and x0-hat of it, differentiable with respect to the leaf."""
         with torch.enable_grad():
             leaf = x_t.detach().requires_grad_()
-            return leaf, self.denoiser(leaf, t)
+            return leaf, self.denoise(leaf, c)
 
     def whiten(self, y: Tensor, c: Tensor) -> Tensor:
         """Returns (A A^T + c I)^{-1} y where the operator has a closed form; elsewhere y / c."""
@@ -109,9 +115,10 @@ class Problem:
         """Returns the x that minimises |y - A x|^2 + c |x|^2."""
         return self.operator.regularised_inverse(y, c, self.parameters, iterations=iterations)
 
-    def noise(self, k: Tensor, like: Tensor) -> Tensor:
-        """Returns the standard normal noise of step k."""
-        return random.normal(tuple(like.shape[1:]), ids=self.ids, seed=self.seed, step=k).to(like.dtype)
+    def noise(self, stream: random.Stream, k: Tensor | int, like: Tensor) -> Tensor:
+        """Returns the standard normal noise of step k in a stream, in the shape and dtype of `like`."""
+        counter = k + stream * len(self.table)
+        return random.normal(tuple(like.shape[1:]), ids=self.ids, seed=self.seed, step=counter).to(like.dtype)
 
     def apply(self, x: Tensor) -> Tensor:
         """Returns A x."""
@@ -164,8 +171,7 @@ class Sampler:
         """Returns x at the first time: pure noise, as the schedule has it there."""
         like = problem.adjoint(problem.y)
         first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
-        k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
-        return first.sigma_t * problem.noise(k, like)
+        return first.sigma_t * problem.noise(random.Stream.START, 0, like)
 
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns the estimate of x_0 given x_t and y."""
@@ -187,8 +193,8 @@ class Sampler:
         return problem.update(k, x_t, torch.lerp(x_0, previous, -slope)), x_0
 
     @property
-    def stepper(self) -> Sampler:
-        """Whose step is made: graphs belong to it."""
+    def owner_of_steps(self) -> Sampler:
+        """The sampler that makes the steps; the graph of a step is kept for it, whatever wraps it."""
         return self
 
     @torch.no_grad()
@@ -254,15 +260,15 @@ class Sampler:
         y = operator.project(y, parameters)
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)
-        key = (self.stepper, denoiser, operator, sigma, seed)
-        step = graphed(partial(self.stepper._step, problem), *key, network=denoiser)
+        key = (self.owner_of_steps, denoiser, operator, sigma, seed)
+        step = graphed(partial(self.owner_of_steps._step, problem), *key, network=denoiser)
         k = torch.zeros((), dtype=torch.int64, device=y.device)
         previous = torch.zeros_like(x)
         for done in range(1, len(table) + 1):
             try:
                 x, previous = step(x, previous, k, y, ids, table, *parameters.values())
             except sides.REFUSALS as error:
-                sides.explain(error, denoiser, x, table[0, 0], type(self.stepper).__name__)
+                sides.explain(error, denoiser, x, table[0, 0], type(self.owner_of_steps).__name__)
             k = k + 1
             if callback is not None:
                 callback(done, len(table))
