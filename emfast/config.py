@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
+from emfast._m_step_config import MStepConfig
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
@@ -130,45 +131,6 @@ class GaussianConfig:
 
     def __post_init__(self) -> None:
         check_positive("gaussian", self, "rank", "rounds", "images")
-
-
-@dataclass
-class MStepConfig:
-    """The M-step: training on the reconstructions.
-
-    Args:
-        initial_steps: Training steps of the initial model on the clean images.
-        steps: Training steps of a warm-started round.
-        final_steps: Training steps of a from-scratch round.
-        batch_size: Images per step, over all processes.
-        learning_rate: AdamW's learning rate.
-        warmup: Steps of linear warm-up of the learning rate.
-        weight_decay: AdamW's weight decay.
-        ema: Decay of the moving average of the weights, which is the model; it warms up over the first steps.
-        clip_norm: Largest norm of the gradient.
-        flip: Mirrors images at random (do not use where left and right differ).
-        checkpoint: Steps between checkpoints: what an interruption costs at most.
-    """
-
-    initial_steps: int = 2000
-    steps: int = 5000
-    final_steps: int = 20000
-    batch_size: int = 128
-    learning_rate: float = 2e-4
-    warmup: int = 100
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    clip_norm: float = 1.0
-    flip: bool = False
-    checkpoint: int = 500
-
-    def __post_init__(self) -> None:
-        check_positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
-        check_positive("m_step", self, "learning_rate", "clip_norm")
-        check(0 <= self.warmup <= MANY, "config", "m_step.warmup", f"to be in 0 ... {MANY}", self.warmup)
-        good = 0 <= self.weight_decay < math.inf
-        check(good, "config", "m_step.weight_decay", "to be >= 0 and finite", self.weight_decay)
-        check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
 
 
 @dataclass

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "emfast"
 LAYERS = (
     ("_check", "_json"),
     ("_files", "_library", "_memory", "_yaml"),
-    ("random", "graph", "_records"),
+    ("random", "graph", "_records", "_m_step_config"),
     ("ops", "data", "evaluation"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters"),
