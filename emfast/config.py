@@ -98,6 +98,7 @@ class EStepConfig:
         subset: Random observations per warm-started round; none: all.
         scales: Candidates for the sampler's scale, tried each round, the smallest data misfit wins; empty: keep it.
         scale_images: Observations the candidates are tried on.
+        parts: With the continuous schedule, in how many parts the store is renewed over a round.
     """
 
     batch_size: int | Literal["auto"] = "auto"
@@ -106,9 +107,10 @@ class EStepConfig:
     subset: int | None = 5000
     scales: list[float] = field(default_factory=list)
     scale_images: int = 16
+    parts: int = 8
 
     def __post_init__(self) -> None:
-        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images")
+        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images", "parts")
         if self.batch_size != "auto":
             check_positive("e_step", self, "batch_size")
         good = all(0 < scale < math.inf for scale in self.scales)
@@ -123,11 +125,13 @@ class GaussianConfig:
         rank: The rank of its covariance beside the diagonal.
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; none: all.
+        always: Where there are clean images too: the initial model is trained on both.
     """
 
     rank: int = 32
     rounds: int = 32
     images: int | None = 5000
+    always: bool = False
 
     def __post_init__(self) -> None:
         check_positive("gaussian", self, "rank", "rounds", "images")
@@ -174,6 +178,9 @@ class Config:
         e_step: The E-step.
         m_step: The M-step.
         evaluation: What is measured after every round.
+        schedule: rounds: each E-step is made by the finished model of the round before, and each M-step begins anew.
+            continuous: the store of reconstructions is renewed part by part by the averaged model while its training
+            goes on, and a round is one sweep through all parts; optimizer and average last from the first to the last.
         rounds: Warm-started rounds, at most.
         final_rounds: From-scratch rounds on all observations after them.
         switch: Go to the final rounds early by the paper's rule: the best scale has not fallen for 3 rounds or is
@@ -199,6 +206,7 @@ class Config:
     e_step: EStepConfig = field(default_factory=EStepConfig)
     m_step: MStepConfig = field(default_factory=MStepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    schedule: Literal["rounds", "continuous"] = "rounds"
     rounds: int = 8
     final_rounds: int = 3
     switch: bool = True
