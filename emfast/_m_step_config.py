@@ -34,6 +34,9 @@ class MStepConfig:
         noise_mean: The mean of log(sigma / alpha), of log-normal ones.
         noise_std: Its standard deviation.
         schedule_share: The share of those of the schedule among log-normal ones.
+        target_images: The network's target is the mean of what the noisy image may stem from among so many training
+            images and those of the batch, and not the image that it stems from: less variance at high noise levels. 0:
+            that image alone.
         checkpoint: Steps between checkpoints: what an interruption costs at most.
     """
 
@@ -54,6 +57,7 @@ class MStepConfig:
     noise_mean: float = -1.2
     noise_std: float = 1.2
     schedule_share: float = 0.0
+    target_images: int = 0
     checkpoint: int = 500
 
     def __post_init__(self) -> None:
@@ -66,5 +70,7 @@ class MStepConfig:
         check(0 <= self.decay <= 1, "config", "m_step.decay", "to be in [0, 1]", self.decay)
         check_positive("m_step", self, "ema_power", "noise_std")
         check(math.isfinite(self.noise_mean), "config", "m_step.noise_mean", "to be finite", self.noise_mean)
+        good = 0 <= self.target_images <= MANY
+        check(good, "config", "m_step.target_images", f"to be in 0 ... {MANY}", self.target_images)
         good = 0 <= self.schedule_share < 1
         check(good, "config", "m_step.schedule_share", "to be in [0, 1)", self.schedule_share)

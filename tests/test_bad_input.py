@@ -122,6 +122,7 @@ COUNTS = {
         "--m_step.noise_std=0",
         "--m_step.noise_mean=nan",
         "--m_step.schedule_share=1",
+        "--m_step.target_images=-1",
         "--e_step.parts=0",
         "--evaluation.samples=-1",
         "--evaluation.steps=0",

@@ -16,6 +16,7 @@ from emfast.diffusion import Denoiser
 from emfast.em.dropout import Dropout
 from emfast.em.noise_levels import training_times
 from emfast.em.processes import Processes
+from emfast.em.targets import stable_targets
 from emfast.em.trainer import Trainer
 from emfast.graph import Graphed
 
@@ -158,20 +159,41 @@ class _Batch:
         self.batches = Batches(len(images), self.config.batch_size, self.seed)
         self.images = _resident(images, self.device)
 
-    def inputs(self, k: int) -> tuple[Tensor, Tensor]:
-        """Returns the images of step k and its number on the device; seeds what a network may draw beside dropout."""
-        torch.manual_seed(random.derive(self.seed, "network", k, self.processes.rank) % 2**63)
-        x_0 = _sent(self.images[_sent(self.batches.ids(k)[self.part], self.images.device)], self.device)
-        return x_0, torch.full((), k, dtype=torch.int64, device=self.device)
+    def inputs(self, k: int) -> tuple[Tensor, ...]:
+        """Returns the images of step k, its number on the device and, if targets are means over images, these.
 
-    def gradients(self, x_0: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        Seeds what a network may draw beside dropout.
+        """
+        torch.manual_seed(random.derive(self.seed, "network", k, self.processes.rank) % 2**63)
+        ids = self.batches.ids(k)
+        step = torch.full((), k, dtype=torch.int64, device=self.device)
+        return self._rows(ids[self.part]), step, *self._others(ids, k)
+
+    def _others(self, ids: Tensor, k: int) -> list[Tensor]:
+        """Returns the images that the targets of step k are means over: all, or those of the batch and some."""
+        count = self.config.target_images
+        if count == 0:
+            return []
+        if count >= self.batches.count:
+            return [self._rows(torch.arange(self.batches.count))]
+        generator = torch.Generator().manual_seed(random.derive(self.seed, "targets", k) % 2**63)
+        return [self._rows(torch.cat((ids, torch.randint(self.batches.count, (count,), generator=generator))))]
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        return _sent(self.images[_sent(ids, self.images.device)], self.device)
+
+    def gradients(self, x_0: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Returns the loss of step k, and its gradients to all parameters."""
         u, noise = draws(tuple(x_0.shape[1:]), self.place, self.seed, k)
         if self.config.flip:
             x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
+            others = tuple(torch.cat((images, images.flip(-1))) for images in others)
+        t = training_times(self.denoiser.schedule, u[:, 0], self.config)
+        for images in others:
+            x_0, noise = stable_targets(self.denoiser.schedule, x_0, t, noise, images)
         self.trainer.optimizer.zero_grad()
         with Dropout(self.place, self.seed, k):
-            loss = self.denoiser.loss(x_0, training_times(self.denoiser.schedule, u[:, 0], self.config), noise).mean()
+            loss = self.denoiser.loss(x_0, t, noise).mean()
         loss.backward()
         return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 

@@ -6,9 +6,12 @@ from contracts import OnDevice
 from torch import nn
 
 from emfast.config import MStepConfig
-from emfast.diffusion import EDMSchedule, FlowSchedule, VPSchedule
+from emfast.diffusion import Denoiser, EDMSchedule, FlowSchedule, VPSchedule
+from emfast.em.m_step import _Batch
 from emfast.em.muon import Muon, orthogonal
 from emfast.em.noise_levels import training_times
+from emfast.em.processes import Processes
+from emfast.em.targets import stable_targets
 from emfast.em.trainer import Trainer, averaging, learning_rate
 
 SCHEDULES = [VPSchedule.linear(), VPSchedule.cosine(), EDMSchedule(), FlowSchedule()]
@@ -118,3 +121,47 @@ def test_the_averaged_weights_are_lent():
         assert not network.training
     assert torch.equal(network.weight, before)
     assert network.training
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_stable_targets_are_posterior_means(schedule):
+    generator = torch.Generator().manual_seed(0)
+    images, noise = (torch.randn(12, 1, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    for ratio in (0.05, 1.0, 3.0, 30.0):
+        t = schedule.times_of(torch.tensor(ratio).log()).expand(12)
+        alpha, sigma = schedule.alpha(t[:1]), schedule.sigma(t[:1])
+        x_t = alpha * images + sigma * noise
+        mean, left = stable_targets(schedule, images, t, noise, images)
+        distance = (x_t[:, None] - alpha * images[None]).square().sum((2, 3, 4))
+        weights = torch.softmax(-distance / (2 * sigma**2), 1)
+        torch.testing.assert_close(mean, torch.einsum("bn,nchw->bchw", weights, images))
+        torch.testing.assert_close(alpha * mean + sigma * left, x_t)
+        if ratio < 0.1:
+            torch.testing.assert_close(mean, images)
+
+
+@pytest.mark.parametrize("count", [3, 100])
+@pytest.mark.parametrize("flip", [False, True])
+def test_targets_do_not_depend_on_the_processes(count, flip):
+    config = MStepConfig(batch_size=4, target_images=count, flip=flip, noise_levels="log-normal", noise_mean=1.5)
+    images = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def gradients(rank, world):
+        torch.manual_seed(0)
+        denoiser = Denoiser(Plain(), VPSchedule.linear(), "v")
+        batch = _Batch(Trainer(denoiser.network, config, ""), denoiser, images, 1, Processes(rank, world))
+        found = batch.inputs(3)
+        assert len(found[2]) == (10 if count == 100 else 7)
+        return batch.gradients(*found)
+
+    whole, parts = gradients(0, 1), [gradients(rank, 2) for rank in range(2)]
+    for index, value in enumerate(whole):
+        torch.testing.assert_close(sum(part[index] for part in parts) / 2, value, rtol=1e-5, atol=1e-6)
+
+
+class Plain(nn.Conv2d):
+    def __init__(self):
+        super().__init__(1, 1, 3, padding=1)
+
+    def forward(self, x, time):
+        return super().forward(x)
