@@ -1,10 +1,14 @@
 """EM without rounds: what it leaves, and that interruptions, lost pieces and processes change nothing."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from contracts import rms_norm
 from tiny_run import snapshot, write_config
 
 from emfast._files import read_tensors
@@ -165,3 +169,17 @@ def test_a_given_model_and_rounds_from_scratch(whole, tmp_path):
     continuous(tmp_path, *model)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["phase"] for row in rows] == ["initial", "warm", "final"]
+
+
+def test_two_processes_end_with_the_same_model(whole, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "emfast", "train", "--config", str(write_config(tmp_path)), *FLAGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    weights = "model/unet/diffusion_pytorch_model.safetensors"
+    one, two, first = (
+        torch.cat([value.flatten() for value in read_tensors(path / "run" / name).values()])
+        for path, name in ((whole, weights), (tmp_path, weights), (whole, f"rounds/001/{weights}"))
+    )
+    assert rms_norm(two - one) <= rms_norm(first - one) / 100  # by rounding alone
