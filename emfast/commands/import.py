@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emfast._check import check, message
 from emfast.commands.display import plain_console
-from emfast.commands.files import model_folder
+from emfast.commands.files import gather, model_folder
 from emfast.data.importing import Imported, import_observations
 from emfast.data.observations import SUFFIXES, save_observations
 from emfast.data.origin import Range, range_of_note, read_origin
@@ -19,8 +19,8 @@ class Options:
     """A folder of observations as one file for training and restoring.
 
     Args:
-        source: A folder of TIFF (8, 16, 32 bits, float, several pages), FITS, PNG (8 or 16 bits), JPEG, NPY, NPZ or
-            HDF5 files, one such file, a pattern such as "raw/*.tif", or a .txt file with a path in every line.
+        sources: Folders or files, of TIFF (8, 16, 32 bits, float, several pages), FITS, PNG (8 or 16 bits), JPEG, NPY,
+            NPZ or HDF5; or a .txt file with a path in every line.
         output: The file: .h5, .npz or .safetensors.
         masks: A folder of masks by the names of the observations, or one file for all: not 0 where a pixel was
             observed. NaN is missing too.
@@ -31,7 +31,7 @@ class Options:
         limit: Use only the first so many files.
     """
 
-    source: str
+    sources: list[str]
     output: str = "observations.h5"
     masks: str | None = None
     missing: float | None = None
@@ -44,6 +44,9 @@ class Options:
         check(self.limit is None or self.limit > 0, "import", "limit", "to be positive", self.limit)
 
 
+arrange = gather
+
+
 def run(options: Options, yaml: str) -> None:
     """Reads the observations, writes the file, and says what it holds.
 
@@ -52,7 +55,7 @@ def run(options: Options, yaml: str) -> None:
         yaml: The options as text.
     """
     found = import_observations(
-        options.source,
+        options.sources,
         masks=options.masks,
         missing=options.missing,
         range=_range(options.range),

@@ -26,7 +26,7 @@ from emfast.diffusion.tiled import TiledDenoiser
 from emfast.em import Observations, e_step, load_model, prepare
 from emfast.em.model import read_note, resolve_device
 from emfast.operators import Given, Operator
-from emfast.reporting import COLUMNS, plain_table
+from emfast.reporting import COLUMNS, plain_table, write_report
 from emfast.samplers import Sampler, default_sampler
 
 STORE = "reconstructions"
@@ -157,6 +157,7 @@ def run(options: Options, yaml: str) -> None:
                 callback=partial(display.advance, label),
             )
     row = write_results(Path(options.output), observations, ids, stores, options.pictures)
+    write_report([options.output])
     _show(display, row)
     display.console.print(f"Results: {options.output}", soft_wrap=True)
     if observations.origin is not None:

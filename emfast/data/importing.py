@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class Imported(NamedTuple):
 
 
 def import_observations(
-    source: str,
+    sources: str | Sequence[str],
     *,
     masks: str | None = None,
     missing: float | None = None,
@@ -56,8 +56,8 @@ def import_observations(
     any of its channels.
 
     Arguments:
-        source: A folder (searched recursively, sorted by path), a file, `file:key`, a pattern such as "raw/*.tif", or
-            a .txt file with a path in every line.
+        sources: A folder (searched recursively, sorted by path), a file, `file:key`, a .txt file with a path in every
+            line, or several of them.
         masks: A folder of masks, each by the name of its observation (a `mask` in the name does not count), or one
             file for all; not 0 where a pixel was observed.
         missing: The value of missing pixels.
@@ -68,10 +68,11 @@ def import_observations(
             one of the values.
         RuntimeError: If a package that reads the files is not installed.
     """
-    paths, key, left_out = _files(source)
-    paths = paths[:limit]
+    named, left_out = _files(sources)
+    named = named[:limit]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        raws = list(pool.map(lambda path: read_raw(path, key), paths))
+        raws = list(pool.map(lambda each: read_raw(*each), named))
+    paths = [path for path, _ in named]
     _check_shapes(paths, raws)
     values = np.concatenate([raw.values for raw in raws])
     observed = np.isfinite(values)
@@ -100,26 +101,28 @@ def import_observations(
     return Imported(y, mask, Origin(range, files), outside, left_out)
 
 
-def _files(source: str) -> tuple[list[Path], str | None, int]:
-    """Returns the files of a source, the key of the array in them, and how many others of a folder were left out."""
-    path, key = split_key(source)
-    if path.is_dir():
-        every = list(files_below(path))
-        paths = distinct(sorted(file for file in every if file.name.lower().endswith(SUFFIXES)))
-        requirement = f"to hold files of a known kind ({', '.join(SUFFIXES)})"
-        check(len(paths) > 0, "import", str(path), requirement, f"{len(every)} others" if every else "none")
-        return paths, None, len(every) - len(paths)
-    if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        paths = [Path(line).expanduser() for line in lines if line]
-    elif any(sign in source for sign in "*?[") and not path.exists():
-        paths = [Path(name) for name in sorted(glob.glob(os.path.expanduser(source), recursive=True))]
-    else:
-        paths = [path]
-    check(len(paths) > 0, "import", source, "to name files", "none", "Check the path")
-    absent = next((file for file in paths if not file.is_file()), None)
+def _files(sources: str | Sequence[str]) -> tuple[list[tuple[Path, str | None]], int]:
+    """Returns the files of sources, each with the key of the array in it, and how many of folders were left out."""
+    found: list[tuple[Path, str | None]] = []
+    left_out = 0
+    for source in [sources] if isinstance(sources, str) else sources:
+        path, key = split_key(source)
+        if path.is_dir():
+            every = list(files_below(path))
+            paths = distinct(sorted(file for file in every if file.name.lower().endswith(SUFFIXES)))
+            requirement = f"to hold files of a known kind ({', '.join(SUFFIXES)})"
+            check(len(paths) > 0, "import", str(path), requirement, f"{len(every)} others" if every else "none")
+            found += [(file, None) for file in paths]
+            left_out += len(every) - len(paths)
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found += [split_key(line.strip()) for line in lines if line.strip()]
+        else:
+            found.append((path, key))
+    check(len(found) > 0, "import", "sources", "to name files", "none", "Check the path")
+    absent = next((path for path, _ in found if not path.is_file()), None)
     check(absent is None, "import", str(absent), "to exist", "nothing there", "Check the path")
-    return paths, key, 0
+    return found, left_out
 
 
 def _check_shapes(paths: list[Path], raws: list[Raw]) -> None:
@@ -180,7 +183,7 @@ def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np
 
 def _mask_files(source: str, paths: list[Path]) -> list[Path]:
     """Returns the mask file of each observation."""
-    found, _, _ = _files(source)
+    found = [path for path, _ in _files(source)[0]]
     if len(found) == 1 and Path(source).expanduser().is_file():
         return found * len(paths)
     by_name = {_stem(path): path for path in found}

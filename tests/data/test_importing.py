@@ -139,7 +139,9 @@ def test_the_command_and_its_file(tmp_path, capsys, suffix):
         Image.fromarray(array).save(tmp_path / f"a{index}.png")
     (tmp_path / "notes.md").write_text("")
     output = str(tmp_path / f"obs.{suffix}")
-    argv = ["import", str(tmp_path / "*.png"), "--missing", "7", "--range=0,200", "--output", output]
+    files = [str(tmp_path / f"a{index}.png") for index in range(3)]
+    (tmp_path / "list.txt").write_text("\n".join(files))
+    argv = ["import", *files, "--missing", "7", "--range=0,200", "--output", output]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("3 images of 5 x 7", "0 ... 200 for [-1, 1]", "Observed:", output))
@@ -150,7 +152,7 @@ def test_the_command_and_its_file(tmp_path, capsys, suffix):
     assert [file["path"] for file in read_origin(output).files] == ["a0.png", "a1.png", "a2.png"]
     # Clean images for the same run are imported in the same range.
     clean = str(tmp_path / "clean.npz")
-    assert main(["import", str(tmp_path / "*.png"), f"--range={output}", "--output", clean]) == 0
+    assert main(["import", str(tmp_path / "list.txt"), f"--range={output}", "--output", clean]) == 0
     assert load(clean).shape == (1, *SHAPE)
 
 
