@@ -27,8 +27,8 @@ STEPS = {"initial_steps": 2, "steps": 2, "final_steps": 2, "batch_size": 8}
 TOY = {  # what makes a command small enough for a test
     "train": "--e_step.batch_size 8 --evaluation.samples 0 --rounds 1 --final_rounds 0 --sampler.steps 2"
     " --data.limit 12 --gaussian.rounds 1 --gaussian.rank 4 --device cpu --network.channels [8,16]"
-    " --network.attention [1] --network.groups 4 --network.head_dim 8 --network.layers 1 --m_step.batch_size 8 --m_step.steps 2"
-    " --m_step.initial_steps 2",
+    " --network.attention [1] --network.groups 4 --network.head_dim 8 --network.layers 1"
+    " --m_step.batch_size 8 --m_step.steps 2 --m_step.initial_steps 2",
     "restore": "--sampler.steps 2 --limit 3 --device cpu --batch_size 8",
     "sample": "--count 4 --steps 2 --device cpu",
 }
