@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import yaml as pyyaml
+from torch import Tensor
 
 from emfast import random
 from emfast._check import check, message
@@ -20,7 +21,7 @@ from emfast.commands.files import model_folder
 from emfast.commands.restored import write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load
-from emfast.data.origin import check_range, range_of_note
+from emfast.data.origin import check_range, range_of_note, read_origin
 from emfast.diffusion import Denoiser
 from emfast.diffusion.tiled import TiledDenoiser
 from emfast.em import Observations, e_step, load_model, prepare
@@ -55,6 +56,8 @@ class Options:
         sigma: Standard deviation of the measurement noise: in the units of the files that were imported, else in data
             units ([-1, 1]); by default that of the run.
         sampler: The posterior sampler; by default the best one for the operator.
+        truth: The clean images of the observations, row for row, where they are known: for PSNR, SSIM and coverage.
+            Import them in the range of the observations.
         samples: Posterior samples of each observation; of 2 or more their mean and standard deviation are written too.
         tile: Restore images larger than those of the model by overlapping tiles of this side; by default that of the
             patches that it was trained on.
@@ -76,6 +79,7 @@ class Options:
     operator: Operator | None = None
     sigma: float = 0.0
     sampler: Sampler | None = None
+    truth: str | None = None
     samples: int = 1
     tile: int | None = None
     output: str = "restored"
@@ -136,6 +140,7 @@ def run(options: Options, yaml: str) -> None:
     denoiser, shape = load_model(model_folder(options.model))
     prepare(denoiser, device, options.precision)
     observations = _observations(options)
+    truth = _truth(options, observations)
     ids = torch.arange(len(observations))
     stores = _claim(options, yaml, _identity(yaml, denoiser, observations), len(ids))
     denoiser, tile = _fitted(options, denoiser, shape, observations)
@@ -156,7 +161,7 @@ def run(options: Options, yaml: str) -> None:
                 seed=random.derive(options.seed, *names),
                 callback=partial(display.advance, label),
             )
-    row = write_results(Path(options.output), observations, ids, stores, options.pictures)
+    row = write_results(Path(options.output), observations, ids, stores, options.pictures, truth)
     write_report([options.output])
     _show(display, row)
     display.console.print(f"Results: {options.output}", soft_wrap=True)
@@ -180,6 +185,18 @@ def _observations(options: Options) -> Observations:
         raise ValueError(message("restore", "the operator", "to be named, or the model to be of a run", "none", fix))
     images = load(options.images, crop=options.crop, size=options.size, limit=limit)
     return Observations(operator, sigma=sigma, images=images, seed=random.derive(options.seed, "observations"))
+
+
+def _truth(options: Options, observations: Observations) -> Tensor | None:
+    """Returns the clean images of the observations, None if they are not known."""
+    if options.truth is None:
+        return observations.truth(torch.arange(len(observations)))
+    images = load(options.truth, limit=options.limit)
+    ranges = [getattr(each, "range", None) for each in (read_origin(options.truth), observations.origin)]
+    check_range("restore", options.truth, ranges[0], ranges[1], "the observations")
+    found, wanted = (len(images), *images.shape), (len(observations), *observations.shape)
+    check(found == wanted, "restore", "truth", f"to have the shape of the observed images, {wanted}", found)
+    return images[:]
 
 
 def _fitted(

@@ -24,7 +24,12 @@ FLOATS = ("tiff", "fits", "npy", "npz", "hdf5", "safetensors")  # the kinds that
 
 
 def write_results(
-    output: Path, observations: Observations, ids: Tensor, stores: Sequence[Store], pictures: int
+    output: Path,
+    observations: Observations,
+    ids: Tensor,
+    stores: Sequence[Store],
+    pictures: int,
+    truth: Tensor | None = None,
 ) -> dict[str, Any]:
     """Writes observations, reconstructions, their spread, a picture and metrics.
 
@@ -34,10 +39,11 @@ def write_results(
         ids: (N,) which of them were reconstructed.
         stores: Their reconstructions, one store for each sample.
         pictures: Images in the picture.
+        truth: The clean images, if they are known.
     Returns:
         The metrics.
     """
-    y, truth = observations.read(ids), observations.truth(ids)
+    y = observations.read(ids)
     parameters = observations.operator.parameters(ids, tuple(y.shape[1:]))
     own = {name: value for name, value in parameters.items() if len(value) == len(ids)}
     save_observations(output / "observations.npz", y, own, observations.origin)

@@ -100,6 +100,17 @@ def test_coverage_is_told_where_the_truth_is_known(folder, capsys):
     assert json.loads((folder / "truth/metrics.json").read_text())["coverage"] >= 0
 
 
+def test_the_truth_may_be_given(folder, capsys):
+    argv = ["import", str(folder / "raw"), "--range", str(folder / "run")]
+    assert main([*argv, "--output", str(folder / "truth.npz")]) == 0
+    assert restore(folder, "judged", "--limit", "4", "--samples", "2", "--truth", str(folder / "truth.npz")) == 0
+    assert "33% if they were exact" in capsys.readouterr().out
+    assert json.loads((folder / "judged/metrics.json").read_text())["psnr"] > 0
+    np.save(folder / "few.npy", np.zeros((4, 1, *SHAPE), dtype=np.float32) - 0.5)
+    assert restore(folder, "wrong", "--truth", str(folder / "few.npy")) == 2
+    assert one_sentence(capsys.readouterr().err, ["few.npy", "--range=1000,5000"])
+
+
 def test_another_range_is_refused(folder, capsys):
     assert main(["import", str(folder / "raw"), "--output", str(folder / "auto.npz")]) == 0
     capsys.readouterr()
