@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OP ?=
 
-.PHONY: install test sanitize demo lint format bench clean
+.PHONY: install test sanitize demo docs lint format bench clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ sanitize: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/emfast train --config examples/demo.yaml
+
+# The site is build/site; a link that leads nowhere is an error.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

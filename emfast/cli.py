@@ -126,7 +126,8 @@ def _dispatch(argv: list[str]) -> int:
     from emfast.commands.parser import parse
 
     module = importlib.import_module(f"emfast.commands.{argv[0]}")
-    options, yaml = parse(argv[0], module.Options, argv[1:])
+    arrange = getattr(module, "arrange", list)  # of a command that takes several paths
+    options, yaml = parse(argv[0], module.Options, arrange(argv[1:]))
     module.run(options, yaml)
     return 0
 
