@@ -221,9 +221,10 @@ class _Batch:
         if self.config.flip:
             x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
         self.trainer.optimizer.zero_grad()
-        with Dropout(self.place, self.seed, k):
+        dropout = Dropout(self.denoiser.network, self.place, self.seed, k)
+        with dropout:
             loss = self.denoiser.loss(x_0, self.denoiser.schedule.training_times(u[:, 0]), noise).mean()
-        loss.backward()
+        dropout.backward(loss)
         return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 
