@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from emfast._check import check
-from emfast.diffusion.labels import check_labels, label_arguments
+from emfast.diffusion.labels import asks_for_labels, check_labels, label_arguments
 from emfast.diffusion.loading import is_pipeline, read_folder, read_pipeline
 from emfast.diffusion.schedule import EDMSchedule, Prediction, Schedule
 from emfast.diffusion.schedulers import read_scheduler
@@ -77,6 +77,7 @@ class Denoiser(nn.Module):
         self.network, self.schedule, self.prediction, self.dtype = network, schedule, prediction, dtype
         self.sigma_data = sigma_data
         self.register_buffer("labels", check_labels(network, labels), persistent=False)
+        self.asked = asks_for_labels(network)
         self.time_table = _time_table(network) if time_table is None else time_table
 
     @classmethod
@@ -112,7 +113,7 @@ class Denoiser(nn.Module):
         """Returns the bare output of the network, (B, C, H, W), in the dtype of x."""
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
         half = self.dtype is not None and self.dtype != torch.float32
-        labels = label_arguments(self.network, self.labels, len(x), x.device)
+        labels = label_arguments(self.network, self.labels, self.asked, len(x), x.device)
         rows = self.time_table
         time = time.to(torch.float32) if rows is None else time.round().clamp(0, rows - 1).long()
         with torch.autocast(x.device.type, self.dtype if half else torch.bfloat16, enabled=half):
