@@ -121,13 +121,13 @@ class Denoiser(nn.Module):
         output = getattr(output, "sample", output)
         output = output[0] if isinstance(output, tuple) else output
         channels = x.shape[1]
-        check(
-            output.shape[1] in (channels, 2 * channels),
-            "Denoiser",
-            "the network's output",
-            f"to have {channels} channels (or {2 * channels} with a learned variance)",
-            output.shape[1],
+        what = "to be a tensor, a tuple or a diffusers output"
+        check(isinstance(output, Tensor), "Denoiser", "the network's output", what, type(output), error=TypeError)
+        sizes = [(len(x), count, *x.shape[2:]) for count in (channels, 2 * channels)]
+        what = (
+            f"to have {channels} channels (or {2 * channels} with a learned variance), and to be as large as its input"
         )
+        check(output.shape in sizes, "Denoiser", "the network's output", what, output)
         return output[:, :channels].to(x.dtype)
 
     def forward(self, x_t: Tensor, t: Tensor | float) -> Tensor:
