@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from emfast.commands.values import load_yaml
+from emfast.commands.values import check_class, check_config, load_yaml
 from emfast.samplers import default_sampler
 
 CLASSES = {"operator": "emfast.operators", "sampler": "emfast.samplers"}
@@ -32,6 +32,20 @@ class CommandLine:
     def __init__(self, argv: Sequence[str]) -> None:
         self.arguments = _split(argv)
         self.configs = [_read(value) if flag == "--config" else None for flag, value in self.arguments]
+
+    def check(self, function: str) -> None:
+        """Raises a ValueError unless config files hold options, and what is given for operator and sampler may be one.
+
+        Arguments:
+            function: The command.
+        """
+        for (flag, value), config in zip(self.arguments, self.configs, strict=True):
+            if flag == "--config" and value is not None and not value.startswith("{"):
+                check_config(function, value)
+            for key in CLASSES:
+                check_class(function, key, (config or {}).get(key))
+                if flag == f"--{key}" and value is not None:
+                    check_class(function, key, _loaded(value) if value[:1] in ("{", "[") else value)
 
     def mentions(self, key: str) -> bool:
         """Returns whether an option, or one of its parts, is given."""

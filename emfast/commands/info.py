@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emfast.commands.display import plain_console
+from emfast.commands.files import model_folder
 from emfast.info import info
 
 
@@ -17,7 +18,8 @@ class Options:
 
     Args:
         json: Prints JSON instead.
-        model: A model folder: also lists which of its modules `accelerate` knows, and which it leaves as they are.
+        model: A model folder, or that of a run: also lists which of its modules `accelerate` knows, and which it leaves
+            as they are.
     """
 
     json: bool = False
@@ -47,7 +49,7 @@ def _modules(folder: str) -> dict[str, dict[str, int]]:
     from emfast.adapters import accelerate, report
     from emfast.diffusion.loading import read_folder
 
-    return report(accelerate(read_folder(folder, scheduled=False).network))
+    return report(accelerate(read_folder(model_folder(folder), scheduled=False).network))
 
 
 def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -57,7 +57,9 @@ def parse(command: str, options: type, argv: Sequence[str]) -> tuple[Any, str]:
     """
     argv = [at_home(argument) for argument in argv]
     check_values(f"emfast {command}", [part for argument in argv for part in (argument, argument.partition("=")[2])])
-    defaults, arguments = _defaults(command, CommandLine(argv))
+    line = CommandLine(argv)
+    line.check(f"emfast {command}")
+    defaults, arguments = _defaults(command, line)
     parser = build(command, options, defaults)
     try:
         namespace = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from emfast._check import check
+from emfast._check import check, message
 from emfast._files import check_regular
 
 MODE = "emfast"  # of the parser: YAML with the limits below
@@ -38,6 +38,47 @@ def load_yaml(text: str) -> Any:
 
 
 set_loader(MODE, load_yaml, (yaml.YAMLError,))
+
+
+def check_config(function: str, path: str) -> None:
+    """Raises a ValueError, which names the file, unless it is YAML of options by name.
+
+    Arguments:
+        function: The command.
+        path: The config file.
+    """
+    check(os.path.exists(path), function, path, "to be a file", "nothing there", "Check the path")
+    check(not os.path.isdir(path), function, path, "to be a file", "a folder")
+    try:
+        tree = load_yaml(Path(path).read_text(encoding="utf-8"))
+        check_values(function, tree, path)
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#04x} at position {error.start}"
+        raise ValueError(message(function, path, "to be text in UTF-8", found)) from None
+    except yaml.YAMLError as error:
+        raise ValueError(message(function, path, "to be valid YAML", " ".join(str(error).split()))) from None
+    if isinstance(tree, str) and tree.rstrip().endswith(":"):  # what jsonargparse makes of nothing but names
+        check(False, function, tree.split(":")[0], "to have a value", f"none in {path}", "Leave it out for its default")
+    named = isinstance(tree, dict) and all(isinstance(key, str) for key in tree)
+    check(named, function, path, "to hold options by name, as in `sigma: 0.1`", tree)
+
+
+def check_class(function: str, key: str, setting: Any) -> None:
+    """Raises a ValueError unless a setting names a class, with its arguments by name or without any.
+
+    Arguments:
+        function: The command.
+        key: The option, operator or sampler.
+        setting: The value, as YAML has it; None passes.
+    """
+    name = setting.get("class_path", "") if isinstance(setting, Mapping) else "" if setting is None else setting
+    parts = name.split(".") if isinstance(name, str) else [""]
+    fix = "Write its name, as in Identity, or the import path of your own, as in my_file.MyClass"
+    good = name == "" or all(part.isidentifier() for part in parts)
+    check(good, function, key, "to name a class", repr(name), fix)
+    arguments = setting.get("init_args") if isinstance(setting, Mapping) else None
+    good = arguments is None or isinstance(arguments, Mapping)
+    check(good, function, f"{key}.init_args", "to be arguments by name", repr(arguments))
 
 
 def at_home(text: str) -> str:
