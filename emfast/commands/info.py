@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emfast.commands.display import plain_console
+from emfast.commands.files import model_folder
 from emfast.info import info, ways
 
 
@@ -17,8 +18,8 @@ class Options:
 
     Args:
         json: Prints JSON instead.
-        model: A model folder: also lists which of its modules `accelerate` knows, which it leaves as they are, and
-            which way each layer is computed here, and why not others.
+        model: A model folder, or that of a run: also lists which of its modules `accelerate` knows, which it leaves as
+            they are, and which way each layer is computed here, and why not others.
     """
 
     json: bool = False
@@ -49,7 +50,7 @@ def _model(folder: str) -> dict[str, Any]:
     from emfast.adapters import accelerate, report
     from emfast.diffusion.loading import read_folder
 
-    found = read_folder(folder, scheduled=False)
+    found = read_folder(model_folder(folder), scheduled=False)
     network = accelerate(found.network)
     size = max(32, 2 ** len(network.config.block_out_channels))
     shape = found.shape if min(found.shape[1:]) else (found.shape[0], size, size)
