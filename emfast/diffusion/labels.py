@@ -63,7 +63,7 @@ def label_arguments(network: Any, labels: Tensor | None, batch: int, device: tor
     """
     if labels is None:
         width = _one_hot(network)
-        return (torch.zeros(batch, width, device=device) if width else None,) if _asks(network) else ()
+        return (torch.zeros(batch, width, device=device) if width else None,) if _takes_labels(network) else ()
     good = len(labels) in (1, batch)
     check(good, "Denoiser", "labels", f"to be one for each of {batch} images", tuple(labels.shape), FIX)
     return (labels.expand(batch, *labels.shape[1:]),)
@@ -75,7 +75,7 @@ def _one_hot(network: Any) -> int:
     return int(getattr(network, "label_dim", 0) or getattr(inner, "in_features", 0))
 
 
-def _asks(network: Any) -> bool:
+def _takes_labels(network: Any) -> bool:
     """Returns whether a network has a third argument without a default, as EDM's raw ones have."""
     parameters = list(inspect.signature(network.forward).parameters.values())[2:3]
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)

@@ -70,9 +70,9 @@ class MotionBlur(Operator):
         path = torch.stack((angle.sin(), angle.cos()), 2).cumsum(1)  # (B, P, 2)
         low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
         half = (self.size - 1) / 2
-        place = half + (path - (low + high) / 2) * (2 * half / (high - low).amax(2, keepdim=True))
+        position = half + (path - (low + high) / 2) * (2 * half / (high - low).amax(2, keepdim=True))
         axis = torch.arange(self.size, device=ids.device)
-        weight = (1 - (place[..., None] - axis).abs()).clamp_min(0)  # (B, P, 2, K), bilinear
+        weight = (1 - (position[..., None] - axis).abs()).clamp_min(0)  # (B, P, 2, K), bilinear
         return torch.einsum("bpi,bpj->bij", weight[:, :, 0], weight[:, :, 1]) / POINTS
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
