@@ -77,7 +77,7 @@ def test_the_model_opens_in_diffusers(run):
 
 def test_the_same_command_again_changes_nothing_of_the_run(run, capsys):
     before = snapshot(run / "rounds")
-    assert train(run.parent, "--data.reference", "auto") == 0
+    assert main(["train", "--config", str(run.parent / "config.yaml"), "--data.reference", "auto"]) == 0
     assert "PSNR of the E-step" in capsys.readouterr().out
     after = snapshot(run / "rounds")
     assert {name: content for name, (content, _) in after.items()} == {n: c for n, (c, _) in before.items()}
