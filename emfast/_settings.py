@@ -62,14 +62,22 @@ def read_file(path: str, options: Any, function: str) -> Tree:
     """
     file = Path(os.path.expanduser(path))
     check_regular(function, file)
+    check(not file.is_dir(), function, path, "to be a file", "a folder")
     check(file.is_file(), function, path, "to be a file", "nothing there", "Check the path")
     try:
         tree = load_yaml(file.read_text(encoding="utf-8"))
-    except (NotYaml, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#04x} at position {error.start}"
+        raise ValueError(message(function, path, "to be text in UTF-8", found)) from error
+    except NotYaml as error:
         raise ValueError(message(function, path, "to be valid YAML", " ".join(str(error).split()))) from error
     check_yaml(file, function)
-    check(tree is None or isinstance(tree, dict), function, path, "to be a mapping of options", tree)
-    return join(options, {}, tree or {})
+    named = isinstance(tree, dict) and all(isinstance(key, str) for key in tree)
+    check(named, function, path, "to hold options by name, as in `sigma: 0.1`", tree)
+    for name, argument in arguments(options).items():
+        good = not is_group(argument.hint) or tree.get(name, {}) is not None
+        check(good, function, name, "to have a value", f"none in {path}", "Leave it out for its default")
+    return join(options, {}, tree)
 
 
 def join(hint: Any, first: Any, then: Any, same: bool = False) -> Any:
@@ -94,7 +102,7 @@ def join(hint: Any, first: Any, then: Any, same: bool = False) -> Any:
     if not base or then is None:
         return then
     first, then = choice(first), choice(then)
-    if not (isinstance(first, Mapping) and isinstance(then, Mapping)):
+    if not all(isinstance(part, Mapping) and isinstance(part["init_args"], Mapping) for part in (first, then)):
         return then
     old, new = first.get("class_path"), then.get("class_path")
     kept = same or not (old and new) or class_at(base, old) is class_at(base, new)
@@ -111,9 +119,8 @@ def choice(value: Any) -> Any:
         return value
     own = {key: item for key, item in value.items() if key not in CLASS}
     inner, path = value.get("init_args") or {}, value.get("class_path")
-    if not isinstance(inner, Mapping):
-        return inner
-    return {**({"class_path": str(path)} if path else {}), "init_args": {**own, **inner}}
+    inner = {**own, **inner} if isinstance(inner, Mapping) else inner
+    return {**({"class_path": path} if path else {}), "init_args": inner}
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
@@ -234,14 +241,17 @@ class _Reader:
 
     def chosen(self, base: Any, value: Any, key: str) -> Any:
         """Returns an object of the class that a field names."""
-        setting, requirement = choice(value), f"to be a subclass of {base.__name__}"
-        good = isinstance(setting, Mapping) and "class_path" in setting
-        check(good, self.function, key, requirement, value)
-        name = setting["class_path"]
+        setting, fix = choice(value), "Write its name, or the import path of your own, as in my_file.MyClass"
+        name: Any = setting.get("class_path") if isinstance(setting, Mapping) else value
+        named = isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+        check(named, self.function, key, "to name a class", repr(name), fix)
+        good = isinstance(setting["init_args"], Mapping)
+        check(good, self.function, f"{key}.init_args", "to be arguments by name", repr(setting["init_args"]))
         kind = class_at(base, name)
         if kind is None:
             raise ValueError(unknown(self.function, f"a class for {key}", name, subclasses(base)))
-        check(inspect.isclass(kind) and issubclass(kind, base), self.function, key, requirement, name)
+        good = inspect.isclass(kind) and issubclass(kind, base)
+        check(good, self.function, key, f"to be a subclass of {base.__name__}", name)
         return self.construct(kind, setting["init_args"], f"{key}.")
 
     def unknown(self, kind: Any, name: str, prefix: str) -> str:

@@ -60,7 +60,7 @@ def check_yaml(path: str | os.PathLike[str], function: str) -> None:
     with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         root = yaml.compose(Path(path).read_text(), Loader=yaml.SafeLoader)
     found: list[str] = []
-    _visit(root, "", found, set())
+    _find_doubled_keys(root, "", found, set())
     if found:
         check(False, function, str(path), "to name every key once", found[0], "Remove one of the two")
     if isinstance(root, yaml.MappingNode):
@@ -80,9 +80,9 @@ def to_yaml(settings: Any) -> str:
     """
     import yaml
 
-    python: list[str] = []
-    tree = _group(settings, "", python)
-    lines = [f"# {name} is given in Python: this file alone does not make the run again.\n" for name in python]
+    only_in_python: list[str] = []
+    tree = _tree_of(settings, "", only_in_python)
+    lines = [f"# {name} is given in Python: this file alone does not make the run again.\n" for name in only_in_python]
     return "".join(lines) + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -129,17 +129,17 @@ def _measure(text: str) -> None:
             raise NotYaml(f"more than {VALUES} values, or more than {DEPTH} levels of them")
 
 
-def _group(settings: Any, prefix: str, python: list[str]) -> dict[str, Any]:
+def _tree_of(settings: Any, prefix: str, only_in_python: list[str]) -> dict[str, Any]:
     """Returns the fields of a dataclass; one that is of just the class that is declared is a group of settings."""
     hints, tree = get_type_hints(type(settings)), {}
     for key in (field.name for field in dataclasses.fields(settings)):
         value, name = getattr(settings, key), f"{prefix}{key}"
         declared = dataclasses.is_dataclass(value) and type(value) is hints[key]
-        tree[key] = _group(value, f"{name}.", python) if declared else _plain(value, name, python)
+        tree[key] = _tree_of(value, f"{name}.", only_in_python) if declared else _plain(value, name, only_in_python)
     return tree
 
 
-def _plain(value: Any, name: str, python: list[str]) -> Any:
+def _plain(value: Any, name: str, only_in_python: list[str]) -> Any:
     """Returns a value as YAML has it; adds its name to the list if a file cannot say what it is."""
     if getattr(value, "shape", None) == ():
         value = value.item()  # a number of numpy's, or a tensor that is one
@@ -151,23 +151,23 @@ def _plain(value: Any, name: str, python: list[str]) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{name}.{key}", python) for key, item in value.items()}
+        return {str(key): _plain(item, f"{name}.{key}", only_in_python) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{name}.{index}", python) for index, item in enumerate(value)]
+        return [_plain(item, f"{name}.{index}", only_in_python) for index, item in enumerate(value)]
     routine = inspect.isroutine(value)
-    path, importable = _place(value if routine else type(value))
+    path, importable = _import_path(value if routine else type(value))
     arguments = None if routine else _arguments(value)
     if not importable or (arguments is None and not routine):
-        python.append(name)
+        only_in_python.append(name)
     if routine:
         return path
     if arguments is None:
         return f"<{_fingerprint(value) or path}>"
-    arguments = {key: _plain(item, f"{name}.{key}", python) for key, item in arguments.items()}
+    arguments = {key: _plain(item, f"{name}.{key}", only_in_python) for key, item in arguments.items()}
     return {"class_path": path, **({"init_args": arguments} if arguments else {})}
 
 
-def _place(value: Any) -> tuple[str, bool]:
+def _import_path(value: Any) -> tuple[str, bool]:
     """Returns the shortest import path of a class or a function, and whether another process finds it there."""
     module, name = getattr(value, "__module__", None) or "builtins", value.__qualname__
     parts = module.split(".")
@@ -202,7 +202,7 @@ def _fingerprint(value: Any) -> str | None:
     return f"{show(tensor)} with the checksum {zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()):08x}"
 
 
-def _visit(node: Any, prefix: str, found: list[str], seen: set[int]) -> None:
+def _find_doubled_keys(node: Any, prefix: str, found: list[str], seen: set[int]) -> None:
     """Collects the keys that stand twice, in order, with their lines; an alias is the node that it names."""
     if node is None or id(node) in seen:
         return
@@ -214,4 +214,4 @@ def _visit(node: Any, prefix: str, found: list[str], seen: set[int]) -> None:
             if key.value in names:
                 found.append(f"{prefix}{key.value} again in line {key.start_mark.line + 1}")
             names.add(key.value)
-        _visit(value, f"{prefix}{key.value}." if key is not None else prefix, found, seen)
+        _find_doubled_keys(value, f"{prefix}{key.value}." if key is not None else prefix, found, seen)

@@ -16,8 +16,12 @@ import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
-WARM_UP = 3  # calls before a capture: kernels are compiled, weights prepared, workspaces allocated
-KEPT = 8  # graphs of a block: each holds the memory of a step, and what is made anew for every batch is of no use again
+# So many calls are made before a capture: they compile kernels, prepare weights and allocate workspaces, which a
+# capture may not do.
+WARM_UP = 3
+# So many graphs are kept in a block. Each holds the memory of a step; where something that a graph depends on is made
+# anew for every batch, no graph is ever of use again.
+KEPT = 8
 _current: ContextVar[Graphs | None] = ContextVar("emfast_graphs", default=None)
 
 
@@ -116,9 +120,9 @@ class _Capture:
     def __call__(self, tensors: Tensors) -> Tensors:
         for index, (static, tensor) in enumerate(zip(self.inputs, tensors, strict=True)):
             seen = self.seen[index]
-            # An output is the same object with another value after every call.
-            own = any(tensor is output for output in self.output)
-            own = own or tensor.is_inference()  # and so has no version
+            # An output of the graph is the same object with another value after every call, and a tensor of inference
+            # mode has no version: whether these have changed cannot be told.
+            own = any(tensor is output for output in self.output) or tensor.is_inference()
             if own or seen is None or seen[0] is not tensor or seen[1] != tensor._version:
                 static.copy_(tensor)
                 self.seen[index] = None if own else (tensor, tensor._version)
@@ -136,7 +140,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self.kept: dict[Hashable, tuple[Hashable, Graphed]] = {}
-        self._outer: list[Graphs | None] = []  # of the blocks that are entered
+        self._outer: list[Graphs | None] = []  # what was current where each block was entered: blocks may be nested
 
     def __enter__(self) -> Graphs:
         self._outer.append(_current.get())
@@ -184,7 +188,7 @@ def graphed(function: Callable[..., Tensors], *key: object, network: nn.Module |
     before, found = current.kept.pop(name, (None, None))
     if found is None or before != state:
         found = Graphed(function)
-    current.kept[name] = (state, found)  # behind the others: it is the last one used
+    current.kept[name] = (state, found)  # a dictionary keeps its order: the graph used last is now the last in it
     for oldest in list(current.kept)[:-KEPT]:
         del current.kept[oldest]
     return found

@@ -47,7 +47,7 @@ def refused(capsys, argv, *words):
         (["train", "something"], ["'something'"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["train", "--config", "."], [". to be a file", "folder"]),
-        (["train", "--config", ""], ["'' to be a file"]),
+        (["train", "--config", ""], ["--config to be given a file"]),
         (["train", "--operator", ".."], ["operator to name a class", "'..'", "my_file.MyClass"]),
         (["train", "--sampler", "a b.C"], ["sampler to name a class", "'a b.C'"]),
         (["train", "--operator", "[1]"], ["operator to name a class", "[1]"]),

@@ -27,7 +27,7 @@ ROW = {"round": 1, "phase": "warm", "psnr": 22.5, "network_evaluations": 51200, 
 def run(tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("cli")
-    assert train(folder) == 0
+    assert main(["train", "--config", str(write_config(folder)), "--data.reference", "auto"]) == 0
     return folder / "run"
 
 
@@ -77,7 +77,7 @@ def test_the_model_opens_in_diffusers(run):
 
 def test_the_same_command_again_changes_nothing_of_the_run(run, capsys):
     before = snapshot(run / "rounds")
-    assert train(run.parent) == 0
+    assert main(["train", "--config", str(run.parent / "config.yaml"), "--data.reference", "auto"]) == 0
     assert "PSNR of the E-step" in capsys.readouterr().out
     after = snapshot(run / "rounds")
     assert {name: content for name, (content, _) in after.items()} == {n: c for n, (c, _) in before.items()}

@@ -30,7 +30,7 @@ def tiny(folder, **changes):
     """CONFIG of tiny_run, in code."""
     settings = {
         "output": str(folder / "run"),
-        "data": DataConfig(size=12, limit=24, clean_count=16),
+        "data": DataConfig(size=12, limit=24, clean_count=16, reference=None),
         "operator": Mask(missing=0.6),
         "sampler": DPS(steps=3),
         "network": NetworkConfig(channels=[8, 16], attention=[1], groups=4, head_dim=8, layers=1),

@@ -86,7 +86,10 @@ def test_classes():
         ({"count": 1, "pair": [1]}, "f: expected pair to be a list of which each is a whole number, got [1]."),
         ({"count": 1, "group": 3}, "f: expected group to be a group of options, got 3."),
         ({"count": 1, "rate": 3}, "f: expected a config key that exists, got 'rate'. The nearest is 'group.rate'."),
-        ({"count": 1, "operator": 3}, "f: expected operator to be a subclass of Operator, got 3."),
+        (
+            {"count": 1, "operator": 3},
+            "f: expected operator to name a class, got 3. Write its name, or the import path of your own, as in my_file.MyClass.",
+        ),
     ],
 )
 def test_mistakes(tree, sentence):

@@ -1,14 +1,17 @@
 """A run small enough for tests: `emfast` in this process, on 12 x 12 pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import yaml
+from PIL import Image
 
 from emfast.cli import main
 
 CONFIG = {
-    "data": {"size": 12, "limit": 24, "clean_count": 16},
+    "data": {"size": 12, "limit": 24, "clean_count": 16, "reference": None},
     "operator": {"class_path": "Mask", "init_args": {"missing": 0.6}},
     "sampler": {"class_path": "DPS", "init_args": {"steps": 3}},
     "network": {"channels": [8, 16], "attention": [1], "groups": 4, "head_dim": 8, "layers": 1},
@@ -29,8 +32,21 @@ def write_config(folder: Path, **changes: object) -> Path:
 
 
 def train(folder: Path, *flags: str) -> int:
-    """Runs `emfast train` with CONFIG and flags; the run is `folder/run`."""
-    return main(["train", "--config", str(write_config(folder)), *flags])
+    """Runs `emfast train` with CONFIG and flags; the run is `folder/run`, its pictures are blank."""
+    with blank_pictures():
+        return main(["train", "--config", str(write_config(folder)), *flags])
+
+
+@contextmanager
+def blank_pictures() -> Iterator[None]:
+    """Writes one pixel where matplotlib would draw a picture, which takes longer than all the rest of a tiny run."""
+
+    def draw(*arguments: object, **options: object) -> None:
+        file = next(argument for argument in arguments if hasattr(argument, "write"))
+        Image.new("L", (1, 1)).save(file, format="PNG")
+
+    with patch("emfast.reporting.run.draw_rows", draw), patch("emfast.reporting.run.draw_summary_figure", draw):
+        yield
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -20,8 +20,8 @@ from emfast._check import check
 from emfast._files import read_json, write_json
 from emfast.compilation.precompile import Call, Layout, kernel_of
 
-BATCH = 64  # of the calls that are timed; a configuration serves all sizes of batches
-GAIN = 0.97  # of the time before: less is not taken for an improvement
+BATCH = 64  # The calls that are timed have this many images; a configuration serves batches of all sizes.
+GAIN = 0.97  # What takes more than this share of the time before is not taken for faster: timings vary by as much.
 Timer = Callable[[Callable[[], Any]], float]  # a function's milliseconds
 
 
@@ -63,7 +63,7 @@ def tune(
             with asking() as asked:
                 expected = _tensors(run())
             for key, row in ((key, row) for key, row in asked.items() if not isinstance(row, bool)):
-                best = _climb(run, key, row, expected, timer or _median)
+                best = _climb_from(run, key, row, expected, timer or _median)
                 if best != row:
                     found[key] = list(best)
             if callback is not None:
@@ -114,7 +114,7 @@ def _median(function: Callable[[], Any]) -> float:
     return float(do_bench(function, warmup=5, rep=20, return_mode="median"))
 
 
-def _climb(run: Callable[[], Any], key: str, row: tuple[int, ...], expected: list[Tensor], timer: Timer) -> Any:
+def _climb_from(run: Callable[[], Any], key: str, row: tuple[int, ...], expected: list[Tensor], timer: Timer) -> Any:
     """Returns the configuration that none with one number halved or doubled beats."""
     best, seen = _milliseconds(run, key, row, expected, timer), {row}
     improved = True

@@ -105,8 +105,8 @@ def fit(weights: Mapping[str, Tensor], network: nn.Module, file: Path) -> dict[s
         fix = "Save the model again without wrappers, adapters merged, beside its own config.json"
         raise ValueError(message("load_model", str(file), requirement, " and ".join(reasons), fix))
     for name, value in found.items():
-        wanted, got = tuple(expected[name].shape), tuple(value.shape)
-        check(wanted == got, "load_model", f"{name} of {file}", f"to have shape {wanted}, that of its config", got)
+        shape, given = tuple(expected[name].shape), tuple(value.shape)
+        check(shape == given, "load_model", f"{name} of {file}", f"to have shape {shape}, that of its config", given)
     return found
 
 

@@ -50,8 +50,8 @@ def read_inputs(config: Config) -> Inputs:
     """
     data, cut = config.data, {"crop": config.data.crop, "size": config.data.size}
     clean_source = _source(data, data.clean, "sample:train")
-    wanted = config.model is None and clean_source is not None and data.clean_count > 0
-    clean = load(clean_source or "", **cut) if wanted else None
+    needs_clean = config.model is None and clean_source is not None and data.clean_count > 0
+    clean = load(clean_source or "", **cut) if needs_clean else None
     images = None
     if data.observations is None:
         check(data.images is not None, "train", "data.images or data.observations", "to be given", "neither")

@@ -30,7 +30,7 @@ def psnr(
     Raises:
         ValueError: If the shapes differ.
     """
-    x, truth = _pair("psnr", x, truth)
+    x, truth = _checked_pair("psnr", x, truth)
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     return peak_signal_noise_ratio(x, truth, data_range=2.0, reduction="none", dim=(1, 2, 3))
@@ -72,7 +72,7 @@ def ssim(
     References:
         | Image Quality Assessment: From Error Visibility to Structural Similarity (Wang et al., 2004)
     """
-    x, truth = _pair("ssim", x, truth)
+    x, truth = _checked_pair("ssim", x, truth)
     check(min(x.shape[-2:]) >= 11, "ssim", "x", "to have at least 11x11 pixels", x)
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -100,7 +100,7 @@ def lpips(
     References:
         | The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018), arXiv 1801.03924
     """
-    x, truth = _pair("lpips", x, truth)
+    x, truth = _checked_pair("lpips", x, truth)
     check(x.shape[1] in (1, 3), "lpips", "x", "to have 1 or 3 channels", x)
     network = _lpips(str(weights)).to(x.device)
     with torch.no_grad():
@@ -147,7 +147,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.linalg.qr(rows - mean, mode="r").R / (len(rows) - 1) ** 0.5
 
 
-def _pair(function: str, x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def _checked_pair(function: str, x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     check(x.dim() == 4 and x.numel() > 0, function, "x", "of shape (B, C, H, W)", x)
     check(x.shape == truth.shape, function, "truth", f"of the shape {tuple(x.shape)} of x", truth)
     return x.detach().float().clamp(-1, 1), truth.detach().float().clamp(-1, 1)

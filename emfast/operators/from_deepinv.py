@@ -51,29 +51,29 @@ class _Physics(Operator):
     def __init__(self, physics: Any) -> None:
         if isinstance(getattr(physics, "noise_model", None), nn.Module):
             physics.noise_model = nn.Identity()  # physics.noise keeps only where there is noise
-        self.physics, self.placed = physics, dict[torch.device, Any]()
+        self.physics, self.copies = physics, dict[torch.device, Any]()
         self.closed_form = hasattr(physics, "mask") and all(callable(getattr(physics, name, None)) for name in SINGULAR)
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns nothing: those of the physics are the same for all observations. Turns to that beside the ids."""
         if isinstance(self.physics, nn.Module):
-            if ids.device not in self.placed:
-                physics = _copied(self.physics) if self.placed else self.physics
-                self.placed[ids.device] = physics.to(ids.device)
-            self.physics = self.placed[ids.device]
+            if ids.device not in self.copies:
+                physics = _copied(self.physics) if self.copies else self.physics
+                self.copies[ids.device] = physics.to(ids.device)
+            self.physics = self.copies[ids.device]
         return {}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns A x."""
         self._check(parameters)
-        y = self.physics.A(self._own(x), **parameters)
+        y = self.physics.A(self._in_its_precision(x), **parameters)
         check(isinstance(y, Tensor), "from_deepinv", "A x", "to be one tensor", type(y), error=TypeError)
         return y.to(x.dtype)
 
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns A^T y."""
         self._check(parameters)
-        return self.physics.A_adjoint(self._own(y), **parameters).to(y.dtype)
+        return self.physics.A_adjoint(self._in_its_precision(y), **parameters).to(y.dtype)
 
     def project(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns y where the physics records something, which is where it has noise, and 0 elsewhere."""
@@ -83,17 +83,17 @@ class _Physics(Operator):
         """Returns the minimiser, by the physics itself where that is exact."""
         if not self.closed_form:
             return super().regularised_inverse(y, c, parameters, iterations=iterations)
-        self._store(parameters)
-        return self.physics.prox_l2(0.0, self._own(y), self._own(1 / c)).to(y.dtype)
+        self._hand_over(parameters)
+        return self.physics.prox_l2(0.0, self._in_its_precision(y), self._in_its_precision(1 / c)).to(y.dtype)
 
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
         """Returns z where the physics records something."""
         if not callable(getattr(self.physics, "noise", None)):
             return z
-        self._store(parameters)
-        return self.physics.noise(self._own(z)).to(z.dtype)
+        self._hand_over(parameters)
+        return self.physics.noise(self._in_its_precision(z)).to(z.dtype)
 
-    def _store(self, parameters: Parameters) -> None:
+    def _hand_over(self, parameters: Parameters) -> None:
         """Hands the parameters over; A and A_adjoint take them as arguments, the other methods do not."""
         self._check(parameters)
         if parameters:
@@ -111,7 +111,7 @@ class _Physics(Operator):
             value = parameters[name]
             check(value.ndim >= least, "from_deepinv", name, f"to have {least} axes as that of the physics", value)
 
-    def _own(self, x: Tensor) -> Tensor:
+    def _in_its_precision(self, x: Tensor) -> Tensor:
         """Returns x in the precision of the physics."""
         if not isinstance(self.physics, nn.Module):
             return x

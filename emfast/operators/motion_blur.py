@@ -11,6 +11,7 @@ from emfast.operators.base import Operator, Parameters, rows_of
 from emfast.ops import blur, blur_misfit
 
 POINTS = 256  # along a random path
+PATH, TURN = 0, 1  # the counters of the random numbers of a kernel
 LARGE = 15  # the side of a kernel from which on Fourier transforms are faster
 
 
@@ -64,15 +65,15 @@ class MotionBlur(Operator):
     def _path(self, ids: Tensor) -> Tensor:
         """Returns (B, K, K) kernels: the time a smooth random path spends in every pixel."""
         key = random.derive(self.seed, "motion blur")
-        z = random.normal((POINTS,), ids=ids, seed=key).to(torch.float64)
-        turn = 2 * math.pi * random.uniform((1,), ids=ids, seed=key, step=1).to(torch.float64)
+        z = random.normal((POINTS,), ids=ids, seed=key, step=PATH).to(torch.float64)
+        turn = 2 * math.pi * random.uniform((1,), ids=ids, seed=key, step=TURN).to(torch.float64)
         angle = turn + self.shake / math.sqrt(POINTS) * z.cumsum(1)
         path = torch.stack((angle.sin(), angle.cos()), 2).cumsum(1)  # (B, P, 2)
         low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
         half = (self.size - 1) / 2
-        place = half + (path - (low + high) / 2) * (2 * half / (high - low).amax(2, keepdim=True))
+        position = half + (path - (low + high) / 2) * (2 * half / (high - low).amax(2, keepdim=True))
         axis = torch.arange(self.size, device=ids.device)
-        weight = (1 - (place[..., None] - axis).abs()).clamp_min(0)  # (B, P, 2, K), bilinear
+        weight = (1 - (position[..., None] - axis).abs()).clamp_min(0)  # (B, P, 2, K), bilinear
         return torch.einsum("bpi,bpj->bij", weight[:, :, 0], weight[:, :, 1]) / POINTS
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:

@@ -62,7 +62,7 @@ def to_grid(images: Tensor, columns: int, mask: Tensor | None = None) -> NDArray
 def draw_rows(rows: Sequence[Row], file: BinaryIO, title: str = "") -> None:
     """Writes labelled rows of images as a PNG."""
     figure, tops = _figure(rows, below=0.0, title=title)
-    _place(figure, rows, tops)
+    _add_images(figure, rows, tops)
     figure.savefig(file, format="png", dpi=DPI)
 
 
@@ -73,14 +73,14 @@ def draw_summary_figure(rows: Sequence[Row], metrics: Sequence[Mapping[str, Any]
     plots = [(key, text) for key, text in plots if sum(m.get(key) is not None for m in metrics) > 1]
     below = 2.0 if plots else 0.0
     figure, tops = _figure(rows, below=below, title=title)
-    _place(figure, rows, tops)
+    _add_images(figure, rows, tops)
     width, height = figure.get_size_inches()
     room = (width - MARGIN - 0.1) / max(1, len(plots))
     for index, (key, text) in enumerate(plots):
         left = LABEL if len(plots) == 1 else 0.55 + index * (room + 0.1)
         wide = width - LABEL - MARGIN if len(plots) == 1 else room - 0.6
         axes = figure.add_axes((left / width, 0.42 / height, wide / width, 1.15 / height))
-        _plot(axes, metrics, key, text)
+        _add_curve(axes, metrics, key, text)
     figure.savefig(file, format="png", dpi=DPI)
 
 
@@ -113,7 +113,7 @@ def _height(row: Row) -> float:
     return IMAGE * height / width
 
 
-def _place(figure: Figure, rows: Sequence[Row], tops: Sequence[float]) -> None:
+def _add_images(figure: Figure, rows: Sequence[Row], tops: Sequence[float]) -> None:
     """Puts the rows of images into a figure, each with its label at the left."""
     width, height = figure.get_size_inches()
     for row, top in zip(rows, tops, strict=True):
@@ -125,7 +125,7 @@ def _place(figure: Figure, rows: Sequence[Row], tops: Sequence[float]) -> None:
         figure.text((LABEL - 0.1) / width, middle, row.label, size=8.5, color=INK, ha="right", va="center")
 
 
-def _plot(axes: Axes, metrics: Sequence[Mapping[str, Any]], key: str, text: str) -> None:
+def _add_curve(axes: Axes, metrics: Sequence[Mapping[str, Any]], key: str, text: str) -> None:
     """One number over the rounds; rounds from scratch have open circles."""
     from matplotlib.ticker import MaxNLocator
 
@@ -145,8 +145,8 @@ def _plot(axes: Axes, metrics: Sequence[Mapping[str, Any]], key: str, text: str)
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#cccccc")
     for index in (0, -1):
-        place = (0, 6)
+        above = (0, 6)
         axes.annotate(
-            f"{values[index]:.2f}", (rounds[index], values[index]), place, textcoords="offset points",
+            f"{values[index]:.2f}", (rounds[index], values[index]), above, textcoords="offset points",
             ha="center", size=7.5, color=INK,
         )  # fmt: skip

@@ -271,7 +271,7 @@ class Sampler:
             try:
                 x, previous = step(x, previous, k, y, ids, table, *parameters.values())
             except sides.REFUSALS as error:
-                sides.explain(error, denoiser, x, table[0, 0], type(self.owner_of_steps).__name__)
+                sides.explain_refused_images(error, denoiser, x, table[0, 0], type(self.owner_of_steps).__name__)
             k = k + 1
             if callback is not None:
                 callback(done, len(table))

@@ -13,7 +13,7 @@ CHANNELS = (1, 3, 2, 4)
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)  # what a network raises for images it does not take
 
 
-def explain(error: Exception, denoiser: Denoiser, x: Tensor, t: Tensor, function: str) -> NoReturn:
+def explain_refused_images(error: Exception, denoiser: Denoiser, x: Tensor, t: Tensor, function: str) -> NoReturn:
     """Raises a sentence if an error is of the sides or channels of the images, which the network does not take.
 
     Any other error is raised as it is. Nothing is asked of the network but other images: with sides that are odd

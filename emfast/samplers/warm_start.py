@@ -51,10 +51,10 @@ class WarmStart(Sampler):
         """Network evaluations per image without an earlier reconstruction."""
         return self.sampler.evaluations
 
-    def begun_evaluations(self, schedule: Schedule, sigma: float) -> float:
+    def evaluations_when_warm(self, schedule: Schedule, sigma: float) -> float:
         """Returns the network evaluations per image that begins at an earlier reconstruction."""
         cold = self.sampler.times(schedule, sigma)
-        return self.sampler.evaluations * len(_below(cold, schedule, self.noise)) / len(cold)
+        return self.sampler.evaluations * len(_times_below(cold, schedule, self.noise)) / len(cold)
 
     def earlier(self, ids: Tensor) -> Tensor:
         """Returns the earlier reconstructions of observations that have one, (B,) ids on the CPU."""
@@ -120,7 +120,7 @@ class _FromEarlier(Sampler):
         return self.sampler.zeta
 
     def times(self, schedule: Schedule, sigma: float) -> Tensor:
-        return _below(self.sampler.times(schedule, sigma), schedule, self.noise)
+        return _times_below(self.sampler.times(schedule, sigma), schedule, self.noise)
 
     def initial(self, problem: Problem) -> Tensor:
         like = self.images
@@ -132,7 +132,7 @@ class _FromEarlier(Sampler):
         return self.sampler
 
 
-def _below(times: Tensor, schedule: Schedule, noise: float) -> Tensor:
+def _times_below(times: Tensor, schedule: Schedule, noise: float) -> Tensor:
     """Returns the times whose noise level is at most the given one, the last time at least."""
     low = schedule.sigma(times) <= noise * schedule.alpha(times)
     low[-1] = True

@@ -1,37 +1,69 @@
-"""Kills a tiny run at random moments, resumes it, and compares its end with that of an uninterrupted run.
+"""Kills a tiny run at every file that it puts into its place, resumes it, and compares its end with a whole run's.
 
-Run as a process of its own: it forks, so that the imports are paid once. Prints one JSON object.
+What a killed run leaves is its files, and these change by renaming alone. Each process here brings one file that was
+not there before and dies at the next rename, as by kill -9, with what it was writing left behind; so every state that
+the files go through is gone on from. Run as a process of its own: it forks, so that the imports are paid once. Prints
+one JSON object.
 """
 
 import json
 import os
-import random
-import signal
+import re
 import sys
-import time
+import traceback
 from pathlib import Path
 
 import torch
 
 torch.set_num_threads(1)
 
-from tiny_run import train  # noqa: E402
+from tiny_run import write_config  # noqa: E402
 
-import emfast.em.run  # noqa: E402, F401
+import emfast  # noqa: E402
 from emfast._files import read_tensors  # noqa: E402
 
-FLAGS = ("--m_step.steps", "12", "--m_step.initial_steps", "12", "--m_step.final_steps", "12")
+KILLED = 9
+replace = os.replace
 
 
-def start(folder: Path) -> int:
-    """Starts the run in a child process."""
+def place(folder: Path, target: Path) -> str:
+    """Returns where a file of a run belongs, whatever the temporary folder that it is written in is called."""
+    return re.sub(r"\.tmp-[0-9a-f]+-", "", str(target.relative_to(folder)))
+
+
+def run(folder: Path, files: int | None = None) -> int:
+    """Trains; dies at the next rename after so many new files. Returns 0, or 1 after an error."""
+    ledger, new = folder / "renames", 0
+    seen = set(ledger.read_text().split("\n")) if ledger.exists() else set()
+
+    def counted(source: object, target: object) -> None:
+        nonlocal new
+        if new == files:
+            os._exit(KILLED)
+        replace(source, target)
+        name = place(folder, Path(str(target)))
+        if name not in seen:
+            new += 1
+            seen.add(name)
+            ledger.write_text("\n".join(sorted(seen)))
+
+    os.replace = counted
+    try:
+        emfast.train(emfast.Config.from_yaml(write_config(folder)))
+    except Exception:
+        (folder / "log").write_text(traceback.format_exc())
+        return 1
+    finally:
+        os.replace = replace
+    return 0
+
+
+def forked(folder: Path) -> int:
+    """Runs the command in a child process that dies after its first new file; returns its exit code."""
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        os.dup2(1, 2)
-        code = train(folder, *FLAGS)
-        os._exit(code)
-    return child
+        os._exit(run(folder, 1))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def model(folder: Path) -> dict[str, torch.Tensor]:
@@ -39,45 +71,21 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
     return read_tensors(folder / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def written(folder: Path) -> int:
-    """Returns how many files a run has."""
-    return sum(len(files) for _, _, files in os.walk(folder / "run"))
-
-
-def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
-    """Returns how many kills, finished runs, and runs that ended with another model there were."""
-    (folder / "whole").mkdir()
-    begin = time.perf_counter()
-    assert os.waitpid(start(folder / "whole"), 0)[1] == 0, (folder / "whole" / "log").read_text()
-    duration = time.perf_counter() - begin
-    expected, files = model(folder / "whole"), written(folder / "whole")
-    moments = random.Random(seed)
-    result = {"kills": 0, "finished": 0, "different": 0, "failed": 0, "stages": []}
-    while result["kills"] < kills or result["finished"] == 0:
-        part = folder / f"part{result['finished']}"
-        part.mkdir(exist_ok=True)
-        child = start(part)
-        # A moment is a number of files and a while after: by time alone a busy machine would only ever be killed early.
-        target = written(part) + moments.randint(0, files // 4) if result["kills"] < kills else files + 1
-        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and written(part) < target:
-            time.sleep(0.001)
-        if ended[0] == 0:
-            time.sleep(moments.uniform(0, 0.05 * duration))
-            ended = os.waitpid(child, os.WNOHANG)
-        if ended[0] == 0:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            result["kills"] += 1
-            result["stages"].append(written(part))
-            continue
-        result["finished"] += 1
-        found = model(part) if ended[1] == 0 else {}
-        result["failed"] += ended[1] != 0
-        result["different"] += not all(torch.equal(found.get(name, torch.empty(0)), v) for name, v in expected.items())
-        if ended[1] != 0:
-            result["log"] = (part / "log").read_text()[-2000:]
+def main(folder: Path) -> dict[str, object]:
+    """Returns how often the run was killed, the files of both runs, their exit codes, and whether they end alike."""
+    for name in ("whole", "parts"):
+        (folder / name).mkdir()
+    whole, parts, kills = run(folder / "whole"), KILLED, -1  # in this process: the children find all imported
+    while parts == KILLED:
+        parts, kills = forked(folder / "parts"), kills + 1
+    renames = [(folder / name / "renames").read_text().split("\n") for name in ("whole", "parts")]
+    logs = [path.read_text() for path in folder.glob("*/log")]
+    result = {"codes": (whole, parts), "kills": kills, "renames": renames, "logs": logs}
+    if (whole, parts) == (0, 0):
+        expected, found = model(folder / "whole"), model(folder / "parts")
+        result["same"] = all(torch.equal(found[name], value) for name, value in expected.items())
     return result
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]))))

@@ -51,7 +51,8 @@ def test_the_plan_ends():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loop")
-    assert train(folder, "--e_step.scales", "[0.1, 1.0]", "--e_step.scale_images", "4") == 0
+    flags = ("--e_step.scales", "[0.1, 1.0]", "--e_step.scale_images", "4", "--data.reference", "auto")
+    assert train(folder, *flags) == 0
     return folder / "run"
 
 

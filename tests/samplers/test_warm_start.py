@@ -21,7 +21,7 @@ def test_from_samples_of_the_posterior_it_samples_the_posterior():
     warm = WarmStart(sampler, before, torch.arange(COUNT), noise=1.0)
     x = warm(prior.denoiser, many, operator, sigma=sigma, seed=2)
     check_moments(x, mean, covariance, bias=0.05)
-    assert warm.begun_evaluations(prior.denoiser.schedule, sigma) < 0.7 * warm.evaluations
+    assert warm.evaluations_when_warm(prior.denoiser.schedule, sigma) < 0.7 * warm.evaluations
     assert not torch.allclose(x, before)
 
 
