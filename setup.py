@@ -5,6 +5,7 @@ it); where it is missing, without build isolation or on Windows, every build com
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,11 @@ GNU = ["-std=c++17", "-fvisibility=hidden", "-g0", "-O3", "-fno-unswitch-loops",
 GNU += ["-ffp-contract=fast", "-fopenmp", "-Wno-psabi"]
 MICROSOFT = ["/std:c++17", "/EHsc", "/bigobj"]
 POSIX = sys.platform != "win32"
+
+
+def escaped(path: str) -> str:
+    """Returns a path as ninja's files have it."""
+    return re.sub(r"[$ :]", r"$\g<0>", path)
 
 
 class BuildWithNinja(build_ext):
@@ -52,13 +58,13 @@ class BuildWithNinja(build_ext):
         flags = shlex.join([*compiler, f"-I{sysconfig.get_path('include')}"]).replace("$", "$$")
         objects = {source: str(folder / source) + ".o" for source in extension.sources}
         lines = [
-            f"builddir = {folder}",  # where ninja keeps what it knows of headers
+            f"builddir = {escaped(str(folder))}",  # where ninja keeps what it knows of headers
             "rule compile",
             f"  command = {flags} -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
-            *(f"build {target}: compile {source}" for source, target in objects.items()),
+            *(f"build {escaped(target)}: compile {escaped(source)}" for source, target in objects.items()),
         ]
         folder.mkdir(parents=True, exist_ok=True)
         rules = folder / f"{extension.name}.ninja"

@@ -59,7 +59,11 @@ def subclasses(base: Any) -> dict[str, Any]:
     """Returns what the package of a base class exports beside it, by name: Mask, GaussianBlur, ... of Operator."""
     home = importlib.import_module(base.__module__.rpartition(".")[0] or base.__module__)
     exported = {name: getattr(home, name) for name in getattr(home, "__all__", ())}
-    return {name: kind for name, kind in exported.items() if inspect.isclass(kind) and issubclass(kind, base)}
+    return {
+        name: kind
+        for name, kind in exported.items()
+        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
+    }
 
 
 def class_at(base: Any, name: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
+from emfast._m_step_config import MStepConfig
 from emfast._settings import read_file, read_settings
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
@@ -22,7 +23,8 @@ class DataConfig:
     Args:
         images: Clean images to corrupt in simulation, so that the truth is known: a folder of pictures, .npz/.npy, IDX,
             HDF5 or CIFAR binary files, or "sample:train" / "sample:test" (Fashion-MNIST, part of the package).
-        observations: Corrupted observations instead of images: a file with `y` and the operator's parameters.
+        observations: Corrupted observations instead of images: a file with `y` and the operator's parameters, such as
+            `emfast import` writes.
         clean: Clean images for the initial model; `clean_count` of them are taken, and left out of the observations
             that are simulated. auto: "sample:train", or none where observations are given.
         clean_count: How many clean images the initial model is trained on; 0: none, it is trained on reconstructions
@@ -32,6 +34,8 @@ class DataConfig:
         size: Resize to this many pixels a side.
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
         limit: Use only the first so many observations.
+        patch: Cut images into patches of this many pixels a side, and learn from those (observations: those of a Mask
+            or the Identity only). Whole ones are then restored by tiles.
     """
 
     images: str | None = "sample:train"
@@ -42,9 +46,10 @@ class DataConfig:
     size: int | None = None
     crop: int | None = None
     limit: int | None = None
+    patch: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive("data", self, "size", "crop", "limit")
+        check_positive("data", self, "size", "crop", "limit", "patch")
         good = 0 <= self.clean_count <= MANY
         check(good, "config", "data.clean_count", f"to be in 0 ... {MANY}", self.clean_count)
 
@@ -98,6 +103,7 @@ class EStepConfig:
         subset: Random observations per warm-started round; none: all.
         scales: Candidates for the sampler's scale, tried each round, the smallest data misfit wins; empty: keep it.
         scale_images: Observations the candidates are tried on.
+        parts: With the continuous schedule, in how many parts the store is renewed over a round.
     """
 
     batch_size: int | Literal["auto"] = "auto"
@@ -106,9 +112,10 @@ class EStepConfig:
     subset: int | None = 5000
     scales: list[float] = field(default_factory=list)
     scale_images: int = 16
+    parts: int = 8
 
     def __post_init__(self) -> None:
-        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images")
+        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images", "parts")
         if self.batch_size != "auto":
             check_positive("e_step", self, "batch_size")
         good = all(0 < scale < math.inf for scale in self.scales)
@@ -123,53 +130,16 @@ class GaussianConfig:
         rank: The rank of its covariance beside the diagonal.
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; none: all.
+        always: Where there are clean images too: the initial model is trained on both.
     """
 
     rank: int = 32
     rounds: int = 32
     images: int | None = 5000
+    always: bool = False
 
     def __post_init__(self) -> None:
         check_positive("gaussian", self, "rank", "rounds", "images")
-
-
-@dataclass
-class MStepConfig:
-    """The M-step: training on the reconstructions.
-
-    Args:
-        initial_steps: Training steps of the initial model on the clean images.
-        steps: Training steps of a warm-started round.
-        final_steps: Training steps of a from-scratch round.
-        batch_size: Images per step, over all processes.
-        learning_rate: AdamW's learning rate.
-        warmup: Steps of linear warm-up of the learning rate.
-        weight_decay: AdamW's weight decay.
-        ema: Decay of the moving average of the weights, which is the model; it warms up over the first steps.
-        clip_norm: Largest norm of the gradient.
-        flip: Mirrors images at random (do not use where left and right differ).
-        checkpoint: Steps between checkpoints: what an interruption costs at most.
-    """
-
-    initial_steps: int = 2000
-    steps: int = 5000
-    final_steps: int = 20000
-    batch_size: int = 128
-    learning_rate: float = 2e-4
-    warmup: int = 100
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    clip_norm: float = 1.0
-    flip: bool = False
-    checkpoint: int = 500
-
-    def __post_init__(self) -> None:
-        check_positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
-        check_positive("m_step", self, "learning_rate", "clip_norm")
-        check(0 <= self.warmup <= MANY, "config", "m_step.warmup", f"to be in 0 ... {MANY}", self.warmup)
-        good = 0 <= self.weight_decay < math.inf
-        check(good, "config", "m_step.weight_decay", "to be >= 0 and finite", self.weight_decay)
-        check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
 
 
 @dataclass
@@ -206,13 +176,17 @@ class Config:
         data: Where the images come from.
         operator: The measurement operator A. By default Mask(missing=0.6) where observations are simulated, and where
             they are given that of the parameters in the file (`mask`, `kernel`).
-        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
+        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]); of observations that were imported
+            (`emfast import`), in the units of their files.
         sampler: The posterior sampler of the E-step; by default the best one for the operator.
         network: The U-Net.
         gaussian: The first prior where there are no clean images.
         e_step: The E-step.
         m_step: The M-step.
         evaluation: What is measured after every round.
+        schedule: rounds: each E-step is made by the finished model of the round before, and each M-step begins anew.
+            continuous: the store of reconstructions is renewed part by part by the averaged model while its training
+            goes on, and a round is one sweep through all parts; optimizer and average last from the first to the last.
         rounds: Warm-started rounds, at most.
         final_rounds: From-scratch rounds on all observations after them.
         switch: Go to the final rounds early by the paper's rule: the best scale has not fallen for 3 rounds or is
@@ -238,6 +212,7 @@ class Config:
     e_step: EStepConfig = field(default_factory=EStepConfig)
     m_step: MStepConfig = field(default_factory=MStepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    schedule: Literal["rounds", "continuous"] = "rounds"
     rounds: int = 8
     final_rounds: int = 3
     switch: bool = True
@@ -254,7 +229,8 @@ class Config:
             self.operator = Mask(missing=0.6)
         self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
         check_posterior(self.sampler, "config")
-        check_sigma(self.sigma, "config")
+        # That of observations, which may be in units of their own, is checked with them.
+        check_sigma(self.sigma if self.data.observations is None else min(self.sigma, 1), "config")
         most = MOST["rounds"]
         check(0 <= self.rounds <= most, "config", "rounds", f"to be in 0 ... {most}", self.rounds)
         check(0 <= self.final_rounds <= most, "config", "final_rounds", f"to be in 0 ... {most}", self.final_rounds)

@@ -22,19 +22,21 @@ BUILD = "from setuptools import build_meta; build_meta.build_editable('wheel')"
 
 @pytest.fixture
 def project(tmp_path):
-    """The project with an extension of two small files, the first of which includes a header."""
+    """The project, in a folder with a space, with an extension of two small files; the first includes a header."""
     pytest.importorskip("pybind11")
+    project = tmp_path / "a project"
+    project.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, project)
     files = {
         "csrc/module.cpp": MODULE,
         "csrc/own.h": "#define OWN -1\n",
         "csrc/other.cpp": "int answer() { return 1; }",
     }
-    for name, text in {**files, "emfast/__init__.py": "", "wheel/.keep": ""}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
+    for name, text in {**files, "emfast/__init__.py": "__version__ = '0'", "wheel/.keep": ""}.items():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(text)
+    return project
 
 
 def build(project, **environment):

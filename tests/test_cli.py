@@ -205,6 +205,8 @@ def test_info_lists_the_modules_of_a_model(run, capsys):
     assert main(["info", "--model", str(run / "model")]) == 0
     text = capsys.readouterr().out
     assert "ResnetBlock2D" in text[text.index("swapped") : text.index("left")]
+    layers = text[text.index("layers, as a sampler runs them") :].splitlines()[1:]
+    assert any("conv1" in line and "convolution layer: " in line and "; cuDNN: " not in line for line in layers)
 
 
 def test_info(capsys):

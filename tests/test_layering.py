@@ -11,8 +11,9 @@ PACKAGE = ROOT / "emfast"
 
 LAYERS = (
     ("_check", "_json", "_classes"),
+    ("dispatch",),
     ("_files", "_library", "_memory", "_yaml"),
-    ("random", "graph", "_records", "_settings"),
+    ("random", "graph", "_records", "_settings", "_m_step_config"),
     ("ops", "data", "evaluation"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters"),

@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from emfast._check import check
 from emfast._files import read_json, write_json
-from emfast._library import OPS
-from emfast.compilation.precompile import Call, Layout
+from emfast.compilation.precompile import Call, Layout, kernel_of
 
 BATCH = 64  # The calls that are timed have this many images; a configuration serves batches of all sizes.
 GAIN = 0.97  # What takes more than this share of the time before is not taken for faster: timings vary by as much.
@@ -60,7 +59,7 @@ def tune(
         triton.knobs.cache.dir = str(folder)
         for done, (op, arguments) in enumerate(calls, 1):
             values = [_values(x, device) if isinstance(x, Layout) else x for x in arguments]
-            run = partial(OPS[op].functions["triton"], *values)
+            run = partial(kernel_of(op), *values)
             with asking() as asked:
                 expected = _tensors(run())
             for key, row in ((key, row) for key, row in asked.items() if not isinstance(row, bool)):
@@ -87,7 +86,7 @@ def _attention(arguments: Any, device: str, found: dict[str, list[int] | bool], 
     from emfast.kernels._tuned import asking, trying
     from emfast.kernels.attention import is_slow
 
-    forward, backward = (OPS[name].functions["triton"] for name in ("packed_attention", "packed_attention_backward"))
+    forward, backward = (kernel_of(name) for name in ("packed_attention", "packed_attention_backward"))
     packed, scale = _values(arguments[0], device), arguments[1]
     leaf, grad = packed.detach().requires_grad_(), forward(packed, scale)[0]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_sigma
 from emfast.diffusion import Denoiser, Schedule
 from emfast.graph import graphed
 from emfast.operators import Operator, as_operator
@@ -187,6 +187,7 @@ class Sampler:
         .. math:: x_s = c_x x_t + c_0 (\hat x_0 + \mathrm{slope} (\hat x_0 - \hat x_0')) + \mathrm{std} \, z
         """
         x_0 = self.estimate(problem, x_t, k)
+        check(isinstance(x_0, Tensor), type(self).__name__, "estimate", "to return a tensor", x_0, error=TypeError)
         if self.order == 1:
             return problem.update(k, x_t, x_0), x_0
         slope = problem.coefficients(k, x_t).slope
@@ -233,13 +234,15 @@ class Sampler:
         check(good, name, "denoiser", "to be an emfast Denoiser", type(denoiser), fix, TypeError)
         good = isinstance(y, Tensor) and y.is_floating_point()
         check(good, name, "y", "to be a floating-point tensor", y, error=TypeError)
-        check(sigma >= 0, name, "sigma", "to be >= 0", sigma)
+        check_sigma(sigma, name)
+        check(ids is None or isinstance(ids, Tensor), name, "ids", "to be a tensor", type(ids), error=TypeError)
         operator = as_operator(operator, y, name)
         single = operator.is_single(y)
         good = single or y.ndim == 4 or not operator.observes_images
         check(good, name, "y", "to be images (B, C, H, W), or one (C, H, W)", tuple(y.shape))
         if single:
             y, ids = y[None], single_id(ids)
+        check(len(y) > 0, name, "y", "to hold at least one observation", tuple(y.shape))
         with frozen(denoiser):
             x = self._sample(denoiser, y, operator, sigma, default_ids(y, ids), seed, callback)
         return x[0] if single else x
@@ -268,7 +271,7 @@ class Sampler:
             try:
                 x, previous = step(x, previous, k, y, ids, table, *parameters.values())
             except sides.REFUSALS as error:
-                sides.explain_refused_sides(error, denoiser, x, table[0, 0], type(self.owner_of_steps).__name__)
+                sides.explain_refused_images(error, denoiser, x, table[0, 0], type(self.owner_of_steps).__name__)
             k = k + 1
             if callback is not None:
                 callback(done, len(table))
@@ -280,7 +283,10 @@ class Sampler:
         """The step of a problem with other tensors in the place of its own."""
         y, ids, table, *values = tensors
         parameters = dict(zip(problem.parameters, values, strict=True))
-        return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
+        x_s, x_0 = self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
+        same = isinstance(x_s, Tensor) and isinstance(x_0, Tensor) and x_s.shape == x_0.shape == x_t.shape
+        check(same, type(self).__name__, "step", f"to return two tensors {tuple(x_t.shape)}", x_0, error=TypeError)
+        return x_s, x_0
 
 
 def clip_values(x: Tensor, clip: bool) -> Tensor:

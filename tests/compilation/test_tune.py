@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from contracts import replace_way
 
-from emfast._library import OPS
 from emfast.compilation.precompile import Layout
 from emfast.compilation.tune import tune
+from emfast.dispatch import way
 
 tuned_module = pytest.importorskip("emfast.kernels._tuned", reason="needs triton (the test extra installs it)")
 CALL = ("residual_sum", (Layout(torch.float32, (2, 4), (4, 1), 0), None, 2.0))
@@ -25,7 +26,7 @@ def configuration(monkeypatch):
             raise RuntimeError("out of resource")
         return x + (row[0] >= 64)
 
-    monkeypatch.setitem(OPS["residual_sum"].functions, "triton", launch)
+    replace_way(monkeypatch, "residual_sum", "triton", compute=launch)
     return last
 
 
@@ -97,7 +98,7 @@ def test_a_file_of_another_version_is_refused(content, configuration, tmp_path, 
 @pytest.mark.parametrize(("native", "expected"), [(9.0, True), (11.0, None)])
 def test_torchs_own_attention_is_taken_where_it_is_faster(native, expected, tmp_path, monkeypatch):
     for name in ("packed_attention", "packed_attention_backward"):
-        monkeypatch.setitem(OPS[name].functions, "triton", OPS[name].functions["reference"])
+        replace_way(monkeypatch, name, "triton", compute=way(name, "reference").compute)
 
     def timer(run):
         with torch.profiler.profile() as profile:
