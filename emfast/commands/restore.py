@@ -31,15 +31,8 @@ from emfast.reporting import COLUMNS, plain_table, write_report
 from emfast.samplers import Sampler, default_sampler
 
 STORE = "reconstructions"
-FREE = (
-    "output",
-    "device",
-    "batch_size",
-    "pictures",
-    "model",
-    "config",
-    "samples",
-)  # may differ when the same job goes on
+# May differ when the same job goes on.
+FREE = ("output", "device", "batch_size", "pictures", "model", "config", "samples", "truth")
 
 
 @dataclass
