@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
+from emfast._m_step_config import MStepConfig
+from emfast._settings import read_file, read_settings
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
-from emfast.samplers.defaults import check_posterior
+from emfast.samplers.defaults import check_posterior, usual_classes
 
 
 @dataclass
@@ -101,6 +103,7 @@ class EStepConfig:
         subset: Random observations per warm-started round; none: all.
         scales: Candidates for the sampler's scale, tried each round, the smallest data misfit wins; empty: keep it.
         scale_images: Observations the candidates are tried on.
+        parts: With the continuous schedule, in how many parts the store is renewed over a round.
     """
 
     batch_size: int | Literal["auto"] = "auto"
@@ -109,9 +112,10 @@ class EStepConfig:
     subset: int | None = 5000
     scales: list[float] = field(default_factory=list)
     scale_images: int = 16
+    parts: int = 8
 
     def __post_init__(self) -> None:
-        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images")
+        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images", "parts")
         if self.batch_size != "auto":
             check_positive("e_step", self, "batch_size")
         good = all(0 < scale < math.inf for scale in self.scales)
@@ -126,53 +130,16 @@ class GaussianConfig:
         rank: The rank of its covariance beside the diagonal.
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; none: all.
+        always: Where there are clean images too: the initial model is trained on both.
     """
 
     rank: int = 32
     rounds: int = 32
     images: int | None = 5000
+    always: bool = False
 
     def __post_init__(self) -> None:
         check_positive("gaussian", self, "rank", "rounds", "images")
-
-
-@dataclass
-class MStepConfig:
-    """The M-step: training on the reconstructions.
-
-    Args:
-        initial_steps: Training steps of the initial model on the clean images.
-        steps: Training steps of a warm-started round.
-        final_steps: Training steps of a from-scratch round.
-        batch_size: Images per step, over all processes.
-        learning_rate: AdamW's learning rate.
-        warmup: Steps of linear warm-up of the learning rate.
-        weight_decay: AdamW's weight decay.
-        ema: Decay of the moving average of the weights, which is the model; it warms up over the first steps.
-        clip_norm: Largest norm of the gradient.
-        flip: Mirrors images at random (do not use where left and right differ).
-        checkpoint: Steps between checkpoints: what an interruption costs at most.
-    """
-
-    initial_steps: int = 2000
-    steps: int = 5000
-    final_steps: int = 20000
-    batch_size: int = 128
-    learning_rate: float = 2e-4
-    warmup: int = 100
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    clip_norm: float = 1.0
-    flip: bool = False
-    checkpoint: int = 500
-
-    def __post_init__(self) -> None:
-        check_positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
-        check_positive("m_step", self, "learning_rate", "clip_norm")
-        check(0 <= self.warmup <= MANY, "config", "m_step.warmup", f"to be in 0 ... {MANY}", self.warmup)
-        good = 0 <= self.weight_decay < math.inf
-        check(good, "config", "m_step.weight_decay", "to be >= 0 and finite", self.weight_decay)
-        check(0 <= self.ema < 1, "config", "m_step.ema", "to be in [0, 1)", self.ema)
 
 
 @dataclass
@@ -217,6 +184,9 @@ class Config:
         e_step: The E-step.
         m_step: The M-step.
         evaluation: What is measured after every round.
+        schedule: rounds: each E-step is made by the finished model of the round before, and each M-step begins anew.
+            continuous: the store of reconstructions is renewed part by part by the averaged model while its training
+            goes on, and a round is one sweep through all parts; optimizer and average last from the first to the last.
         rounds: Warm-started rounds, at most.
         final_rounds: From-scratch rounds on all observations after them.
         switch: Go to the final rounds early by the paper's rule: the best scale has not fallen for 3 rounds or is
@@ -242,6 +212,7 @@ class Config:
     e_step: EStepConfig = field(default_factory=EStepConfig)
     m_step: MStepConfig = field(default_factory=MStepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    schedule: Literal["rounds", "continuous"] = "rounds"
     rounds: int = 8
     final_rounds: int = 3
     switch: bool = True
@@ -251,6 +222,7 @@ class Config:
     accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tensorboard: bool = False
+    usual = staticmethod(usual_classes)  # a file or a command line may give arguments without the class
 
     def __post_init__(self) -> None:
         if self.operator is None and self.data.observations is None:
@@ -290,9 +262,7 @@ class Config:
         Raises:
             ValueError: If there is a mistake in it; one sentence.
         """
-        from emfast.commands.parser import parse
-
-        config, _ = parse("train", cls, ["--config", os.fspath(path)])
+        config: Config = read_settings(cls, read_file(os.fspath(path), cls, "config"), "config")
         return config
 
     def to_yaml(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check, message
 from emfast._files import checksum, is_unused, write_text
-from emfast.commands.classes import CommandLine
+from emfast._settings import choice
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder
 from emfast.commands.restored import write_results
@@ -29,6 +29,7 @@ from emfast.em.model import read_note, resolve_device
 from emfast.operators import Given, Operator
 from emfast.reporting import COLUMNS, plain_table, write_report
 from emfast.samplers import Sampler, default_sampler
+from emfast.samplers.defaults import usual_sampler
 
 STORE = "reconstructions"
 # May differ when the same job goes on.
@@ -98,28 +99,28 @@ class Options:
             value = getattr(self, name)
             check(value in (None, "auto") or value > 0, "restore", name, "to be positive", value)
 
+    @staticmethod
+    def usual(given: dict[str, Any]) -> dict[str, Any]:
+        """Returns what the run of the model gives; there is no operator for observations that are given.
 
-def defaults(line: CommandLine) -> dict[str, Any]:
-    """Returns the defaults that the run of the model gives; there is no operator for observations that are given."""
-    found = run_settings(run := run_of(line.first() or line.value("model")))
-    usual = found.pop("operator", None)
-    named, given = line.mentions("operator"), line.value("observations") is not None
-    noted = range_of_note(read_note(model_folder(run))) if run is not None else None
-    if noted is not None and not given and "sigma" in found:
-        found["sigma"] /= noted.half  # images are in data units, the run's sigma is not
-    if named and (usual is None or not is_ours(usual)) and line.value("operator") is None:
-        return found  # --operator.x alone
-    ours = usual is None or is_ours(usual) or named
-    fix = "Name it with --operator if its code may be run"
-    check(
-        ours or given,
-        "restore",
-        f"the operator of {run}",
-        "to be one of emfast's",
-        (usual or {}).get("class_path"),
-        fix,
-    )
-    return {**found, "operator": usual if named or not given else None, "usual": usual if is_ours(usual) else None}
+        Arguments:
+            given: What is given, as nested mappings.
+        """
+        found = run_settings(run := run_of(given.get("model")))
+        theirs, operator = choice(found.pop("operator", None)), choice(given.get("operator"))
+        observed = given.get("observations") not in (None, "null")
+        noted = range_of_note(read_note(model_folder(run))) if run is not None else None
+        if noted is not None and not observed and "sigma" in found:
+            found["sigma"] /= noted.half  # images are in data units, the run's sigma is not
+        fix = "Name it with --operator if its code may be run"
+        good = is_ours(theirs) or theirs is None or operator is not None or observed
+        path = (theirs or {}).get("class_path")
+        check(good, "restore", f"the operator of {run}", "to be one of emfast's", path, fix)
+        theirs = theirs if is_ours(theirs) else None
+        named = isinstance(operator, dict) and "class_path" in operator
+        usual = theirs or (None if named else {"class_path": "Mask", "init_args": {"missing": 0.6}})
+        taken = usual if operator is not None else None if observed else theirs
+        return {**found, "operator": taken, "sampler": usual_sampler(operator if named else theirs)}
 
 
 def run(options: Options, yaml: str) -> None:

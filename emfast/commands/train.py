@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from emfast.commands.classes import CommandLine
 from emfast.commands.display import Display
 from emfast.commands.tensorboard import TensorBoard
 from emfast.config import Config
@@ -14,12 +12,6 @@ from emfast.em import Progress, RoundFinished, train
 from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics, write_report
 
 Options = Config
-
-
-def defaults(line: CommandLine) -> dict[str, Any]:
-    """Returns the defaults that depend on other options: there is no operator for observations that are given."""
-    given = line.value("data", "observations") is not None
-    return {"operator": None} if given and not line.mentions("operator") else {}
 
 
 def run(config: Config, yaml: str) -> None:

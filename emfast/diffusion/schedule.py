@@ -67,6 +67,10 @@ class Schedule:
         """Returns the time t at which sigma_t / alpha_t is the given noise level."""
         raise NotImplementedError
 
+    def times_of(self, log_ratio: Tensor) -> Tensor:
+        """Returns the times at which log(sigma_t / alpha_t) is as given, on its device; the nearest of the schedule."""
+        raise NotImplementedError
+
     def training_times(self, u: Tensor) -> Tensor:
         """Returns times to train at from uniform numbers u in [0, 1)."""
         raise NotImplementedError
@@ -109,10 +113,14 @@ class VPSchedule(Schedule):
         bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls(torch.cumprod(1 - (1 - bar[1:] / bar[:-1]).clamp_max(beta_max), 0))
 
-    def _log_ratio_at(self, t: Tensor) -> Tensor:
-        table = self._log_ratio.get(t.device)
+    def _table(self, device: torch.device) -> Tensor:
+        table = self._log_ratio.get(device)
         if table is None:
-            table = self._log_ratio.setdefault(t.device, self._log_ratio[torch.device("cpu")].to(t.device))
+            table = self._log_ratio.setdefault(device, self._log_ratio[torch.device("cpu")].to(device))
+        return table
+
+    def _log_ratio_at(self, t: Tensor) -> Tensor:
+        table = self._table(t.device)
         t = t.to(torch.float64).clamp(0, len(table) - 1)
         low = t.floor().long()
         high = (low + 1).clamp_max(len(table) - 1)
@@ -143,9 +151,16 @@ class VPSchedule(Schedule):
             f"to be in [{float(table[0].exp()):.3g}, {float(table[-1].exp()):.3g}], the noise levels of the schedule",
             ratio,
         )
-        high = int(torch.searchsorted(table, target).clamp(1, len(table) - 1))
-        gap = (table[high] - table[high - 1]).clamp_min(1e-300)  # neighbours may be equal
-        return high - 1 + float((target - table[high - 1]) / gap)
+        return float(self.times_of(target))
+
+    def times_of(self, log_ratio: Tensor) -> Tensor:
+        """Returns fractional indices."""
+        table = self._table(log_ratio.device)
+        target = log_ratio.to(torch.float64)
+        high = torch.searchsorted(table, target).clamp(1, len(table) - 1)
+        low = table.take(high - 1)
+        gap = (table.take(high) - low).clamp_min(1e-300)  # neighbours may be equal
+        return high - 1 + ((target - low) / gap).clamp(0, 1)
 
     def training_times(self, u: Tensor) -> Tensor:
         """Returns uniform indices."""
@@ -190,6 +205,10 @@ class EDMSchedule(Schedule):
         check(0 < ratio <= self.sigma_max, "time_of", "ratio", f"to be in (0, {self.sigma_max}]", ratio)
         return ratio
 
+    def times_of(self, log_ratio: Tensor) -> Tensor:
+        """Returns the ratios."""
+        return log_ratio.to(torch.float64).exp()
+
     def training_times(self, u: Tensor) -> Tensor:
         """Returns log-normal noise levels."""
         normal = torch.special.ndtri(u.to(torch.float64).clamp(1e-9, 1 - 1e-9))
@@ -233,6 +252,10 @@ class FlowSchedule(Schedule):
         """Returns T ratio / (1 + ratio)."""
         check(ratio > 0, "time_of", "ratio", "to be > 0", ratio)
         return self.steps * ratio / (1 + ratio)
+
+    def times_of(self, log_ratio: Tensor) -> Tensor:
+        """Returns T ratio / (1 + ratio)."""
+        return self.steps * torch.sigmoid(log_ratio.to(torch.float64))
 
     def training_times(self, u: Tensor) -> Tensor:
         """Returns shifted uniform times."""

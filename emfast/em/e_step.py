@@ -29,6 +29,7 @@ def e_step(
     ids: Tensor,
     store: Store,
     *,
+    shards: Sequence[tuple[int, int, int]] | None = None,
     batch_size: int | Literal["auto"] = 64,
     seed: int = 0,
     processes: Processes | None = None,
@@ -45,6 +46,7 @@ def e_step(
         observations: The observations.
         ids: (N,) ids of those to reconstruct, N = the store's count; row i of the store belongs to ids[i].
         store: The store; each shard gets `images`, `ids` and the `seconds` that each took.
+        shards: Which of the store's shards, as it has them; all by default.
         batch_size: Observations reconstructed together, of whatever shards; auto: see `choose_batch_size`. It is halved
             where a GPU has no memory for it.
         seed: The key of the sampler's noise.
@@ -57,16 +59,17 @@ def e_step(
     check_posterior(sampler, "e_step")
     processes = processes or Processes()
     device = next(denoiser.parameters()).device
-    todo = [shard for shard in store.shards[processes.rank :: processes.world] if not store.has(shard[0])]
+    wanted = store.shards if shards is None else shards
+    todo = [shard for shard in wanted[processes.rank :: processes.world] if not store.has(shard[0])]
     rows = torch.cat([torch.arange(start, stop) for _, start, stop in todo] or [torch.arange(0)])
     if batch_size == "auto":
         batch_size = choose_batch_size(sampler, denoiser, observations, ids) if todo else 1
-    shards = Shards(todo)
+    cut = Shards(todo)
     with graphs(), Writer(store, device) as writer:
         for x, seconds in reconstructions(
             sampler, denoiser, observations, ids[rows], batch_size=batch_size, seed=seed, callback=callback
         ):
-            for index, part, images, times in shards.add(x, seconds):
+            for index, part, images, times in cut.add(x, seconds):
                 writer.write(index, {"images": images, "ids": ids[part], "seconds": times})
     processes.wait()
 

@@ -71,6 +71,8 @@ class ESteps:
         store = self.store(number, phase, len(self.subset(number, phase)))
         missing = bool(store.missing)
         self.processes.wait()  # all look before one writes
+        if missing and self.config.schedule == "continuous" and phase == "warm":
+            check(False, "train", str(store.folder), "to be whole", "shards missing", self.folder.again(number))
         if missing:
             self.reconstruct(number, phase, self.run.model(number - 1))
         return store
@@ -106,7 +108,7 @@ class ESteps:
     def subset(self, number: int, phase: str) -> Tensor:
         """Returns the ids of a round's observations: a few that all rounds have, and a random rest."""
         count, wanted = len(self.observations), self.config.e_step.subset
-        if phase == "final" or wanted is None or wanted >= count:
+        if phase == "final" or self.config.schedule == "continuous" or wanted is None or wanted >= count:
             return torch.arange(count)
         shown = min(SHOWN, wanted)
         generator = torch.Generator().manual_seed(self.run.seed("round", number, "subset") % 2**63)

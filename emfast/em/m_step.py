@@ -2,135 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_finite
-from emfast._files import read_tensors_and_metadata, write_tensors
+from emfast._check import check
 from emfast.diffusion import Denoiser
 from emfast.em.dropout import Dropout
+from emfast.em.noise_levels import training_times
 from emfast.em.processes import Processes
-from emfast.em.state import Stopwatch
+from emfast.em.targets import stable_targets
+from emfast.em.trainer import Trainer
 from emfast.graph import Graphed
 
 if TYPE_CHECKING:
-    from emfast.config import MStepConfig
+    from emfast._m_step_config import MStepConfig
 
 
 RESIDENT = 0.1  # the share of a GPU's free memory that training images may take
 LOOK = 100  # steps between two looks at whether all is finite: each waits for the device
-
-
-class Trainer:
-    """Everything that training changes: the weights, their moving average, the optimizer, the step and the seconds.
-
-    Arguments:
-        network: The network, on the device to use; its weights are the starting point.
-        config: The M-step's settings.
-        identity: What this training is; a checkpoint of another is refused.
-    """
-
-    def __init__(self, network: nn.Module, config: MStepConfig, identity: str) -> None:
-        self.network, self.config, self.identity = network, config, identity
-        self.parameters = list(network.parameters())
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.step = 0
-        self.watch = Stopwatch()
-        device = self.parameters[0].device
-        self.total = torch.zeros((), device=device)  # of the losses: once it is NaN or infinite it stays so
-        self.sound = torch.zeros((), dtype=torch.int64, device=device)  # the last step of a finite total
-
-    def update(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
-        """Makes one optimizer step and moves the average towards the new weights; does not wait for the device.
-
-        Arguments:
-            loss: The loss that the gradients are of, 0-dimensional.
-            gradients: One for each parameter; those of a graph are overwritten by its next replay.
-        """
-        self.total += loss
-        self.sound += self.total.isfinite()
-        for p, gradient in zip(self.parameters, gradients, strict=True):
-            p.grad = gradient
-        rate = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-        self.step += 1
-
-    def look(self) -> None:
-        """Makes sure that the training has not diverged; waits for the device.
-
-        Raises:
-            RuntimeError: If a loss since the look before, or a number of a checkpoint, is NaN or infinite.
-        """
-        fix = f"Lower m_step.learning_rate, {self.config.learning_rate:g}, in another output folder"
-        finite, step = bool(self.total.isfinite()), min(int(self.sound) + 1, self.step)
-        check(finite, "train", "the loss", "to be finite", f"NaN or infinity at step {step}", fix, RuntimeError)
-        self.total.zero_()
-        numbers = [t.detach() for t in self.tensors().values() if t.is_floating_point() and t.numel()]
-        finite = bool(torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all())
-        step = self.step
-        check(finite, "train", "the weights", "to be finite", f"NaN or infinity at step {step}", fix, RuntimeError)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns what training changes, by the names that a checkpoint has for it."""
-        tensors: dict[str, Tensor] = {f"network/{i}": p for i, p in enumerate(self.parameters)}
-        tensors |= {f"average/{i}": p for i, p in enumerate(self.average)}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
-        return tensors | {f"buffer/{name}": value for name, value in self.network.named_buffers()}
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint."""
-        metadata = {"identity": self.identity, "step": str(self.step), "seconds": str(self.watch.seconds)}
-        write_tensors(path, self.tensors(), metadata)
-
-    @torch.no_grad()
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Goes back to a checkpoint.
-
-        Raises:
-            ValueError: If the file is damaged, of another training or of a diverged one; it is named.
-        """
-        tensors, metadata = read_tensors_and_metadata(path)
-        fix = "Delete the file to start this round's training again"
-        own = metadata.get("identity") == self.identity
-        check(own, "train", str(path), "to be a checkpoint of this training", metadata.get("identity", "none"), fix)
-        check_finite(tensors, "train", str(path), fix)
-        for i, (p, average) in enumerate(zip(self.parameters, self.average, strict=True)):
-            p.copy_(tensors[f"network/{i}"])
-            average.copy_(tensors[f"average/{i}"])
-        for name, value in self.network.named_buffers():
-            value.copy_(tensors[f"buffer/{name}"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer/"):
-                _, place, name = key.split("/")
-                state.setdefault(int(place), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.step = int(metadata["step"])
-        self.sound.fill_(self.step)
-        self.watch = Stopwatch(float(metadata["seconds"]))
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        """Puts the averaged weights into the network: they are the model."""
-        for p, average in zip(self.parameters, self.average, strict=True):
-            p.copy_(average)
 
 
 def m_step(
@@ -162,39 +57,90 @@ def m_step(
         RuntimeError: If training diverges: a loss, a weight or the loss of the averaged weights is NaN or infinite. The
             last checkpoint stays.
     """
-    processes = processes or Processes()
-    requirement = f"to be a multiple of {processes.world}, the number of processes"
-    check(config.batch_size % processes.world == 0, "m_step", "batch_size", requirement, config.batch_size)
-    trainer = Trainer(denoiser.network, config, f"seed {seed} steps {steps} images {len(images)}")
+    trainer = Trainer(denoiser.network, config, f"seed {seed} steps {steps} images {len(images)}", steps)
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
-    device = trainer.parameters[0].device
-    denoiser.network.train()
-    batch = _Batch(trainer, denoiser, images, seed, processes)
-    graphed = Graphed(batch.gradients, state=denoiser.network.buffers())
+    training = Training(trainer, denoiser, images, seed=seed, checkpoint=checkpoint, last=steps, processes=processes)
+    training.advance(steps, lambda done: callback(done, steps) if callback is not None else None)
+    training.finish()
+    return trainer.watch.seconds
 
-    def step(k: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """The loss and the gradients of step k, the means over all processes."""
-        found = graphed(*batch.inputs(k))
-        processes.average([tensor for tensor in found if tensor is not None])
+
+class Training:
+    """A training that goes on in parts, and whose images may change between them.
+
+    Arguments:
+        trainer: What it changes.
+        denoiser: The denoiser of the trainer's network.
+        images: (N, C, H, W) float32 training images, on the CPU.
+        seed: The key of everything random.
+        checkpoint: The file to write checkpoints to, every few steps but for the last.
+        last: The steps done at the end of it.
+        processes: The processes that share each batch; this one alone by default.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        denoiser: Denoiser,
+        images: Tensor,
+        *,
+        seed: int,
+        checkpoint: str | os.PathLike[str],
+        last: int,
+        processes: Processes | None = None,
+    ) -> None:
+        self.trainer, self.checkpoint, self.last = trainer, checkpoint, last
+        self.processes = processes or Processes()
+        world, size = self.processes.world, trainer.config.batch_size
+        requirement = f"to be a multiple of {world}, the number of processes"
+        check(size % world == 0, "m_step", "batch_size", requirement, size)
+        self.batch = _Batch(trainer, denoiser, images, seed, self.processes)
+        self.graphed = Graphed(self.batch.gradients, state=denoiser.network.buffers())
+
+    def use(self, images: Tensor) -> None:
+        """Takes other images for the steps to come, (N, C, H, W) on the CPU."""
+        self.batch.use(images)
+
+    def step(self, k: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Returns the loss and the gradients of step k, the means over all processes."""
+        found = self.graphed(*self.batch.inputs(k))
+        self.processes.average([tensor for tensor in found if tensor is not None])
         return found[0], found[1:]
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while trainer.step < steps:
-            trainer.update(*step(trainer.step))
-            writes = trainer.step % config.checkpoint == 0 and trainer.step < steps
-            if writes or trainer.step % LOOK == 0:
-                trainer.look()
-            if writes and processes.main:
-                trainer.save(checkpoint)
-            if callback is not None:
-                callback(trainer.step, steps)
+    def advance(self, until: int, callback: Callable[[int], None]) -> None:
+        """Trains until so many steps are done.
+
+        Arguments:
+            until: The steps done at the end.
+            callback: Called as callback(steps done).
+        """
+        trainer, config = self.trainer, self.trainer.config
+        trainer.network.train()
+        device = self.batch.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            while trainer.step < until:
+                trainer.update(*self.step(trainer.step))
+                writes = trainer.step % config.checkpoint == 0 and trainer.step < self.last
+                if writes or trainer.step % LOOK == 0:
+                    trainer.look()
+                if writes and self.processes.main:
+                    trainer.save(self.checkpoint)
+                callback(trainer.step)
+
+    def finish(self) -> None:
+        """Ends with the averaged weights in the network, in evaluation mode; what the last update led to is looked at.
+
+        Raises:
+            RuntimeError: If the loss of the averaged weights is NaN or infinite.
+        """
+        trainer, device = self.trainer, self.batch.device
         trainer.finish()
-        trainer.total += step(steps - 1)[0]  # what the last update led to is looked at too
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            trainer.total += self.step(trainer.step - 1)[0]
         trainer.look()
-    trainer.optimizer.zero_grad()
-    denoiser.network.eval()
-    return trainer.watch.seconds
+        trainer.optimizer.zero_grad()
+        trainer.network.eval()
 
 
 class _Batch:
@@ -203,27 +149,53 @@ class _Batch:
     def __init__(self, trainer: Trainer, denoiser: Denoiser, images: Tensor, seed: int, processes: Processes) -> None:
         self.trainer, self.denoiser, self.seed, self.processes = trainer, denoiser, seed, processes
         self.config, self.device = trainer.config, trainer.parameters[0].device
-        self.batches = Batches(len(images), self.config.batch_size, seed)
+        self.use(images)
         self.part = slice(processes.rank, None, processes.world)
         # In the batch, whatever the number of processes.
         self.place = torch.arange(self.config.batch_size, device=self.device)[self.part]
+
+    def use(self, images: Tensor) -> None:
+        """Takes the images of the steps to come."""
+        self.batches = Batches(len(images), self.config.batch_size, self.seed)
         self.images = _resident(images, self.device)
 
-    def inputs(self, k: int) -> tuple[Tensor, Tensor]:
-        """Returns the images of step k and its number on the device; seeds what a network may draw beside dropout."""
-        torch.manual_seed(random.derive(self.seed, "network", k, self.processes.rank) % 2**63)
-        x_0 = _sent(self.images[_sent(self.batches.ids(k)[self.part], self.images.device)], self.device)
-        return x_0, torch.full((), k, dtype=torch.int64, device=self.device)
+    def inputs(self, k: int) -> tuple[Tensor, ...]:
+        """Returns the images of step k, its number on the device and, if targets are means over images, these.
 
-    def gradients(self, x_0: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        Seeds what a network may draw beside dropout.
+        """
+        torch.manual_seed(random.derive(self.seed, "network", k, self.processes.rank) % 2**63)
+        ids = self.batches.ids(k)
+        step = torch.full((), k, dtype=torch.int64, device=self.device)
+        return self._rows(ids[self.part]), step, *self._others(ids, k)
+
+    def _others(self, ids: Tensor, k: int) -> list[Tensor]:
+        """Returns the images that the targets of step k are means over: all, or those of the batch and some."""
+        count = self.config.target_images
+        if count == 0:
+            return []
+        if count >= self.batches.count:
+            return [self._rows(torch.arange(self.batches.count))]
+        generator = torch.Generator().manual_seed(random.derive(self.seed, "targets", k) % 2**63)
+        return [self._rows(torch.cat((ids, torch.randint(self.batches.count, (count,), generator=generator))))]
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        return _sent(self.images[_sent(ids, self.images.device)], self.device)
+
+    def gradients(self, x_0: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Returns the loss of step k, and its gradients to all parameters."""
         u, noise = draws(tuple(x_0.shape[1:]), self.place, self.seed, k)
         if self.config.flip:
             x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
+            others = tuple(torch.cat((images, images.flip(-1))) for images in others)
+        t = training_times(self.denoiser.schedule, u[:, 0], self.config)
+        for images in others:
+            x_0, noise = stable_targets(self.denoiser.schedule, x_0, t, noise, images)
         self.trainer.optimizer.zero_grad()
-        with Dropout(self.place, self.seed, k):
-            loss = self.denoiser.loss(x_0, self.denoiser.schedule.training_times(u[:, 0]), noise).mean()
-        loss.backward()
+        dropout = Dropout(self.denoiser.network, self.place, self.seed, k)
+        with dropout:
+            loss = self.denoiser.loss(x_0, t, noise).mean()
+        dropout.backward(loss)
         return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 

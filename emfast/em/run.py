@@ -14,7 +14,8 @@ from emfast._check import check, check_finite
 from emfast._files import read_tensors, settle_folder, write_tensors
 from emfast._records import read_record, write_record
 from emfast.diffusion import Denoiser
-from emfast.em.e_steps import ESteps
+from emfast.em.continuous import Continuous
+from emfast.em.e_steps import ESteps, Reconstructions
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
@@ -64,6 +65,7 @@ class Run:
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
         self.e_steps = ESteps(self)
+        self.continuous = Continuous(self)
 
     @property
     def note(self) -> dict[str, Any]:
@@ -91,18 +93,31 @@ class Run:
         empty = dict.fromkeys(("scale", "psnr", "ssim", "misfit", "network_evaluations", "seconds_e_step"))
         row: dict[str, Any] = {"round": 0, "phase": "initial", "observations": 0, **empty}
         preview: dict[str, Tensor] = {}
-        if self.inputs.clean is not None:
-            self.maximize(0, "initial training", self.denoiser, self.inputs.clean[:], steps)
-        elif self.config.model is None:
-            images, ids, seconds = self.gaussian()
-            self.maximize(0, "initial training", self.denoiser, images.clamp(-1, 1), steps)
+        images = torch.empty(0, *self.observations.shape) if self.inputs.clean is None else self.inputs.clean[:]
+        if self.begins_with_gaussian:
+            found, ids, seconds = self.gaussian()
             row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
-            row |= self.evaluator.reconstructions(images, ids, self.observations) if self.evaluator else {}
-            preview = self.preview(images, ids)
+            row |= self.evaluator.reconstructions(found, ids, self.observations) if self.evaluator else {}
+            preview, images = self.preview(found, ids), torch.cat((images, found.clamp(-1, 1)))
+        if self.config.schedule == "continuous":
+            self.continuous.initial(self.denoiser, images)
+        elif self.config.model is None:
+            self.maximize(0, "initial training", self.denoiser, images, steps)
         elif not (folder / "model").exists() and self.processes.main:
             save_model(self.denoiser, self.scheduler, folder / "model", self.note)
         self.processes.wait()
         self.finish(0, row, preview)
+
+    @property
+    def begins_with_gaussian(self) -> bool:
+        """Whether there are reconstructions under a Gaussian to begin with."""
+        return self.config.model is None and (self.inputs.clean is None or self.config.gaussian.always)
+
+    def first_images(self) -> Tensor:
+        """Returns the reconstructions to begin with, of the first observations; none but under a Gaussian."""
+        if self.begins_with_gaussian:
+            return self.gaussian()[0].clamp(-1, 1)
+        return torch.empty(0, *self.observations.shape)
 
     def gaussian(self) -> tuple[Tensor, Tensor, float]:
         """Returns reconstructions of a few observations under a Gaussian fitted to them, their ids, and the seconds."""
@@ -128,13 +143,11 @@ class Run:
         return images.float(), ids, seconds
 
     def round(self, number: int, phase: str) -> None:
-        """One E-step with the model of the round before, one M-step on its reconstructions."""
-        denoiser = self.model(number - 1)
-        found = self.e_steps.reconstruct(number, phase, denoiser)
-        steps = self.config.m_step.final_steps if phase == "final" else self.config.m_step.steps
-        if phase == "final":
-            denoiser = reinitialise(denoiser, self.scheduler, self.seed("round", number, "weights"))
-        self.maximize(number, "m-step", denoiser, found.images.clamp(-1, 1), steps)
+        """One E-step with the model of the round before, one M-step on its reconstructions; or both in turn."""
+        if phase == "warm" and self.config.schedule == "continuous":
+            found = self.continuous.sweep(number)
+        else:
+            found = self.alternate(number, phase)
         if not self.processes.main or self.evaluator is None:
             self.processes.wait()
             return
@@ -142,6 +155,16 @@ class Run:
         row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
         row |= {"network_evaluations": found.evaluations, "seconds_e_step": found.seconds}
         self.finish(number, row, self.preview(found.images, found.ids))
+
+    def alternate(self, number: int, phase: str) -> Reconstructions:
+        """Makes the E-step and then the M-step of a round; returns the reconstructions."""
+        denoiser = self.model(number - 1)
+        found = self.e_steps.reconstruct(number, phase, denoiser)
+        steps = self.config.m_step.final_steps if phase == "final" else self.config.m_step.steps
+        if phase == "final":
+            denoiser = reinitialise(denoiser, self.scheduler, self.seed("round", number, "weights"))
+        self.maximize(number, "m-step", denoiser, found.images.clamp(-1, 1), steps)
+        return found
 
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""

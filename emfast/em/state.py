@@ -134,7 +134,7 @@ class RunFolder:
         if (path := self.path / "config.yaml").exists():
             before, now = _read_config(path), _flat(yaml.safe_load(config))
             fix = "Put it back, or choose another output"
-            for key in sorted((before.keys() | now.keys()) - FREE):
+            for key in sorted((before.keys() | now.keys()) - _free(now)):
                 old, new = before.get(key), now.get(key)
                 check(old == new, "train", key, f"to stay {old}, as in {path}", f"{new}", fix)
         if (path := self.path / "data.json").exists():
@@ -143,6 +143,13 @@ class RunFolder:
             for name, value in data.items():
                 same = noted.get(name, value if name in LATER else None) == value
                 check(same, "train", f"the {name} of {self.path}", "to be those it began with", "others", fix)
+
+
+def _free(config: dict[str, Any]) -> set[str]:
+    """Returns what may change in a flat config: a continuous run renews whole shards, and may end its decay with it."""
+    if config.get("schedule") != "continuous":
+        return FREE
+    return FREE - {"e_step.shard_size"} - ({"rounds"} if config["m_step.decay"] else set())
 
 
 def _read_config(path: Path) -> dict[str, Any]:
