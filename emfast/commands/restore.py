@@ -160,7 +160,8 @@ def run(options: Options, yaml: str) -> None:
     display.console.print(f"Results: {options.output}", soft_wrap=True)
     if observations.origin is not None:
         folders = "images" if options.samples == 1 else f"mean, std, sample-1 ... sample-{options.samples}"
-        display.console.print(f"Files:   {folders} in it, with the names and in the units of those imported")
+        text = f"Files:   {folders} in it, with the names and in the units of those imported"
+        display.console.print(text, soft_wrap=True)
 
 
 def _observations(options: Options) -> Observations:
