@@ -22,8 +22,7 @@ from emfast.commands.restored import write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load
 from emfast.data.origin import check_range, range_of_note, read_origin
-from emfast.diffusion import Denoiser
-from emfast.diffusion.tiled import TiledDenoiser
+from emfast.diffusion import Denoiser, TiledDenoiser
 from emfast.em import Observations, e_step, load_model, prepare
 from emfast.em.model import read_note, resolve_device
 from emfast.operators import Given, Operator
@@ -32,15 +31,8 @@ from emfast.samplers import Sampler, default_sampler
 from emfast.samplers.defaults import usual_sampler
 
 STORE = "reconstructions"
-FREE = (
-    "output",
-    "device",
-    "batch_size",
-    "pictures",
-    "model",
-    "config",
-    "samples",
-)  # may differ when the same job goes on
+# May differ when the same job goes on.
+FREE = ("output", "device", "batch_size", "pictures", "model", "config", "samples", "truth")
 
 
 @dataclass
@@ -168,7 +160,8 @@ def run(options: Options, yaml: str) -> None:
     display.console.print(f"Results: {options.output}", soft_wrap=True)
     if observations.origin is not None:
         folders = "images" if options.samples == 1 else f"mean, std, sample-1 ... sample-{options.samples}"
-        display.console.print(f"Files:   {folders} in it, with the names and in the units of those imported")
+        text = f"Files:   {folders} in it, with the names and in the units of those imported"
+        display.console.print(text, soft_wrap=True)
 
 
 def _observations(options: Options) -> Observations:

@@ -148,7 +148,7 @@ def _table(runs: list[dict[str, Any]]) -> str:
         body.append(([] if single else [runs[index]["name"]]) + [found[k] for k in columns])
         coverage = line.get("coverage")
         if coverage is not None:
-            body[-1][0] += f" (coverage {coverage:.0%} of {line['coverage_expected']:.0%})"
+            body[-1][0] += f" (coverage {coverage:.0%}, {line['coverage_expected']:.0%} if exact)"
     return _html_table(heads, body)
 
 
