@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OP ?=
 
-.PHONY: install test sanitize demo lint format bench clean
+.PHONY: install test sanitize demo docs lint format bench clean
 
 install: $(STAMP)
 
@@ -19,17 +19,21 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The op tests on a copy of the package whose extension finds bad addresses and undefined behaviour. C++ is compiled with
-# CFLAGS by older setuptools, with CXXFLAGS by newer.
+# The tests of ops and of the checksum on a copy of the package whose extension finds bad addresses and undefined
+# behaviour. C++ is compiled with CFLAGS by older setuptools, with CXXFLAGS by newer.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: $(STAMP)
 	CFLAGS="$(SANITIZE) -g1" CXXFLAGS="$(SANITIZE) -g1" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	grep -q __asan_report build/sanitize/lib/emfast/_C*.so || { echo "make sanitize: the compiler took no notice of the flags"; exit 1; }
 	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(BIN)/pytest tests/ops --backend cpp --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py
+		$(BIN)/pytest tests/ops tests/nn/test_prepared.py --backend cpp --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py
 
 demo: $(STAMP)
 	$(BIN)/emfast train --config examples/demo.yaml
+
+# The site is build/site; a link that leads nowhere is an error.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from measure import environment, is_dirty, save
 from roofline import step_of
 from walk import Node, Walk
 
-from emfast.nn.gpu import rehearsed
+from emfast.nn.rehearsal import rehearsed
 
 Row = tuple[str, str, tuple[int, ...], int, int, float | None]  # operator, kind, result, bytes, calls, ms of a call
 

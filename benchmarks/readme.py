@@ -1,4 +1,4 @@
-"""The tables of README.md, written from what the benchmarks have saved, each between two comments of its own.
+"""The tables of docs/benchmarks.md, written from what the benchmarks have saved, each between two comments of its own.
 
 python benchmarks/readme.py
 
@@ -29,7 +29,7 @@ SHOWN = (  # of the rows of samplers.py: their beginnings
 
 def main() -> int:
     """Writes all tables; returns the exit code."""
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "benchmarks.md"
     text = path.read_text()
     for name, (short, whole) in {
         "samplers": (quality(SHOWN), quality(("",))),
@@ -41,7 +41,7 @@ def main() -> int:
         begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
         head, _, rest = text.partition(begin)
         if end not in rest:
-            print(f"benchmarks/readme.py: README.md has no line {begin} with {end} after it.", file=sys.stderr)
+            print(f"benchmarks/readme.py: docs/benchmarks.md has no line {begin} with {end} after it.", file=sys.stderr)
             return 1
         text = f"{head}{begin}\n{short.strip()}\n\n{end}{rest.partition(end)[2]}"
         if whole is not None:
@@ -60,7 +60,7 @@ def quality(shown: tuple[str, ...]) -> str:
 
 
 def steps() -> tuple[str, str]:
-    """Returns the ratios of e_step.py on this README's CPU, and all that is known of every variant."""
+    """Returns the ratios of e_step.py on the page's CPU, and all that is known of every variant."""
     rows: dict[tuple[str, str], dict[str, Measurement]] = {}
     for m in load("e_step"):
         if "threads" in m.environment["device"]:

@@ -27,7 +27,7 @@ import emfast
 from emfast.compilation.precompile import compiling, launch
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.kernels._tuned import asking
-from emfast.nn.gpu import rehearsed
+from emfast.nn.rehearsal import rehearsed
 from emfast.operators import Mask
 from emfast.samplers import DPS
 from emfast.samplers.base import Problem, transitions

@@ -31,7 +31,7 @@ from measure import (
     save,
 )
 
-from emfast._library import backend
+from emfast.dispatch import backend
 
 BACKENDS = ("reference", "native", "compile", "emfast")
 

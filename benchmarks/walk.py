@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from emfast._library import OPS
 from emfast.compilation.precompile import Call, layouts
+from emfast.dispatch import way
 from emfast.kernels.group_norm_silu import BACKWARD, FORWARD, configure
 
 BANDWIDTH, RATE = 3.0e12, 790e12  # bytes/s of a copy, bf16 FLOP/s of a matrix product: an H100's, rounded
@@ -103,7 +103,7 @@ class Walk(TorchDispatchMode):
         inputs = [x for x in inputs if not same_write(op, x, args) and not only_sized(name, x, args)]
         node = Node(name, kind, tuple(wanted[0].shape), sizes(inputs), sizes(wanted), measured=ms)
         count(node, op, args, kwargs, out)
-        if op.namespace == "emfast" and "triton" in OPS[op._opname].functions:
+        if op.namespace == "emfast" and way(op._opname, "triton"):
             node.call = layouts(op, args)
         self.nodes.append(node)
         if name == "aten::convolution" and args[2] is not None:  # cuDNN's bias is an addition of its own

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from emfast import random as random
     from emfast import reporting as reporting
     from emfast import samplers as samplers
-    from emfast._library import backend as backend
     from emfast.adapters import accelerate as accelerate
     from emfast.adapters import report as report
     from emfast.adapters import restore as restore
     from emfast.config import Config as Config
+    from emfast.dispatch import backend as backend
     from emfast.em import train as train
     from emfast.graph import graphs as graphs
 
@@ -36,7 +36,7 @@ _PLACES: dict[str, str | None] = {
     **dict.fromkeys(("operators", "ops", "random", "reporting", "samplers")),
     **dict.fromkeys(("accelerate", "report", "restore"), "emfast.adapters"),
     "Config": "emfast.config",
-    "backend": "emfast._library",
+    "backend": "emfast.dispatch",
     "graphs": "emfast.graph",
     "train": "emfast.em",
 }

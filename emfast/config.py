@@ -9,10 +9,11 @@ from typing import Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
 from emfast._m_step_config import MStepConfig
+from emfast._settings import read_file, read_settings
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
-from emfast.samplers.defaults import check_posterior
+from emfast.samplers.defaults import check_posterior, usual_classes
 
 
 @dataclass
@@ -22,7 +23,8 @@ class DataConfig:
     Args:
         images: Clean images to corrupt in simulation, so that the truth is known: a folder of pictures, .npz/.npy, IDX,
             HDF5 or CIFAR binary files, or "sample:train" / "sample:test" (Fashion-MNIST, part of the package).
-        observations: Corrupted observations instead of images: a file with `y` and the operator's parameters.
+        observations: Corrupted observations instead of images: a file with `y` and the operator's parameters, such as
+            `emfast import` writes.
         clean: Clean images for the initial model; `clean_count` of them are taken, and left out of the observations
             that are simulated. auto: "sample:train", or none where observations are given.
         clean_count: How many clean images the initial model is trained on; 0: none, it is trained on reconstructions
@@ -32,6 +34,8 @@ class DataConfig:
         size: Resize to this many pixels a side.
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
         limit: Use only the first so many observations.
+        patch: Cut images into patches of this many pixels a side, and learn from those (observations: those of a Mask
+            or the Identity only). Whole ones are then restored by tiles.
     """
 
     images: str | None = "sample:train"
@@ -42,9 +46,10 @@ class DataConfig:
     size: int | None = None
     crop: int | None = None
     limit: int | None = None
+    patch: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive("data", self, "size", "crop", "limit")
+        check_positive("data", self, "size", "crop", "limit", "patch")
         good = 0 <= self.clean_count <= MANY
         check(good, "config", "data.clean_count", f"to be in 0 ... {MANY}", self.clean_count)
 
@@ -171,7 +176,8 @@ class Config:
         data: Where the images come from.
         operator: The measurement operator A. By default Mask(missing=0.6) where observations are simulated, and where
             they are given that of the parameters in the file (`mask`, `kernel`).
-        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]).
+        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]); of observations that were imported
+            (`emfast import`), in the units of their files.
         sampler: The posterior sampler of the E-step; by default the best one for the operator.
         network: The U-Net.
         gaussian: The first prior where there are no clean images.
@@ -216,13 +222,15 @@ class Config:
     accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tensorboard: bool = False
+    usual = staticmethod(usual_classes)  # a file or a command line may give arguments without the class
 
     def __post_init__(self) -> None:
         if self.operator is None and self.data.observations is None:
             self.operator = Mask(missing=0.6)
         self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
         check_posterior(self.sampler, "config")
-        check_sigma(self.sigma, "config")
+        # That of observations, which may be in units of their own, is checked with them.
+        check_sigma(self.sigma if self.data.observations is None else min(self.sigma, 1), "config")
         most = MOST["rounds"]
         check(0 <= self.rounds <= most, "config", "rounds", f"to be in 0 ... {most}", self.rounds)
         check(0 <= self.final_rounds <= most, "config", "final_rounds", f"to be in 0 ... {most}", self.final_rounds)
@@ -254,9 +262,7 @@ class Config:
         Raises:
             ValueError: If there is a mistake in it; one sentence.
         """
-        from emfast.commands.parser import parse
-
-        config, _ = parse("train", cls, ["--config", os.fspath(path)])
+        config: Config = read_settings(cls, read_file(os.fspath(path), cls, "config"), "config")
         return config
 
     def to_yaml(self) -> str:

@@ -10,6 +10,7 @@ References:
 import hashlib
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from emfast._check import check
 from emfast._library import register, run_cpp
 
 MASK = 0xFFFFFFFF
+
+
+class Stream(IntEnum):
+    """What the noise of a sampler is for: those of n steps draw with the counters n stream ... n stream + n - 1.
+
+    A further purpose takes a further number; to change one changes all samples that were ever drawn with it.
+    """
+
+    STEP = 0  # the fresh noise that a step adds
+    START = 1  # pure noise, where the first step begins
+    PRIOR = 2  # a sample around the estimate of a step
+    MEASUREMENT = 4  # the measurement noise of an observation of that sample
 
 
 def derive(seed: int, *names: str | int) -> int:

@@ -1,7 +1,7 @@
 """Configurations that `emfast precompile --tune` has measured, in the place of those that the kernels' tables give.
 
 They are read once from the file EMFAST_TUNED, or from FILE in the folder TRITON_CACHE_DIR: for each name of a GPU, a
-configuration for each kernel and size that was measured to be faster.
+configuration for each kernel and size that was measured to be faster, and whether something else is (`choice`).
 """
 
 import json
@@ -15,21 +15,32 @@ import triton
 from torch import Tensor
 
 FILE = "emfast-tuned.json"
+VERSION = 1  # of the file: another number for every change of what a key or a row means
 Row = tuple[int, ...]
-_trial: dict[str, Row] = {}
-_asked: list[dict[str, Row]] = []
+_trial: dict[str, Row | bool] = {}
+_asked: list[dict[str, Row | bool]] = []
 
 
 def tuned(kernel: str, x: Tensor, sizes: tuple[int, ...], default: Row) -> Row:
     """Returns the configuration of a kernel for some sizes on the GPU of x: the measured one, or the default."""
+    found = _measured(kernel, x, sizes, default)
+    return default if isinstance(found, bool) else tuple(found)
+
+
+def choice(question: str, x: Tensor, sizes: tuple[int, ...], default: bool) -> bool:
+    """Returns the answer to a question for some sizes on the GPU of x: the measured one, or the default."""
+    return _measured(question, x, sizes, default) is True
+
+
+def _measured(name: str, x: Tensor, sizes: tuple[int, ...], default: Row | bool) -> Row | bool:
     if not (_asked or _trial or table()):
         return default
-    key = " ".join(map(str, (kernel, *map(int, sizes))))
+    key = " ".join(map(str, (name, *map(int, sizes))))
     for asked in _asked:
         asked[key] = default
     if key in _trial or not x.is_cuda:
         return _trial.get(key, default)
-    return tuple(table().get(gpu(x.device.index), {}).get(key, default))
+    return table().get(gpu(x.device.index), {}).get(key, default)
 
 
 def architecture() -> int:
@@ -42,15 +53,24 @@ def architecture() -> int:
 
 
 @cache
-def table() -> dict[str, dict[str, list[int]]]:
-    """Returns what the file holds: {} without one."""
+def table() -> dict[str, dict[str, Row | bool]]:
+    """Returns what the file holds for each GPU: {} without one.
+
+    Raises:
+        ValueError: If it was written for kernels of another version.
+    """
     folder = os.environ.get("TRITON_CACHE_DIR")
     path = os.environ.get("EMFAST_TUNED") or (os.path.join(folder, FILE) if folder else "")
     if not os.path.isfile(path):
         return {}
     with open(path) as file:
-        found: dict[str, dict[str, list[int]]] = json.load(file)
-    return found
+        content = json.load(file)
+    found = content.get("version")
+    if found != VERSION:
+        fix = "Delete it, or run `emfast precompile --tune true` again"
+        raise ValueError(f"kernels: expected {path} to be of version {VERSION}, got {found}. {fix}.")
+    gpus: dict[str, dict[str, Row | bool]] = content["gpus"]
+    return gpus
 
 
 @cache
@@ -60,9 +80,9 @@ def gpu(index: int) -> str:
 
 
 @contextmanager
-def asking() -> Iterator[dict[str, Row]]:
+def asking() -> Iterator[dict[str, Row | bool]]:
     """Yields what is asked for in the block, each key with its default."""
-    asked: dict[str, Row] = {}
+    asked: dict[str, Row | bool] = {}
     _asked.append(asked)
     try:
         yield asked
@@ -71,7 +91,7 @@ def asking() -> Iterator[dict[str, Row]]:
 
 
 @contextmanager
-def trying(key: str, row: Row) -> Iterator[None]:
+def trying(key: str, row: Row | bool) -> Iterator[None]:
     """Gives a configuration to all who ask for a key in the block."""
     _trial[key] = row
     try:

@@ -4,26 +4,26 @@ A tile is (tokens, dimensions) of one head, or (heads, tokens, dimensions) where
 and sectors of memory: then every warp has heads of its own. Scores never leave the registers; the logarithm of the sum
 of a row is all that the backward needs of them. No atomics: the same input gives the same bits.
 
-In the kernels a tensor is a tuple: its address, the strides of image, head and token in units of VECTOR elements, and
-that of the dimension; a place is (image, first head, number of heads). Addresses are 64-bit. FORM is (SIZE, BLOCK_D,
-HEADS, VECTOR, WIDE, ONES): the head dimension and its padding, the heads of a tile, whether bfloat16 is held in
-float32, and whether the first dimension that only pads the values is 1: tensor cores then add the weights up.
+In the kernels a tensor is a `Strided`, and FORM a `Form`; a place is (image, first head, number of heads). Addresses
+are 64-bit.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._tuned import architecture, tuned
+from ._launch import launch
+from ._tuned import architecture, choice, tuned
 
 Rows = Mapping[tuple[int, int], tuple[tuple[int, ...], ...]]
 
-# For each (bytes of an element, BLOCK_D): HEADS, BLOCK_M, BLOCK_N, num_warps, num_stages. The first row whose BLOCK_N
-# holds all keys is taken, else the last. As large as the registers of every architecture and 99 KiB of memory allow.
+# For each (bytes of an element, dimensions of a tile): heads of a tile, BLOCK_M, BLOCK_N, num_warps, num_stages. The
+# first row whose BLOCK_N holds all keys is taken, else the last. As large as the registers of every architecture and
+# 99 KiB of memory allow.
 FORWARD = {
     (2, 16): ((4, 32, 64, 4, 2),),
     (2, 32): ((1, 128, 64, 8, 2),),
@@ -40,32 +40,54 @@ FORWARD = {
 WARPGROUPS = (90, 100)
 FORWARD_BY_WARPGROUPS = {(2, 16): ((4, 32, 64, 4, 2), (1, 128, 64, 4, 3))}
 
+
+class Strided(NamedTuple):
+    """A tensor as the kernels take it: its address, and its strides."""
+
+    address: Tensor
+    image: int  # in units of `Form.vector` elements, as those of head and token
+    head: int
+    token: int
+    dimension: int  # in elements
+
+
+class Form(NamedTuple):
+    """What the tiles of a launch look like."""
+
+    size: int  # of a head: its dimensions
+    padded: int  # the dimensions of a tile
+    heads: int  # of a tile
+    vector: int  # how many elements all strides but that of the dimension are multiples of
+    wide: bool  # whether bfloat16 is held in float32
+    ones: bool  # whether the first dimension that only pads the values is 1: tensor cores then add the weights up
+
+
 LOG2_E = tl.constexpr(1.4426950408889634)  # exp2 is the instruction that a GPU has, exp is four of them
 
 
 @triton.jit
 def place(heads, tokens, BLOCK: tl.constexpr, FORM: tl.constexpr):
     """Returns this program's place and tokens, of a grid of images x groups of heads x blocks of tokens."""
-    blocks, groups = tl.cdiv(tokens, BLOCK), tl.cdiv(heads, FORM[2])
+    blocks, groups = tl.cdiv(tokens, BLOCK), tl.cdiv(heads, FORM.heads)
     group = tl.program_id(0) // blocks
     token = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    return ((group // groups).to(tl.int64), (group % groups * FORM[2]).to(tl.int64), heads), token
+    return ((group // groups).to(tl.int64), (group % groups * FORM.heads).to(tl.int64), heads), token
 
 
 @triton.jit
 def locate(x, where, token, tokens, FORM: tl.constexpr):
     """Returns the addresses (tokens, heads, dimensions) of a tile, without heads if it has one, and which exist."""
     image, first, heads = where
-    d = tl.arange(0, FORM[1])
-    base = x[0] + image * x[1] * FORM[3]
-    row, column = token.to(tl.int64) * x[3] * FORM[3], d.to(tl.int64) * x[4]
-    if FORM[2] == 1:
-        address = base + first * x[2] * FORM[3] + row[:, None] + column[None, :]
-        mask = (token < tokens)[:, None] & (d < FORM[0])[None, :]
+    d = tl.arange(0, FORM.padded)
+    base = x.address + image * x.image * FORM.vector
+    row, column = token.to(tl.int64) * x.token * FORM.vector, d.to(tl.int64) * x.dimension
+    if FORM.heads == 1:
+        address = base + first * x.head * FORM.vector + row[:, None] + column[None, :]
+        mask = (token < tokens)[:, None] & (d < FORM.size)[None, :]
     else:
-        h = first + tl.arange(0, FORM[2])
-        address = base + (h * x[2] * FORM[3])[None, :, None] + row[:, None, None] + column[None, None, :]
-        mask = (token < tokens)[:, None, None] & (h < heads)[None, :, None] & (d < FORM[0])[None, None, :]
+        h = first + tl.arange(0, FORM.heads)
+        address = base + (h * x.head * FORM.vector)[None, :, None] + row[:, None, None] + column[None, None, :]
+        mask = (token < tokens)[:, None, None] & (h < heads)[None, :, None] & (d < FORM.size)[None, None, :]
     return address, mask
 
 
@@ -73,10 +95,10 @@ def locate(x, where, token, tokens, FORM: tl.constexpr):
 def locate_rows(where, token, tokens, FORM: tl.constexpr):
     """Returns the offsets of one number per row of a tile, in (B, H, N), and which exist."""
     image, first, heads = where
-    if FORM[2] == 1:
+    if FORM.heads == 1:
         offset, mask = (image * heads + first) * tokens + token, token < tokens
     else:
-        h = first + tl.arange(0, FORM[2])
+        h = first + tl.arange(0, FORM.heads)
         offset = (image * heads + h)[:, None] * tokens + token[None, :]
         mask = (h < heads)[:, None] & (token < tokens)[None, :]
     return offset, mask
@@ -85,7 +107,7 @@ def locate_rows(where, token, tokens, FORM: tl.constexpr):
 @triton.jit
 def rounded(tile, FORM: tl.constexpr):
     """Returns a float32 tile as the nearest bfloat16 numbers if WIDE, since the interpreter truncates."""
-    if FORM[4]:
+    if FORM.wide:
         bits = tile.to(tl.int32, bitcast=True)
         tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return tile
@@ -96,9 +118,9 @@ def load_tile(x, where, token, tokens, FORM: tl.constexpr):
     """Reads a tile, zero where there is nothing."""
     address, mask = locate(x, where, token, tokens, FORM)
     tile = tl.load(address, mask=mask, other=0.0)
-    if FORM[4]:
+    if FORM.wide:
         tile = tile.to(tl.float32)
-    if FORM[2] > 1:
+    if FORM.heads > 1:
         tile = tl.permute(tile, (1, 0, 2))
     return tile
 
@@ -107,8 +129,8 @@ def load_tile(x, where, token, tokens, FORM: tl.constexpr):
 def store_tile(x, tile, where, token, tokens, FORM: tl.constexpr):
     """Writes a tile in the dtype of x."""
     address, mask = locate(x, where, token, tokens, FORM)
-    tile = rounded(tile, FORM).to(x[0].dtype.element_ty)
-    if FORM[2] > 1:
+    tile = rounded(tile, FORM).to(x.address.dtype.element_ty)
+    if FORM.heads > 1:
         tile = tl.permute(tile, (1, 0, 2))
     tl.store(address, tile, mask=mask)
 
@@ -163,43 +185,44 @@ def attention_kernel(
         k = load_tile(key, where, n, keys, FORM)
         s = limited(products(q, k), n, keys, float("-inf"), -1, EVEN)
         higher = tl.maximum(high, tl.max(s, -1))
-        if query[0].dtype.element_ty == tl.float32:
+        if query.address.dtype.element_ty == tl.float32:
             p = tl.exp2((s - tl.expand_dims(higher, -1)) * scale)
         else:  # an instruction less, and as exact as scores of 16 bits
             p = tl.exp2(s * scale - tl.expand_dims(higher * scale, -1))
         v = load_tile(value, where, n, keys, FORM)
-        if FORM[5]:
-            v = tl.where(tl.arange(0, FORM[1]) == FORM[0], 1.0, v).to(v.dtype)
+        if FORM.ones:
+            v = tl.where(tl.arange(0, FORM.padded) == FORM.size, 1.0, v).to(v.dtype)
         if WHOLE:
             sums = multiply(p, v, FORM)
         else:
             factor = tl.exp2((high - higher) * scale)
             sums = sums * tl.expand_dims(factor, -1) + multiply(p, v, FORM)
             total *= factor
-        if not FORM[5]:
+        if not FORM.ones:
             total += tl.sum(p, -1)
         high = higher
-    if FORM[5]:
-        total = tl.sum(tl.where(tl.arange(0, FORM[1]) == FORM[0], sums, 0.0), -1)
+    if FORM.ones:
+        total = tl.sum(tl.where(tl.arange(0, FORM.padded) == FORM.size, sums, 0.0), -1)
     store_tile(out, sums / tl.expand_dims(total, -1), where, m, tokens, FORM)
     row, mask = locate_rows(where, m, tokens, FORM)
     tl.store(lse + row, (high * scale + tl.log2(total)) / LOG2_E, mask=mask)
 
 
-def form(tensors: Sequence[Tensor], heads: int) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
-    """Returns FORM for tiles of some heads, and the tensors as the kernels take them."""
+def form(tensors: Sequence[Tensor], heads: int) -> tuple[Form, list[Strided]]:
+    """Returns the form of tiles of some heads, and the tensors as the kernels take them."""
     vector, size = 16 // tensors[0].element_size(), tensors[0].shape[3]
     strides = [[0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)] for t in tensors]
     while any(s % vector for row in strides for s in row[:3]):
         vector //= 2
-    tuples = [(t, *(s // vector for s in row[:3]), row[3]) for t, row in zip(tensors, strides, strict=True)]
+    pairs = zip(tensors, strides, strict=True)
+    strided = [Strided(t, s[0] // vector, s[1] // vector, s[2] // vector, s[3]) for t, s in pairs]
     wide = tensors[0].dtype == torch.bfloat16 and triton.knobs.runtime.interpret  # whose bfloat16 products are wrong
     ones = tensors[0].element_size() == 2 and padded(tensors[0]) > size
-    return (size, padded(tensors[0]), heads, vector, wide, ones), tuples
+    return Form(size, padded(tensors[0]), heads, vector, wide, ones), strided
 
 
 def padded(x: Tensor) -> int:
-    """Returns BLOCK_D."""
+    """Returns the dimensions of a tile."""
     return max(triton.next_power_of_2(x.shape[3]), 16)
 
 
@@ -235,7 +258,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     grid = (batch * triton.cdiv(heads, together) * triton.cdiv(tokens, tile["BLOCK_M"]),)
     with torch.cuda.device_of(query):
         arguments = (*tensors, lse, heads, tokens, keys, scale, layout)
-        attention_kernel[grid](*arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
+        launch(attention_kernel, grid, *arguments, EVEN=keys % block == 0, WHOLE=keys <= block, **tile)
     return out, lse
 
 
@@ -249,7 +272,7 @@ def is_slow(packed: Tensor) -> bool:
     tokens, size = packed.shape[3:]
     default = packed.dtype == torch.float32 or size > 64 or (size > 32 and tokens > 512)
     key = (packed.element_size(), *packed.shape[2:])
-    return tuned("native attention", packed, key, (int(default),)) == (1,)
+    return choice("native attention", packed, key, default)
 
 
 def packed_attention(packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:

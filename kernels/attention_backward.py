@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from .attention import (
     LOG2_E,
     configure,
@@ -62,7 +63,7 @@ def attention_query_kernel(
         n = start + tl.arange(0, BLOCK_N)
         k = load_tile(key, where, n, keys, FORM)
         v = load_tile(value, where, n, keys, FORM)
-        if query[0].dtype.element_ty == tl.float32:  # transposed, since query and grad would fill the registers
+        if query.address.dtype.element_ty == tl.float32:  # transposed, since query and grad would fill the registers
             p = tl.exp2(products(k, q) * power - tl.expand_dims(shift, -2))
             slope = limited(p * (products(v, g) - tl.expand_dims(d, -2)), n, keys, 0.0, -2, EVEN)
             sums += multiply(transposed(slope), k, FORM)
@@ -114,18 +115,18 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the backward; the arguments are the op's."""
     results = empty(query), empty(key), empty(value)
-    launch((grad, query, key, value, out), lse, scale, results)
+    _write_gradients((grad, query, key, value, out), lse, scale, results)
     return results
 
 
 def packed_attention_backward(grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
     """Launches the backward, all of whose results are parts of one tensor; the arguments are the op's."""
     result = torch.empty_like(packed)
-    launch((grad, *packed.unbind(), out), lse, scale, result.unbind())
+    _write_gradients((grad, *packed.unbind(), out), lse, scale, result.unbind())
     return result
 
 
-def launch(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple[Tensor, ...]) -> None:
+def _write_gradients(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple[Tensor, ...]) -> None:
     """Writes the gradients from grad, query, key, value and out to the results, in any strides."""
     _, query, key, _, _ = inputs
     (batch, heads, tokens, _), keys = query.shape, key.shape[2]
@@ -138,6 +139,6 @@ def launch(inputs: tuple[Tensor, ...], lse: Tensor, scale: float, results: tuple
     with torch.cuda.device_of(query):
         if not whole:
             grid = (groups * triton.cdiv(tokens, tile["BLOCK_M"]),)
-            attention_query_kernel[grid](*arguments, dquery, *sizes, EVEN=even, **tile)
+            launch(attention_query_kernel, grid, *arguments, dquery, *sizes, EVEN=even, **tile)
         grid = (groups * triton.cdiv(keys, tile["BLOCK_N"]),)
-        attention_key_kernel[grid](*arguments, dquery, *rest, *sizes, EVEN=even, WHOLE=whole, **tile)
+        launch(attention_key_kernel, grid, *arguments, dquery, *rest, *sizes, EVEN=even, WHOLE=whole, **tile)

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
+
 BLOCK = 512  # elements of one image per program
 REFLECT, CIRCULAR, CIRCULAR_ADJOINT, SPREAD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
@@ -79,7 +81,9 @@ def fold_kernel(g, out, channels, height, width, half, BLOCK: tl.constexpr):
     tl.store(out + image * channels * height * width + e, total.to(out.dtype.element_ty), mask=inside)
 
 
-def launch(x: Tensor, kernel: Tensor, mode: int, dtype: torch.dtype, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _blurred(
+    x: Tensor, kernel: Tensor, mode: int, dtype: torch.dtype, y: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Launches a blur in one of the modes; returns the result, in a dtype, and the partial sums if y is given."""
     (batch, channels, height, width), size = x.shape, kernel.shape[2]
     border = size // 2 * 2 if mode == SPREAD.value else 0
@@ -89,7 +93,7 @@ def launch(x: Tensor, kernel: Tensor, mode: int, dtype: torch.dtype, y: Tensor |
     kernel, stride = kernel.float().contiguous(), size * size if len(kernel) > 1 else 0
     sizes = (channels, height, width, *out.shape[2:], size, stride)
     with torch.cuda.device_of(x):
-        blur_kernel[(batch, blocks)](x, kernel, y, out, partial, *sizes, MODE=mode, BLOCK=BLOCK)
+        launch(blur_kernel, (batch, blocks), x, kernel, y, out, partial, *sizes, MODE=mode, BLOCK=BLOCK)
     return out, partial
 
 
@@ -98,18 +102,18 @@ def blur(x: Tensor, kernel: Tensor, circular: bool, adjoint: bool) -> Tensor:
     x = x.contiguous()
     if circular or not adjoint:
         modes = (REFLECT, CIRCULAR, CIRCULAR_ADJOINT)
-        return launch(x, kernel, modes[circular + adjoint].value, x.dtype, None)[0]
-    g, out = launch(x, kernel, SPREAD.value, torch.float32, None)[0], torch.empty_like(x)
+        return _blurred(x, kernel, modes[circular + adjoint].value, x.dtype, None)[0]
+    g, out = _blurred(x, kernel, SPREAD.value, torch.float32, None)[0], torch.empty_like(x)
     grid = (len(x), triton.cdiv(x[0].numel(), BLOCK))
     with torch.cuda.device_of(x):
-        fold_kernel[grid](g, out, *x.shape[1:], kernel.shape[2] // 2, BLOCK=BLOCK)
+        launch(fold_kernel, grid, g, out, *x.shape[1:], kernel.shape[2] // 2, BLOCK=BLOCK)
     return out
 
 
 def blur_misfit(x: Tensor, y: Tensor, kernel: Tensor, circular: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the blur and its adjoint; the arguments are the op's."""
     mode = CIRCULAR if circular else REFLECT
-    residual, partial = launch(x.contiguous(), kernel, mode.value, x.dtype, y.contiguous())
+    residual, partial = _blurred(x.contiguous(), kernel, mode.value, x.dtype, y.contiguous())
     if partial is None:  # never, with y
         raise ValueError
     return residual, partial.sum(1), blur(residual, kernel, circular, True)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from ._tuned import architecture, tuned
 
 MAX_TILE, PER_WARP = 16384, 2048  # elements of a tile, and bytes of a warp's share
@@ -293,7 +294,7 @@ def group_norm_silu(x: Tensor, skip: Tensor | None, *rest: Any) -> tuple[Tensor,
     y, statistics, partial = a.empty(a.channels), a.floats(2, x.shape[0], num_groups), a.partial()
     with torch.cuda.device_of(x):
         if partial is not None:
-            group_norm_moments_kernel[a.grid](a.x, a.skip, a.parameters[0], partial, *a.sizes, **a.tile)
+            launch(group_norm_moments_kernel, a.grid, a.x, a.skip, a.parameters[0], partial, *a.sizes, **a.tile)
         arguments = (a.x, a.skip, *a.parameters, partial, y, statistics, *a.sizes, *a.strides, eps)
-        group_norm_kernel[a.grid](*arguments, SILU=silu, BLOCK_S=a.block_s, **a.tile)
+        launch(group_norm_kernel, a.grid, *arguments, SILU=silu, BLOCK_S=a.block_s, **a.tile)
     return y, statistics

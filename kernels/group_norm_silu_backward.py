@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from .group_norm_silu import (
     BACKWARD,
     Launch,
@@ -170,7 +171,7 @@ def group_norm_silu_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *rest
         for outputs in ((None,) * 4, (dx, dskip, sums, shift)):
             if a.splits > 1 or outputs[0] is not None:
                 arguments = (*inputs, *outputs, *a.sizes, *a.strides)
-                group_norm_backward_kernel[grid](*arguments, **options)
+                launch(group_norm_backward_kernel, grid, *arguments, **options)
     if sums is not None and shift is not None:
         torch.sum(shift, 1, out=sums[0])
     return dx, x.new_empty(0) if dskip is None else dskip, statistics.new_empty(0) if sums is None else sums

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
+
 BLOCK = 1024  # pixels of one channel per program
 
 
@@ -36,5 +38,5 @@ def mask_misfit(x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Ten
     stride = pixels if len(mask) > 1 else 0
     with torch.cuda.device_of(x):
         grid = (batch * channels, blocks)
-        mask_misfit_kernel[grid](x, y, mask, residual, partial, adjoint, channels, pixels, stride, BLOCK=BLOCK)
+        launch(mask_misfit_kernel, grid, x, y, mask, residual, partial, adjoint, channels, pixels, stride, BLOCK=BLOCK)
     return residual, partial.sum(1), adjoint

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
+
 BLOCK = 256  # counters of one program; each gives four numbers
 
 
@@ -84,5 +86,5 @@ def normal(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor
     if z.numel():
         with torch.cuda.device_of(ids):
             grid = (len(ids), triton.cdiv(count, 4 * BLOCK))
-            normal_kernel[grid](ids.contiguous(), step, z, count, seed, BLOCK=BLOCK)
+            launch(normal_kernel, grid, ids.contiguous(), step, z, count, seed, BLOCK=BLOCK)
     return z

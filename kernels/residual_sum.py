@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from ._tuned import tuned
 from .group_norm_silu import memory_format
 
@@ -58,5 +59,5 @@ def residual_sum(x: Tensor, *rest: Any) -> Tensor:
     grid = (triton.cdiv(rows, tile["BLOCK_R"]), triton.cdiv(columns, block_c))
     with torch.cuda.device_of(x):
         arguments = (*terms, None if bias is None else bias.contiguous(), y, rows, columns, channels, float(scale))
-        residual_sum_kernel[grid](*arguments, **tile)
+        launch(residual_sum_kernel, grid, *arguments, **tile)
     return y

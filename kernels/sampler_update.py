@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from .random import BLOCK, normals
 
 
@@ -43,5 +44,5 @@ def sampler_update(x_t: Tensor, *rest: Any) -> Tensor:
         count = x_t.numel() // len(x_t)
         with torch.cuda.device_of(x_t):
             grid = (len(x_t), triton.cdiv(count, 4 * BLOCK))
-            update_kernel[grid](x_t, *tensors, x_s, count, seed, BLOCK=BLOCK)
+            launch(update_kernel, grid, x_t, *tensors, x_s, count, seed, BLOCK=BLOCK)
     return x_s

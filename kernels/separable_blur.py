@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
+
 BLOCK = 1024  # elements of one image per program
 
 
@@ -59,7 +61,7 @@ def blur_axis(
     inner = x.shape[3] if dim == 2 else 1
     arguments = (x, taps.float().contiguous(), y, out, partial, count, x.shape[dim], inner, len(taps))
     with torch.cuda.device_of(x):
-        axis_kernel[(len(x), blocks)](*arguments, CIRCULAR=circular, ADJOINT=adjoint, BLOCK=BLOCK)
+        launch(axis_kernel, (len(x), blocks), *arguments, CIRCULAR=circular, ADJOINT=adjoint, BLOCK=BLOCK)
     return out, partial
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from emfast._library import extension, extension_error
+from emfast.nn.rehearsal import rehearsed
 
 
 def pytest_addoption(parser):
@@ -72,3 +73,15 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(params=["own", "gpu"])
+def way(request, device):
+    """The ways that layers go: those of the device under test, then those of a GPU on a CPU."""
+    if request.param == "own":
+        yield
+        return
+    if device.type == "cuda":
+        pytest.skip("a GPU goes its own way already")
+    with rehearsed():
+        yield

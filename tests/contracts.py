@@ -1,6 +1,7 @@
 """The shared checks."""
 
 import copy
+import dataclasses
 from contextlib import contextmanager
 
 import pytest
@@ -10,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emfast._library import OPS
-from emfast._library import backend as forced
 from emfast.adapters import accelerate, restore
 from emfast.adapters.parts import original_class as original
 from emfast.compilation.precompile import recording
 from emfast.diffusion import Denoiser, VPSchedule
+from emfast.dispatch import TABLE, way
+from emfast.dispatch import backend as forced
 from emfast.operators import Operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -54,9 +56,16 @@ def check_op(function, native, samples, *, backend, device, dtypes=DTYPES):
 
 def require(name, backend, device):
     """Skips the test where a backend of an op does not exist or cannot run."""
-    reason = OPS[name].why_not(backend, device.type)
+    found = way(name, backend)
+    reason = f"there is no {backend} kernel" if found is None else found.missing(device.type)
     if reason:
         pytest.skip(f"{name} on {backend}: {reason}")
+
+
+def replace_way(monkeypatch, subject, name, **changes):
+    """Replaces what is in the table of ways for one of them."""
+    ways = tuple(dataclasses.replace(way, **changes) if way.name == name else way for way in TABLE[subject])
+    monkeypatch.setitem(TABLE, subject, ways)
 
 
 def check_accuracy(function, native, arguments, what):
@@ -76,7 +85,7 @@ def check_accuracy(function, native, arguments, what):
 def check_registration(function, arguments):
     """torch.library.opcheck of every op that forward and backward call: schema, fake tensors, autograd, tracing."""
     for op, args in record(function, arguments):
-        gradient = OPS[op._opname].differentiable
+        gradient = OPS[op._opname]
 
         def leaf(tensor, gradient=gradient):
             return tensor.detach().clone().requires_grad_(gradient and tensor.is_floating_point())

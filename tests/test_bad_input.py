@@ -46,9 +46,16 @@ def refused(capsys, argv, *words):
         (["train", "--operator.box", "1.5"], ["operator.box to be a whole number or null, got 1.5."]),
         (["train", "something"], ["'something'"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["train", "--config", "."], [". to be a file", "folder"]),
+        (["train", "--config", ""], ["'' to be a file"]),
+        (["train", "--operator", ".."], ["operator to name a class", "'..'", "my_file.MyClass"]),
+        (["train", "--sampler", "a b.C"], ["sampler to name a class", "'a b.C'"]),
+        (["train", "--operator", "[1]"], ["operator to name a class", "[1]"]),
+        (["report", ""], ["'' to be a run"]),
         (["sample"], ["model"]),
         (["sample", "nowhere"], ["nowhere"]),
         (["sample", "nowhere", "--output", "a.png"], [".npz"]),
+        (["sample", "nowhere", "--count", "100000001"], ["count to be in 1 ... 100000000"]),
         (["report", "nowhere"], ["nowhere"]),
         (["evaluate", "nowhere", "sample:test"], ["nowhere"]),
         (["evaluate", "sample:nothing", "sample:test"], ["sample:train"]),
@@ -76,12 +83,24 @@ def test_command_line(argv, words, tmp_path, monkeypatch, capsys):
         ("sampler: {class_path: DPSS}", ["'DPSS'", "'DPS'"]),
         ("sampler: {class_path: DPS, init_args: {steps: 1.5}}", ["sampler.steps", "whole number"]),
         ("data: [1\n b: {", ["bad.yaml", "YAML"]),
+        ("a: 1\n---\nb: 2\n", ["bad.yaml", "YAML"]),
+        ("", ["bad.yaml", "options by name"]),
+        ("text", ["bad.yaml", "options by name", "text"]),
+        ("- 1", ["bad.yaml", "options by name", "[1]"]),
+        ("1: 2", ["bad.yaml", "options by name", "{1: 2}"]),
+        ("e_step:", ["e_step to have a value", "none in", "bad.yaml"]),
+        (b"seed: 1 # \xff", ["bad.yaml", "UTF-8", "0xff at position 10"]),
+        ("operator: 3", ["operator to name a class", "3"]),
+        ("operator: {class_path: [1]}", ["operator to name a class", "[1]"]),
+        ("operator: {class_path: Mask, init_args: 3}", ["operator.init_args", "by name"]),
     ],
 )
 def test_config_file(text, words, tmp_path, capsys):
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    assert refused(capsys, ["train", "--config", path, "--output", tmp_path / "run"], *words)
+    path, good = tmp_path / "bad.yaml", tmp_path / "good.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    good.write_text("seed: 1\n")
+    argv = ["train", "--config", good, "--config", path, "--output", tmp_path / "run"]
+    assert refused(capsys, argv, *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -181,7 +200,7 @@ NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((3, 1, 12, 12)))], ["mask", "4"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.full_like(Y, 255))], ["mask", "0 and 1"]),
         (lambda p: ["--data.clean_count", "100000"], ["clean_count"]),
-        (lambda p: ["--data.size", "13"], ["multiple of 2"]),
+        (lambda p: ["--data.size", "1"], ["sides >= 2"]),
         (lambda p: ["--model", p / "nowhere"], ["nowhere"]),
         (lambda p: ["--model", pictures(p / "no_model", 8)], ["no_model", "UNet2DModel"]),
         (lambda p: ["--network.channels", "[8,18]"], ["channels", "groups"]),

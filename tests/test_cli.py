@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from tiny_run import one_sentence, snapshot, train, write_config
 
+from emfast import _settings
 from emfast.cli import main
 from emfast.commands import COMMANDS, display, parser
 from emfast.commands.display import Display
@@ -204,6 +205,8 @@ def test_info_lists_the_modules_of_a_model(run, capsys):
     assert main(["info", "--model", str(run / "model")]) == 0
     text = capsys.readouterr().out
     assert "ResnetBlock2D" in text[text.index("swapped") : text.index("left")]
+    layers = text[text.index("layers, as a sampler runs them") :].splitlines()[1:]
+    assert any("conv1" in line and "convolution layer: " in line and "; cuDNN: " not in line for line in layers)
 
 
 def test_info(capsys):
@@ -229,8 +232,8 @@ def test_print_config_gives_the_same_config_again(tmp_path, capsys):
     ("name", "expected"), [("limmit", "data.limit"), ("data.limmit", "data.limit"), ("clean_cout", "data.clean_count")]
 )
 def test_nearest(name, expected):
-    assert parser.nearest(name, ["sigma", "data.limit", "data.clean_count"]) == expected
-    assert parser.nearest("zzz", ["sigma"]) is None
+    assert _settings.nearest(name, ["sigma", "data.limit", "data.clean_count"]) == expected
+    assert _settings.nearest("zzz", ["sigma"]) is None
 
 
 def test_ctrl_c(monkeypatch, tmp_path, capsys):

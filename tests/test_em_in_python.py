@@ -4,6 +4,8 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import emfast
 from emfast.config import DataConfig, EStepConfig, EvaluationConfig, MStepConfig, NetworkConfig
 
@@ -31,3 +33,9 @@ def test_the_example(tmp_path, capsys):
     assert [line.split(",")[0] for line in printed[:2]] == ["{'round': 0", "{'round': 1"]
     assert (tmp_path / "run" / "summary.png").is_file()
     assert (tmp_path / "run" / "restored.png").is_file()
+
+
+@pytest.mark.parametrize("config", [{"output": "x"}, "config.yaml", None])
+def test_train_takes_a_config(config):
+    with pytest.raises(TypeError, match=r"train: expected config to be an emfast\.Config, got .* Config\.from_yaml"):
+        emfast.train(config)

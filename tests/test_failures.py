@@ -109,6 +109,15 @@ class Odd(Plain):
 """
 
 
+def test_a_package_that_the_user_brings(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    (folder / "brought.py").write_text(OPERATOR.format(what="KeyError(3)"))
+    argv = ["train", "--config", write_config(tmp_path), "--operator", "brought.Raises"]
+    assert refused(capsys, argv, "brought.py to run without an error", "KeyError: 3", HINT)
+
+
 @pytest.mark.parametrize("value", ["None", "'x'", "[1]"])
 @pytest.mark.parametrize("method", ["parameters", "apply", "adjoint", "noise", "misfit"])
 def test_an_operator_that_returns_something_else(method, value, tmp_path, monkeypatch, capsys):
@@ -116,8 +125,37 @@ def test_an_operator_that_returns_something_else(method, value, tmp_path, monkey
     name = f"odd_{method}_{abs(hash(value))}"
     (tmp_path / f"{name}.py").write_text(METHODS.format(method=method, value=value))
     argv = ["train", "--config", write_config(tmp_path), "--operator", f"{name}.Odd", "--sigma", "0.1"]
-    assert refused(capsys, argv, "Odd", "A^T y" if method == "adjoint" else method)
+    assert refused(capsys, argv, f"Odd: expected {method} to return", value.strip("'"))
     assert not (tmp_path / "run").exists()
+
+
+LATE = """
+from emfast.operators import Identity
+
+class Late(Identity):
+    calls = 0
+
+    def misfit(self, x, y, parameters):
+        Late.calls += 1
+        {what}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("return super().misfit(x, y, parameters) if Late.calls < 4 else None", ["Late: expected misfit to return"]),
+        ("return super().misfit(x, y, parameters) if Late.calls < 4 else 1 / 0", ["late_1.py", "ZeroDivisionError"]),
+    ],
+)
+def test_an_operator_that_fails_in_the_middle_of_a_run(what, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"late_{'1' if '1 / 0' in what else '0'}"
+    (tmp_path / f"{name}.py").write_text(LATE.format(what=what))
+    argv = ["train", "--config", write_config(tmp_path), "--operator", f"{name}.Late", "--sigma", "0.1"]
+    assert main(list(map(str, argv))) == 2
+    assert one_sentence(capsys.readouterr().err, words)
+    assert (tmp_path / "run" / "rounds" / "000" / "row.json").exists()
 
 
 def test_an_operator_whose_arguments_have_no_types(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 import emfast
 
-HEAVY = ("diffusers", "triton", "matplotlib", "rich", "jsonargparse", "torchmetrics", "accelerate", "PIL", "yaml")
+HEAVY = ("diffusers", "triton", "matplotlib", "rich", "torchmetrics", "accelerate", "PIL", "yaml")
 SECONDS = 0.2
 FOLDERS = (
     "adapters",

@@ -2,14 +2,15 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from contracts import replace_way
 
-from emfast import _library
-from emfast._library import OPS, backend, is_forced
+from emfast import _library, dispatch
+from emfast._library import OPS
+from emfast.dispatch import TABLE, backend, way
 from emfast.info import info
 from emfast.ops import group_norm_silu
 
@@ -24,15 +25,14 @@ def test_import_takes_torch_and_nothing_heavier():
 
 
 def test_a_forced_backend_is_the_one_that_runs(monkeypatch):
-    op = OPS["group_norm_silu"]
     seen = []
-    for name, function in op.functions.items():
-        spy = lambda *args, name=name, function=function: seen.append(name) or function(*args)  # noqa: E731
-        monkeypatch.setitem(op.functions, name, spy)
+    for kernel in TABLE["group_norm_silu"]:
+        spy = lambda *args, kernel=kernel: seen.append(kernel.name) or kernel.compute(*args)  # noqa: E731
+        replace_way(monkeypatch, "group_norm_silu", kernel.name, compute=spy)
     group_norm_silu(X, 2)
     with backend("reference"):
         group_norm_silu(X, 2)
-    assert seen == ["reference" if op.why_not("cpp", "cpu") else "cpp", "reference"]
+    assert seen == ["reference" if way("group_norm_silu", "cpp").missing("cpu") else "cpp", "reference"]
 
 
 def test_a_forced_backend_never_falls_back(monkeypatch):
@@ -54,31 +54,27 @@ def test_a_forced_backend_never_falls_back(monkeypatch):
 
 def test_it_is_forced_in_the_threads_of_a_backward_pass_too():
     with backend("reference"), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(is_forced).result()
-    assert not is_forced()
+        assert pool.submit(lambda: list(dispatch._forced)).result() == ["reference"]
+    assert not dispatch._forced
 
 
 def test_what_a_kernel_does_not_take_goes_to_the_reference_unless_forced():
     assert group_norm_silu(X.double(), 2).dtype == torch.float64
-    if OPS["group_norm_silu"].why_not("cpp", "cpu"):
+    if way("group_norm_silu", "cpp").missing("cpu"):
         pytest.skip("emfast._C is not compiled")
     with backend("cpp"), pytest.raises(NotImplementedError, match=r"torch.float64"):
         group_norm_silu(X.double(), 2)
 
 
 def test_where_the_reference_is_faster_it_runs_unless_one_is_forced(monkeypatch):
-    op, args, seen = OPS["convolution"], (torch.ones(1, 4, 64, 256), None, [torch.ones(3, 4, 1, 1)], [], None), []
-    for name in op.functions:
-        monkeypatch.setitem(op.functions, name, lambda *_, name=name: seen.append(name))
-    monkeypatch.setattr(_library, "extension_error", lambda: None)
-    few = (*args, 1, 0, False)
-    assert op.slower(*few)
-    op.run("cpp", "cpu", *few)
-    assert seen == ["reference"]
-    monkeypatch.setitem(OPS, "convolution", replace(op, unsupported=lambda *_: None))
+    few = (torch.ones(1, 4, 64, 256), None, [torch.ones(3, 4, 1, 1)], [], None, 1, 0, False)
+    assert way("convolution", "cpp").slower(*few)
+    replace_way(monkeypatch, "convolution", "cpp", missing=lambda device: None, unsupported=lambda *args: None)
+    for kernel in TABLE["convolution"]:
+        replace_way(monkeypatch, "convolution", kernel.name, compute=lambda *args, name=kernel.name: name)
+    assert dispatch.run("convolution", "cpu", *few) == "reference"
     with backend("cpp"):
-        OPS["convolution"].run("cpp", "cpu", *few)
-    assert seen == ["reference", "cpp"]
+        assert dispatch.run("convolution", "cpu", *few) == "cpp"
 
 
 def test_tensors_made_for_a_call_live_until_it_returns(monkeypatch):
@@ -120,4 +116,5 @@ def test_info_says_which_backend_runs_each_op_and_why():
     for name, devices in ops.items():
         for device, choice in devices.items():
             assert choice["runs"] not in choice["not"]
-            assert all(OPS[name].why_not(other, device) == reason for other, reason in choice["not"].items())
+            missing = {kernel.name: kernel.missing(device) for kernel in TABLE[name]}
+            assert all(missing.get(other, reason) == reason for other, reason in choice["not"].items())

@@ -1,6 +1,7 @@
 """The subcommands of `emfast`, one file each: `Options` (its arguments and their documentation) and `run`."""
 
 COMMANDS = {
+    "import": "read a folder of observations of your own into one file",
     "train": "train a clean diffusion model from corrupted observations",
     "restore": "reconstruct new observations with a trained model",
     "sample": "draw images from a trained model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from emfast._files import write_file
+
+
+def gather(argv: list[str]) -> list[str]:
+    """Returns a command line whose first words, which are paths, are one list: `report a b --output c`."""
+    count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
+    words = [os.path.expanduser(word) for word in argv[:count]]
+    return [json.dumps(words), *argv[count:]] if count else argv
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:

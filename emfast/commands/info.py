@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from emfast.commands.display import plain_console
-from emfast.info import info
+from emfast.commands.files import model_folder
+from emfast.info import info, ways
 
 
 @dataclass
@@ -17,7 +18,8 @@ class Options:
 
     Args:
         json: Prints JSON instead.
-        model: A model folder: also lists which of its modules `accelerate` knows, and which it leaves as they are.
+        model: A model folder, or that of a run: also lists which of its modules `accelerate` knows, which it leaves as
+            they are, and which way each layer is computed here, and why not others.
     """
 
     json: bool = False
@@ -33,21 +35,26 @@ def run(options: Options, yaml: str) -> None:
     """
     facts = info()
     if options.model is not None:
-        facts["model"] = _modules(options.model)
+        facts |= _model(options.model)
     if options.json:
         print(json.dumps(facts, indent=2, default=str))
         return
     console = plain_console()
-    for line in (*_lines({name: value for name, value in facts.items() if name != "ops"}), *_ops(facts["ops"])):
+    ops, layers = facts.pop("ops"), facts.pop("layers", [])
+    for line in (*_lines(facts), *_ops(ops), *_layers(layers)):
         console.print(line, soft_wrap=True)
 
 
-def _modules(folder: str) -> dict[str, dict[str, int]]:
-    """How many modules of each class are accelerated, and how many are left as they are."""
+def _model(folder: str) -> dict[str, Any]:
+    """Which modules are accelerated, which are left as they are, and the way of each layer."""
     from emfast.adapters import accelerate, report
     from emfast.diffusion.loading import read_folder
 
-    return report(accelerate(read_folder(folder, scheduled=False).network))
+    found = read_folder(model_folder(folder), scheduled=False)
+    network = accelerate(found.network)
+    size = max(32, 2 ** len(network.config.block_out_channels))
+    shape = found.shape if min(found.shape[1:]) else (found.shape[0], size, size)
+    return {"model": report(network), "layers": ways(network, shape)}
 
 
 def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
@@ -70,3 +77,13 @@ def _ops(ops: Mapping[str, Any]) -> Iterator[str]:
         for device, choice in devices.items():
             reasons = "".join(f"; {backend}: {reason}" for backend, reason in choice["not"].items())
             yield f"  {name:<{width}}{device}: {choice['runs']}{reasons}"
+
+
+def _layers(layers: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each layer: the way that is taken, and why others are not."""
+    if layers:
+        yield "layers, as a sampler runs them"
+    width = max((len(layer["layer"]) for layer in layers), default=0) + 2
+    for layer in layers:
+        reasons = "".join(f"; {way}: {reason}" for way, reason in layer["not"].items())
+        yield f"  {layer['layer']:<{width}}{layer['what']}: {layer['way']}{reasons}"

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 
 from emfast._check import check
+from emfast._settings import unknown
 from emfast.adapters import accelerate
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder
-from emfast.commands.parser import unknown
 from emfast.compilation.precompile import ARCHITECTURES, precompile, trace
 from emfast.compilation.tune import BATCH, check_gpu, tune
 from emfast.em import load_model

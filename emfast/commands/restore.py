@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,20 +14,33 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check, message
-from emfast._files import checksum, is_unused, write_file, write_json, write_text
-from emfast.commands.classes import CommandLine
+from emfast._files import checksum, is_unused, write_text
+from emfast._settings import choice
 from emfast.commands.display import Display
-from emfast.commands.files import model_folder, scores, write_images
+from emfast.commands.files import model_folder
+from emfast.commands.restored import write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
-from emfast.data import Store, load, save_observations
+from emfast.data import Store, load
+from emfast.data.origin import check_range, range_of_note, read_origin
+from emfast.diffusion import Denoiser
+from emfast.diffusion.tiled import TiledDenoiser
 from emfast.em import Observations, e_step, load_model, prepare
-from emfast.em.model import resolve_device
+from emfast.em.model import read_note, resolve_device
 from emfast.operators import Given, Operator
-from emfast.reporting import COLUMNS, Row, draw_rows, plain_table
-from emfast.samplers import Sampler, data_misfit, default_sampler
+from emfast.reporting import COLUMNS, plain_table, write_report
+from emfast.samplers import Sampler, default_sampler
+from emfast.samplers.defaults import usual_sampler
 
 STORE = "reconstructions"
-FREE = ("output", "device", "batch_size", "pictures", "model", "config")  # may differ when the same job goes on
+FREE = (
+    "output",
+    "device",
+    "batch_size",
+    "pictures",
+    "model",
+    "config",
+    "samples",
+)  # may differ when the same job goes on
 
 
 @dataclass
@@ -35,12 +49,19 @@ class Options:
 
     Args:
         model: The folder of a run, of its model, or of any diffusers UNet2DModel.
-        observations: Corrupted observations: a file with `y` and the operator's parameters.
+        observations: Corrupted observations: a file with `y` and the operator's parameters, such as `emfast import`
+            writes; the results are then files like those imported, too.
         images: Clean images to corrupt in simulation instead, so that the truth is known.
         operator: The measurement operator A; by default that of the run, and where observations are given, that of the
             parameters in the file (`mask`, `kernel`) if the run's draws them at random.
-        sigma: Standard deviation of the measurement noise, in data units ([-1, 1]); by default that of the run.
+        sigma: Standard deviation of the measurement noise: in the units of the files that were imported, else in data
+            units ([-1, 1]); by default that of the run.
         sampler: The posterior sampler; by default the best one for the operator.
+        truth: The clean images of the observations, row for row, where they are known: for PSNR, SSIM and coverage.
+            Import them in the range of the observations.
+        samples: Posterior samples of each observation; of 2 or more their mean and standard deviation are written too.
+        tile: Restore images larger than those of the model by overlapping tiles of this side; by default that of the
+            patches that it was trained on.
         output: The folder of the results; the same command again resumes it.
         size: Resize the images to this many pixels a side.
         crop: Centre crop of this many pixels before resizing.
@@ -59,6 +80,9 @@ class Options:
     operator: Operator | None = None
     sigma: float = 0.0
     sampler: Sampler | None = None
+    truth: str | None = None
+    samples: int = 1
+    tile: int | None = None
     output: str = "restored"
     size: int | None = None
     crop: int | None = None
@@ -78,29 +102,32 @@ class Options:
             fix = "Observations are neither cut nor resized"
             check(good, "restore", name, "to stand beside images", "observations", fix)
         check(self.sigma >= 0, "restore", "sigma", "to be >= 0", self.sigma)
-        for name in ("limit", "batch_size", "shard_size", "pictures"):
+        for name in ("limit", "batch_size", "shard_size", "pictures", "samples", "tile"):
             value = getattr(self, name)
             check(value in (None, "auto") or value > 0, "restore", name, "to be positive", value)
 
+    @staticmethod
+    def usual(given: dict[str, Any]) -> dict[str, Any]:
+        """Returns what the run of the model gives; there is no operator for observations that are given.
 
-def defaults(line: CommandLine) -> dict[str, Any]:
-    """Returns the defaults that the run of the model gives; there is no operator for observations that are given."""
-    found = run_settings(run := run_of(line.first() or line.value("model")))
-    usual = found.pop("operator", None)
-    named, given = line.mentions("operator"), line.value("observations") is not None
-    if named and (usual is None or not is_ours(usual)) and line.value("operator") is None:
-        return found  # --operator.x alone
-    ours = usual is None or is_ours(usual) or named
-    fix = "Name it with --operator if its code may be run"
-    check(
-        ours or given,
-        "restore",
-        f"the operator of {run}",
-        "to be one of emfast's",
-        (usual or {}).get("class_path"),
-        fix,
-    )
-    return {**found, "operator": usual if named or not given else None, "usual": usual if is_ours(usual) else None}
+        Arguments:
+            given: What is given, as nested mappings.
+        """
+        found = run_settings(run := run_of(given.get("model")))
+        theirs, operator = choice(found.pop("operator", None)), choice(given.get("operator"))
+        observed = given.get("observations") not in (None, "null")
+        noted = range_of_note(read_note(model_folder(run))) if run is not None else None
+        if noted is not None and not observed and "sigma" in found:
+            found["sigma"] /= noted.half  # images are in data units, the run's sigma is not
+        fix = "Name it with --operator if its code may be run"
+        good = is_ours(theirs) or theirs is None or operator is not None or observed
+        path = (theirs or {}).get("class_path")
+        check(good, "restore", f"the operator of {run}", "to be one of emfast's", path, fix)
+        theirs = theirs if is_ours(theirs) else None
+        named = isinstance(operator, dict) and "class_path" in operator
+        usual = theirs or (None if named else {"class_path": "Mask", "init_args": {"missing": 0.6}})
+        taken = usual if operator is not None else None if observed else theirs
+        return {**found, "operator": taken, "sampler": usual_sampler(operator if named else theirs)}
 
 
 def run(options: Options, yaml: str) -> None:
@@ -114,42 +141,46 @@ def run(options: Options, yaml: str) -> None:
     denoiser, shape = load_model(model_folder(options.model))
     prepare(denoiser, device, options.precision)
     observations = _observations(options)
-    shape = (shape[0], *observations.shape[1:]) if min(shape) == 0 else shape  # it does not say its sides
-    fix = "Set size, or use the model of such images"
-    check(
-        observations.shape == shape,
-        "restore",
-        "the images",
-        f"to have the model's shape {shape}",
-        observations.shape,
-        fix,
-    )
+    truth = _truth(options, observations)
     ids = torch.arange(len(observations))
-    store = _claim(options, yaml, _identity(yaml, denoiser, observations), len(ids))
+    stores = _claim(options, yaml, _identity(yaml, denoiser, observations), len(ids))
+    denoiser, tile = _fitted(options, denoiser, shape, observations)
     operator = observations.operator
     kind = type(operator.operator if isinstance(operator, Given) else operator)
     with Display() as display:
-        display.console.print(_said(options, yaml, operator), soft_wrap=True)
-        e_step(
-            options.sampler or default_sampler(kind),
-            denoiser,
-            observations,
-            ids,
-            store,
-            batch_size=options.batch_size,
-            seed=random.derive(options.seed, "restore"),
-            callback=lambda done, total: display.advance("reconstructions", done, total),
-        )
-    row = _write(options, observations, ids, store.load("images"))
+        display.console.print(_said(options, yaml, observations, tile), soft_wrap=True)
+        for number, store in enumerate(stores):
+            names = ("restore", number) if number else ("restore",)
+            label = f"sample {number + 1} of {len(stores)}" if len(stores) > 1 else "reconstructions"
+            e_step(
+                options.sampler or default_sampler(kind),
+                denoiser,
+                observations,
+                ids,
+                store,
+                batch_size=1 if tile and options.batch_size == "auto" else options.batch_size,
+                seed=random.derive(options.seed, *names),
+                callback=partial(display.advance, label),
+            )
+    row = write_results(Path(options.output), observations, ids, stores, options.pictures, truth)
+    write_report([options.output])
     _show(display, row)
     display.console.print(f"Results: {options.output}", soft_wrap=True)
+    if observations.origin is not None:
+        folders = "images" if options.samples == 1 else f"mean, std, sample-1 ... sample-{options.samples}"
+        display.console.print(f"Files:   {folders} in it, with the names and in the units of those imported")
 
 
 def _observations(options: Options) -> Observations:
     operator, sigma, limit = options.operator, options.sigma, options.limit
     if options.images is None:
         usual = make(run_settings(run_of(options.model)).get("operator"))
-        return Observations.from_file(options.observations or "", operator, usual=usual, sigma=sigma, limit=limit)
+        found = Observations.from_file(options.observations or "", operator, usual=usual, sigma=sigma, limit=limit)
+        wanted = range_of_note(read_note(model_folder(options.model)))
+        own = found.origin.range if found.origin is not None else None
+        if wanted is not None:  # a model that knows none may have been trained anywhere
+            check_range("restore", options.observations or "", own, wanted, f"the model {options.model}")
+        return found
     if operator is None:
         fix = "Name it, as in --operator GaussianBlur"
         raise ValueError(message("restore", "the operator", "to be named, or the model to be of a run", "none", fix))
@@ -157,8 +188,35 @@ def _observations(options: Options) -> Observations:
     return Observations(operator, sigma=sigma, images=images, seed=random.derive(options.seed, "observations"))
 
 
-def _said(options: Options, yaml: str, operator: Operator) -> str:
+def _truth(options: Options, observations: Observations) -> Tensor | None:
+    """Returns the clean images of the observations, None if they are not known."""
+    if options.truth is None:
+        return observations.truth(torch.arange(len(observations)))
+    images = load(options.truth, limit=options.limit)
+    ranges = [getattr(each, "range", None) for each in (read_origin(options.truth), observations.origin)]
+    check_range("restore", options.truth, ranges[0], ranges[1], "the observations")
+    found, wanted = (len(images), *images.shape), (len(observations), *observations.shape)
+    check(found == wanted, "restore", "truth", f"to have the shape of the observed images, {wanted}", found)
+    return images[:]
+
+
+def _fitted(
+    options: Options, denoiser: Denoiser, shape: tuple[int, int, int], observations: Observations
+) -> tuple[Denoiser, int | None]:
+    """Returns the denoiser for the images, by tiles if these are larger than its own, and the side of the tiles."""
+    own = observations.shape
+    shape = (shape[0], *own[1:]) if min(shape) == 0 else shape  # it does not say its sides
+    tile = options.tile or read_note(model_folder(options.model)).get("patch")
+    if own[0] == shape[0] and max(own[1] - shape[1], own[2] - shape[2]) > 0 and isinstance(tile, int):
+        return TiledDenoiser(denoiser, tile), tile
+    fix = "Set size, use the model of such images, or restore larger ones by tiles, as in --tile 64"
+    check(own == shape, "restore", "the images", f"to have the model's shape {shape}", own, fix)
+    return denoiser, None
+
+
+def _said(options: Options, yaml: str, observations: Observations, tile: int | None) -> str:
     """What the observations are taken for, and which of it the run says."""
+    operator, origin = observations.operator, observations.origin
     run = run_of(options.model)
     theirs = run_settings(run)
     setting = pyyaml.safe_load(yaml)["operator"]
@@ -169,7 +227,9 @@ def _said(options: Options, yaml: str, operator: Operator) -> str:
             f" of {run}" if setting in (None, theirs.get("operator")) else ""
         )
     of = f" of {run}" if options.sigma == theirs.get("sigma") else ""
-    return f"Operator: {name}\nSigma:    {options.sigma:g}{of}"
+    where = f", in the units of the files, {origin.range} for [-1, 1]" if origin is not None else ""
+    lines = [f"Operator: {name}", f"Sigma:    {options.sigma:g}{of}{where}"]
+    return "\n".join(lines if tile is None else [*lines, f"Tiles:    {tile} x {tile}"])
 
 
 def _identity(yaml: str, denoiser: torch.nn.Module, observations: Observations) -> dict[str, Any]:
@@ -178,8 +238,8 @@ def _identity(yaml: str, denoiser: torch.nn.Module, observations: Observations) 
     return {**job, "model": checksum(denoiser.state_dict()), "data": observations.fingerprint}
 
 
-def _claim(options: Options, yaml: str, identity: Mapping[str, Any], count: int) -> Store:
-    """Opens or begins the output folder."""
+def _claim(options: Options, yaml: str, identity: Mapping[str, Any], count: int) -> list[Store]:
+    """Opens or begins the output folder: a store for each sample."""
     output = Path(options.output)
     ours = (output / STORE / "manifest.json").exists()
     fix = "Choose another output"
@@ -191,39 +251,23 @@ def _claim(options: Options, yaml: str, identity: Mapping[str, Any], count: int)
         "other files",
         fix,
     )
-    store = Store(output / STORE, count=count, shard_size=options.shard_size, identity=identity)
+    stores = [Store(output / STORE, count=count, shard_size=options.shard_size, identity=identity)]
+    for number in range(1, options.samples):
+        own, folder = {**identity, "sample": number}, output / "samples" / str(number + 1)
+        stores.append(Store(folder, count=count, shard_size=options.shard_size, identity=own))
     write_text(output / "config.yaml", yaml)
-    return store
-
-
-def _write(options: Options, observations: Observations, ids: Tensor, images: Tensor) -> dict[str, Any]:
-    """Writes observations, reconstructions, picture and metrics; returns the metrics."""
-    output = Path(options.output)
-    y, truth = observations.read(ids), observations.truth(ids)
-    parameters = observations.operator.parameters(ids, tuple(y.shape[1:]))
-    own = {name: value for name, value in parameters.items() if len(value) == len(ids)}
-    save_observations(output / "observations.npz", y, own)
-    write_images(output / "reconstructions.npz", images)
-    shown = slice(0, options.pictures)
-    rows = [Row("observation", y[shown]), Row("reconstruction", images[shown])]
-    rows = [Row("truth", truth[shown]), *rows] if truth is not None else rows
-    drawable = [row for row in rows if row.drawable]
-    write_file(output / "reconstructions.png", lambda file: draw_rows(drawable, file))
-    row: dict[str, Any] = {"images": len(ids), "psnr": None, "ssim": None}
-    row["misfit"] = float(data_misfit(images, y, observations.operator, ids).mean())
-    if truth is not None:
-        row |= scores(images, truth)
-        if y.shape == truth.shape:
-            row |= {f"{key}_observations": value for key, value in scores(y, truth).items()}
-    write_json(output / "metrics.json", row)
-    return row
+    return stores
 
 
 def _show(display: Display, row: Mapping[str, Any]) -> None:
-    """Prints the metrics as a table."""
+    """Prints the metrics as a table, and how often the samples cover the truth."""
     formats = {key: spec for _, key, spec in COLUMNS}
-    columns = [("", ["observations", "reconstructions"])]
+    names = ["observations", "reconstructions", "their mean"][: 3 if "psnr_mean" in row else 2]
+    columns = [("", names)]
     for name, key in (("PSNR", "psnr"), ("SSIM", "ssim"), ("misfit", "misfit")):
-        values = [row.get(f"{key}_observations"), row.get(key)]
+        values = [row.get(f"{key}_observations"), row.get(key), row.get(f"{key}_mean")][: len(names)]
         columns.append((name, ["-" if value is None else format(value, formats[key]) for value in values]))
     display.console.print(plain_table(columns))
+    if "coverage" in row:
+        text = f"{row['coverage']:.0%} of the uncertain pixels, {row['coverage_expected']:.0%} if they were exact"
+        display.console.print(f"Coverage: the {row['samples']} samples enclose the truth in {text}", soft_wrap=True)

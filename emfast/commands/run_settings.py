@@ -8,12 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from emfast._check import check
 from emfast._files import check_regular
-from emfast.commands.classes import CLASSES
-from emfast.commands.values import load_yaml
+from emfast._yaml import NotYaml, load_yaml
 from emfast.operators import Operator
 
 TAKEN = ("operator", "sigma")  # the options that restoring takes from the run
@@ -36,7 +33,7 @@ def run_settings(run: Path | None) -> dict[str, Any]:
     path = run / "config.yaml"
     check_regular("restore", path)
     settings: Any = None
-    with suppress(yaml.YAMLError, UnicodeDecodeError):
+    with suppress(NotYaml, UnicodeDecodeError):
         settings = load_yaml(path.read_text(encoding="utf-8"))
     good = isinstance(settings, dict) and isinstance(settings.get("sigma", 0.0), int | float)
     operator = settings.get("operator") if isinstance(settings, dict) else None
@@ -49,7 +46,7 @@ def run_settings(run: Path | None) -> dict[str, Any]:
 def is_ours(operator: Mapping[str, Any] | None) -> bool:
     """Returns whether an operator in a config is one of emfast's: no code of others runs for the sake of a folder."""
     module, _, name = str((operator or {}).get("class_path", "")).rpartition(".")
-    return module == CLASSES["operator"] and name in importlib.import_module(module).__all__
+    return module == "emfast.operators" and name in importlib.import_module(module).__all__
 
 
 def make(operator: Mapping[str, Any] | None) -> Operator | None:

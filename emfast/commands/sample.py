@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from emfast._check import check
+from emfast._check import MANY, check
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder, write_images
 from emfast.em import load_model, prepare
@@ -47,7 +47,7 @@ class Options:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        check(self.count > 0, "sample", "count", "to be positive", self.count)
+        check(0 < self.count <= MANY, "sample", "count", f"to be in 1 ... {MANY}", self.count)
         check(self.batch_size > 0, "sample", "batch_size", "to be positive", self.batch_size)
         check(self.size is None or self.size > 0, "sample", "size", "to be positive", self.size)
         check(self.steps > 0, "sample", "steps", "to be positive", self.steps)
@@ -67,16 +67,16 @@ def run(options: Options, yaml: str) -> None:
     check(min(shape) > 0, "sample", options.model, "to say the size of its images", "no sample_size", "Give --size")
     prepare(denoiser, device, options.precision)
     sampler = Prior(steps=options.steps, eta=options.eta)
-    parts: list[torch.Tensor] = []
+    images = torch.empty(options.count, *shape)  # if there is no memory for them it is said now
     with Display() as display, graphs():
         for ids in torch.arange(options.count, device=device).split(options.batch_size):
-            done = sum(map(len, parts))
+            done, size = int(ids[0]), len(ids)
 
-            def advance(step: int, of: int, done: int = done, size: int = len(ids)) -> None:
+            def advance(step: int, of: int, done: int = done, size: int = size) -> None:
                 display.advance("samples", done * of + step * size, options.count * of)
 
-            parts.append(sampler.sample(denoiser, shape, ids=ids, seed=options.seed, callback=advance).cpu())
-        images = torch.cat(parts)
+            x = sampler.sample(denoiser, shape, ids=ids, seed=options.seed, callback=advance)
+            images[done : done + size] = x.cpu()
         check(bool(images.isfinite().all()), "sample", "the images", "to be finite", "NaN or infinity")
         write_images(options.output, images)
         picture = save_grid(Path(options.output).with_suffix(".png"), images)

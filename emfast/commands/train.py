@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from emfast.commands.classes import CommandLine
 from emfast.commands.display import Display
 from emfast.commands.tensorboard import TensorBoard
 from emfast.config import Config
 from emfast.em import Progress, RoundFinished, train
-from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics
+from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics, write_report
 
 Options = Config
-
-
-def defaults(line: CommandLine) -> dict[str, Any]:
-    """Returns the defaults that depend on other options: there is no operator for observations that are given."""
-    given = line.value("data", "observations") is not None
-    return {"operator": None} if given and not line.mentions("operator") else {}
 
 
 def run(config: Config, yaml: str) -> None:
@@ -39,6 +31,7 @@ def run(config: Config, yaml: str) -> None:
         display.row(event.row)
         draw_round(event.folder)
         draw_summary(output)
+        write_report([output])
         if tensorboard is not None:
             tensorboard.write(event.row, event.folder)
 
@@ -48,7 +41,8 @@ def run(config: Config, yaml: str) -> None:
             display.show()  # a run that was finished before has shown nothing yet
     if _main_process():
         display.console.print(first_and_last(read_metrics(output)), soft_wrap=True)
-        display.console.print(f"Picture: {draw_run(output)}\nModel:   {model}", soft_wrap=True)
+        lines = [f"Picture: {draw_run(output)}", f"Report:  {write_report([output])}", f"Model:   {model}"]
+        display.console.print("\n".join(lines), soft_wrap=True)
 
 
 def _earlier(output: Path) -> list[Metrics]:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -22,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from emfast._check import check
-from emfast._library import OPS, triton_error
+from emfast._library import triton_error
 from emfast.diffusion import Denoiser
-from emfast.nn.gpu import rehearsed
+from emfast.dispatch import TABLE
+from emfast.nn.rehearsal import rehearsed
 from emfast.operators import GaussianBlur, Mask, MotionBlur
 from emfast.ops.attention import LARGEST
 from emfast.samplers import DPS
@@ -89,6 +89,19 @@ class _Driver:
 
 
 @contextmanager
+def _driven_by(driver: _Driver) -> Iterator[None]:
+    """Gives Triton another driver in the block; its own may not exist yet, nor be able to."""
+    import triton
+
+    own = triton.runtime.driver._active
+    triton.runtime.driver.set_active(driver)
+    try:
+        yield
+    finally:
+        triton.runtime.driver.set_active(own)
+
+
+@contextmanager
 def compiling(arch: int | str) -> Iterator[Compilation]:
     """Compiles the kernels that are launched in the block, and runs none. Arguments of launches are CPU tensors.
 
@@ -97,23 +110,21 @@ def compiling(arch: int | str) -> Iterator[Compilation]:
     """
     import triton
 
-    done, run = Compilation(), triton.JITFunction.run
+    from emfast.kernels._launch import instead_of_launching
 
-    def compile_only(self: Any, *args: Any, **kwargs: Any) -> None:
+    done = Compilation()
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         if isinstance(arch, str):
-            kwargs.pop("maxnreg", None)  # which AMD has not
-        done.grids.append(kwargs["grid"])
-        done.kernels.append(run(self, *args, **kwargs | {"warmup": True}))
+            options.pop("maxnreg", None)  # which AMD has not
+        done.grids.append(grid)
+        done.kernels.append(kernel.run(*arguments, grid=grid, warmup=True, **options))
 
     def listen(*, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
         if not cache_hit:
             done.compiled.add(metadata["hash"])
 
-    with (
-        patch.object(triton.JITFunction, "run", compile_only),
-        patch.object(triton.runtime.driver, "_active", _Driver(arch)),
-        triton.knobs.compilation.scope(),
-    ):
+    with instead_of_launching(compile_only), _driven_by(_Driver(arch)), triton.knobs.compilation.scope():
         triton.knobs.compilation.listener = listen
         yield done
 
@@ -171,12 +182,18 @@ def layouts(op: Any, args: tuple[Any, ...]) -> Call:
 
 def launch(op: str, arguments: Sequence[Any]) -> None:
     """Launches the Triton kernels of a call, in a `compiling` block."""
-    OPS[op].functions["triton"](*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+    kernel_of(op)(*[x.empty() if isinstance(x, Layout) else x for x in arguments])
+
+
+def kernel_of(op: str) -> Callable[..., Any]:
+    """Returns the function that launches the Triton kernel of an op that has one."""
+    launcher: Callable[..., Any] = next(way.compute for way in TABLE[op] if way.name == "triton")
+    return launcher
 
 
 def _has_kernel(op: Any, args: tuple[Any, ...]) -> bool:
     attention = "attention" in op._opname
-    return "triton" in OPS[op._opname].functions and not (attention and args[0].shape[-1] > LARGEST)
+    return any(way.name == "triton" for way in TABLE[op._opname]) and not (attention and args[0].shape[-1] > LARGEST)
 
 
 def precompile(

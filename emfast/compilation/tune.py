@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from emfast._check import check
 from emfast._files import read_json, write_json
-from emfast._library import OPS
-from emfast.compilation.precompile import Call, Layout
+from emfast.compilation.precompile import Call, Layout, kernel_of
 
 BATCH = 64  # of the calls that are timed; a configuration serves all sizes of batches
 GAIN = 0.97  # of the time before: less is not taken for an improvement
@@ -39,7 +38,7 @@ def tune(
     device: str = "cuda",
     timer: Timer | None = None,
     callback: Callable[[int, int], None] | None = None,
-) -> dict[str, list[int]]:
+) -> dict[str, list[int] | bool]:
     """Times other configurations of the kernels that some calls launch, writes the faster ones to a file, returns them.
 
     The file, beside the compiled kernels, keeps what it holds of other sizes and other GPUs.
@@ -53,17 +52,17 @@ def tune(
     """
     import triton
 
-    from emfast.kernels._tuned import FILE, asking
+    from emfast.kernels._tuned import FILE, VERSION, asking
 
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[int] | bool] = {}
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(folder)
         for done, (op, arguments) in enumerate(calls, 1):
             values = [_values(x, device) if isinstance(x, Layout) else x for x in arguments]
-            run = partial(OPS[op].functions["triton"], *values)
+            run = partial(kernel_of(op), *values)
             with asking() as asked:
                 expected = _tensors(run())
-            for key, row in asked.items():
+            for key, row in ((key, row) for key, row in asked.items() if not isinstance(row, bool)):
                 best = _climb(run, key, row, expected, timer or _median)
                 if best != row:
                     found[key] = list(best)
@@ -73,20 +72,21 @@ def tune(
             if op == "packed_attention":
                 found |= _attention(arguments, device, found, timer or _median)
     path = folder / FILE
-    table = read_json(path) if path.is_file() else {}
+    before = read_json(path) if path.is_file() else {}
+    gpus = before["gpus"] if before.get("version") == VERSION else {}  # what another version measured is of no use
     name = torch.cuda.get_device_name() if device == "cuda" else device
-    table[name] = table.get(name, {}) | found
+    gpus[name] = gpus.get(name, {}) | found
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, table)
+    write_json(path, {"version": VERSION, "gpus": gpus})
     return found
 
 
-def _attention(arguments: Any, device: str, found: dict[str, list[int]], timer: Timer) -> dict[str, list[int]]:
-    """Returns whether torch's own attention is faster, both ways, than the kernels as they are tuned, as a row."""
+def _attention(arguments: Any, device: str, found: dict[str, list[int] | bool], timer: Timer) -> dict[str, bool]:
+    """Returns whether torch's own attention is faster, both ways, than the kernels as they are tuned."""
     from emfast.kernels._tuned import asking, trying
     from emfast.kernels.attention import is_slow
 
-    forward, backward = (OPS[name].functions["triton"] for name in ("packed_attention", "packed_attention_backward"))
+    forward, backward = (kernel_of(name) for name in ("packed_attention", "packed_attention_backward"))
     packed, scale = _values(arguments[0], device), arguments[1]
     leaf, grad = packed.detach().requires_grad_(), forward(packed, scale)[0]
 
@@ -103,9 +103,9 @@ def _attention(arguments: Any, device: str, found: dict[str, list[int]], timer: 
         is_slow(packed)
     with ExitStack() as stack:
         for key, row in found.items():
-            stack.enter_context(trying(key, tuple(row)))
-        slow = int(timer(native) < GAIN * timer(ours))
-        return {key: [slow] for key, row in asked.items() if row != (slow,)}
+            stack.enter_context(trying(key, row if isinstance(row, bool) else tuple(row)))
+        slow = timer(native) < GAIN * timer(ours)
+        return {key: slow for key, usual in asked.items() if usual != slow}
 
 
 def _median(function: Callable[[], Any]) -> float:

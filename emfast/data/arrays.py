@@ -16,6 +16,7 @@ from emfast._check import check, message
 from emfast._files import read_tensors
 from emfast.data.files import ARRAYS, format_of
 
+ORIGIN = "emfast.json"  # the array that tells where imported observations come from
 COLOURS = (3, 4)  # the channels of one picture, with its transparency or without
 
 
@@ -57,7 +58,7 @@ def read_images(path: Path, key: str | None = None, limit: int | None = None) ->
     arrays = ArrayFile(path)
     key = arrays.choose(key, "images")
     label = str(path) if arrays.format == "npy" else f"{path}:{key}"
-    images = _channels_first(arrays.read(key, limit), arrays.shape(key), label)
+    images = channels_first(arrays.read(key, limit), arrays.shape(key), label)
     if images.dtype == torch.uint8:
         return images
     good = images.is_floating_point()
@@ -81,7 +82,8 @@ class ArrayFile:
         known = self.format in ARRAYS.values()
         check(known, "load", str(path), f"to be an array file ({', '.join(ARRAYS)})", "another content")
         with self._open() as arrays:
-            self.names = sorted(arrays)
+            self.has_origin = ORIGIN in arrays
+            self.names = sorted(set(arrays) - {ORIGIN})
 
     def choose(self, key: str | None, usual: str) -> str:
         """Returns the key, if there is such an array; with None that of the only array, or the usual one."""
@@ -163,8 +165,8 @@ def require_h5py(path: Path) -> Any:
     return h5py
 
 
-def _channels_first(array: Tensor, shape: tuple[int, ...], label: str) -> Tensor:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W): the channel axis is the smaller one.
+def channels_first(array: Tensor, shape: tuple[int, ...], label: str) -> Tensor:
+    """Returns (N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W): the channel axis is the smaller one.
 
     Arguments:
         array: The first rows of the array.

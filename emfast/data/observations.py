@@ -13,9 +13,10 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._files import write_file, write_tensors
-from emfast.data.arrays import ArrayFile, require_h5py
+from emfast.data.arrays import ORIGIN, ArrayFile, require_h5py
 from emfast.data.files import ARRAYS
 from emfast.data.images import first_not_finite
+from emfast.data.origin import Origin
 
 SUFFIXES = tuple(suffix for suffix in ARRAYS if suffix != ".npy")
 
@@ -48,13 +49,19 @@ def load_observations(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, T
     return tensors.pop("y"), tensors
 
 
-def save_observations(path: str | os.PathLike[str], y: Tensor, parameters: Mapping[str, Tensor] | None = None) -> None:
+def save_observations(
+    path: str | os.PathLike[str],
+    y: Tensor,
+    parameters: Mapping[str, Tensor] | None = None,
+    origin: Origin | None = None,
+) -> None:
     """Writes observations and their operator parameters to one file, atomically.
 
     Arguments:
         path: A .npz, .safetensors or .h5 file.
         y: The observations, (N, C, H, W) or (N, ...) float in data units.
         parameters: Tensors by name with one row per observation.
+        origin: Where they come from, if they were imported.
     Raises:
         ValueError: If the suffix is unknown, a shape is wrong or a value is not finite.
         TypeError: If `y` is not float.
@@ -66,6 +73,7 @@ def save_observations(path: str | os.PathLike[str], y: Tensor, parameters: Mappi
     check(suffix in SUFFIXES, "save_observations", "path", f"to end in one of {', '.join(SUFFIXES)}", str(path))
     check("y" not in (parameters or {}), "save_observations", "parameters", "without the name y", "one named y")
     tensors = _checked("save_observations", {"y": y, **(parameters or {})})
+    tensors |= {} if origin is None else {ORIGIN: origin.to_tensor()}
     if suffix == ".safetensors":
         return write_tensors(path, tensors)
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}

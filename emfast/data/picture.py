@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -107,7 +109,9 @@ def _count(picture: ImageFile, path: Path) -> int:
     count = getattr(picture, "n_frames", 1)
     if picture.format == "MPO":
         return 1
-    if picture.format != "TIFF":
+    if picture.format == "TIFF":
+        _silence_libtiff()
+    else:
         fix = "Store its frames as pictures of their own"
         _require(count == 1, path, "to be one picture", f"{count} frames", fix)
         return count
@@ -117,6 +121,18 @@ def _count(picture: ImageFile, path: Path) -> int:
     images = int(stack[1]) if stack else count
     _require(images == count, path, f"to have the {images} pages that ImageJ names", count, "Store it as OME-TIFF")
     return count
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keeps libtiff, where it is a library of its own, from writing to stderr what pillow raises anyway."""
+    try:
+        places = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
+        for library in map(ctypes.CDLL, places):
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+    except (OSError, AttributeError):
+        return  # no Linux, or another libtiff: its lines are harmless
 
 
 def _page(picture: ImageFile, twin: ImageFile, index: int, path: Path) -> NDArray[Any]:

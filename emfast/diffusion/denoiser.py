@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from emfast._check import check
-from emfast.diffusion.labels import check_labels, label_arguments
+from emfast.diffusion.labels import asks_for_labels, check_labels, label_arguments
 from emfast.diffusion.loading import is_pipeline, read_folder, read_pipeline
 from emfast.diffusion.schedule import EDMSchedule, Prediction, Schedule
 from emfast.diffusion.schedulers import read_scheduler
@@ -35,6 +35,8 @@ class Denoiser(nn.Module):
         sigma_data: The standard deviation of the data in EDM's preconditioning; 0.5 by default.
         labels: Class labels, the third argument of the network: a whole number for all images, or a tensor with one for
             each of the batch (`labelled` exchanges them between calls). None for none.
+        multiple: The sides of the images that the network takes are multiples of this: others are given a border of
+            zeros, which is cut off again. 1 for no border; `halvings` says what a U-Net of diffusers takes.
         time_table: The number of times that a network knows which looks them up in a table: it is given the nearest
             whole one. By default found: an `nn.Embedding` whose name speaks of time or steps.
 
@@ -56,6 +58,7 @@ class Denoiser(nn.Module):
         sigma_data: float | None = None,
         labels: Any = None,
         time_table: int | None = None,
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         if is_pipeline(network):
@@ -75,8 +78,9 @@ class Denoiser(nn.Module):
         sigma_data = 0.5 if sigma_data is None else sigma_data
         check(sigma_data > 0, "Denoiser", "sigma_data", "to be positive", sigma_data)
         self.network, self.schedule, self.prediction, self.dtype = network, schedule, prediction, dtype
-        self.sigma_data = sigma_data
+        self.sigma_data, self.multiple = sigma_data, multiple
         self.register_buffer("labels", check_labels(network, labels), persistent=False)
+        self.asked = asks_for_labels(network)
         self.time_table = _time_table(network) if time_table is None else time_table
 
     @classmethod
@@ -99,6 +103,7 @@ class Denoiser(nn.Module):
     def labelled(self, labels: Any) -> Denoiser:
         """Returns a denoiser of the same network with other class labels, such as those of another batch."""
         options: dict[str, Any] = {"sigma_data": self.sigma_data, "labels": labels, "time_table": self.time_table}
+        options["multiple"] = self.multiple
         other = type(self)(self.network, self.schedule, self.prediction, self.dtype, **options)
         other.training = self.training
         return other if self.labels is None or other.labels is None else other.to(self.labels.device)
@@ -112,32 +117,37 @@ class Denoiser(nn.Module):
         """Returns the bare output of the network, (B, C, H, W), in the dtype of x."""
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
         half = self.dtype is not None and self.dtype != torch.float32
-        labels = label_arguments(self.network, self.labels, len(x), x.device)
+        labels = label_arguments(self.network, self.labels, self.asked, len(x), x.device)
         rows = self.time_table
         time = time.to(torch.float32) if rows is None else time.round().clamp(0, rows - 1).long()
+        given = self._bordered(x.to(dtype))
         with torch.autocast(x.device.type, self.dtype if half else torch.bfloat16, enabled=half):
-            output = self.network(x.to(dtype), time.expand(len(x)), *labels)
+            output = self.network(given, time.expand(len(x)), *labels)
         output = getattr(output, "sample", output)
         output = output[0] if isinstance(output, tuple) else output
-        channels = x.shape[1]
-        check(
-            output.shape[1] in (channels, 2 * channels),
-            "Denoiser",
-            "the network's output",
-            f"to have {channels} channels (or {2 * channels} with a learned variance)",
-            output.shape[1],
-        )
-        return output[:, :channels].to(x.dtype)
+        name, channels = "the network's output", x.shape[1]
+        what = "to be a tensor, a tuple or a diffusers output"
+        check(isinstance(output, Tensor), "Denoiser", name, what, type(output), error=TypeError)
+        sizes = [(len(x), count, *given.shape[2:]) for count in (channels, 2 * channels)]
+        what = f"to have {channels} channels (or {2 * channels} with a learned variance) and the size of its input"
+        check(output.shape in sizes, "Denoiser", name, what, output)
+        return output[:, :channels, : x.shape[2], : x.shape[3]].to(x.dtype)
 
-    def forward(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+    def _bordered(self, x: Tensor) -> Tensor:
+        """Returns images with a border of zeros below and at the right, where their sides need one."""
+        below, right = (-side % self.multiple for side in x.shape[-2:])
+        return nn.functional.pad(x, (0, right, 0, below)) if below or right else x
+
+    def forward(self, x_t: Tensor, t: Tensor | float, *, levels: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Returns x0-hat, (B, C, H, W), in the dtype of x_t.
 
         Arguments:
             x_t: (B, C, H, W) noisy images.
             t: The time, a number, a 0-dimensional or a (B,) tensor, in the units of the schedule.
+            levels: alpha_t and sigma_t in the dtype of x_t, where they are known already.
         """
         t = torch.as_tensor(t, device=x_t.device).reshape(-1)
-        alpha, sigma = self.levels(t, x_t)
+        alpha, sigma = self.levels(t, x_t) if levels is None else levels
         if self.prediction == "edm":
             norm = (sigma**2 + self.sigma_data**2).sqrt()
             output = self.raw(x_t / norm, sigma.flatten().log() / 4)
@@ -172,6 +182,12 @@ class Denoiser(nn.Module):
             if self.prediction == "edm":
                 error = error * (sigma**2 + self.sigma_data**2).sqrt() / (sigma * self.sigma_data)
         return error.square().flatten(1).mean(1)
+
+
+def halvings(network: nn.Module) -> int:
+    """Returns the number that the sides of images are to be multiples of: 2^(resolutions - 1) for diffusers' U-Nets."""
+    blocks = getattr(getattr(network, "config", None), "down_block_types", None)
+    return 2 ** (len(blocks) - 1) if isinstance(blocks, list | tuple) and blocks else 1
 
 
 class _Function(nn.Module):

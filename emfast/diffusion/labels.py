@@ -50,12 +50,21 @@ def classes(network: Any) -> tuple[int | None, bool]:
     return _one_hot(network) or None, False
 
 
-def label_arguments(network: Any, labels: Tensor | None, batch: int, device: torch.device) -> tuple[Any, ...]:
+def asks_for_labels(network: Any) -> bool:
+    """Returns whether a network has a third argument without a default, as EDM's raw ones have."""
+    parameters = list(inspect.signature(network.forward).parameters.values())[2:3]
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def label_arguments(
+    network: Any, labels: Tensor | None, asked: bool, batch: int, device: torch.device
+) -> tuple[Any, ...]:
     """Returns the arguments of a network after image and time: its labels, those of no class if it asks, or ().
 
     Arguments:
         network: The network.
         labels: What `check_labels` returned, on the device to use.
+        asked: Whether it asks for them: `asks_for_labels`.
         batch: The number of images.
         device: Where they are.
     Raises:
@@ -63,7 +72,7 @@ def label_arguments(network: Any, labels: Tensor | None, batch: int, device: tor
     """
     if labels is None:
         width = _one_hot(network)
-        return (torch.zeros(batch, width, device=device) if width else None,) if _asks(network) else ()
+        return (torch.zeros(batch, width, device=device) if width else None,) if asked else ()
     good = len(labels) in (1, batch)
     check(good, "Denoiser", "labels", f"to be one for each of {batch} images", tuple(labels.shape), FIX)
     return (labels.expand(batch, *labels.shape[1:]),)
@@ -73,9 +82,3 @@ def _one_hot(network: Any) -> int:
     """Returns the width of the one-hot vectors that a network of EDM takes for labels; no class is all zeros."""
     inner = getattr(network, "map_label", None)
     return int(getattr(network, "label_dim", 0) or getattr(inner, "in_features", 0))
-
-
-def _asks(network: Any) -> bool:
-    """Returns whether a network has a third argument without a default, as EDM's raw ones have."""
-    parameters = list(inspect.signature(network.forward).parameters.values())[2:3]
-    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)

@@ -90,7 +90,7 @@ class ESteps:
         if not isinstance(sampler, WarmStart):
             return sampler.evaluations
         share = float(sampler.known(ids).double().mean())
-        begun = sampler.begun_evaluations(self.run.denoiser.schedule, self.config.sigma)
+        begun = sampler.begun_evaluations(self.run.denoiser.schedule, self.observations.sigma)
         return share * begun + (1 - share) * sampler.evaluations
 
     def batch_size(self, sampler: Sampler, denoiser: Denoiser, ids: Tensor) -> int:

@@ -12,6 +12,8 @@ import torch
 from emfast import random
 from emfast._check import check
 from emfast.data import Images, load
+from emfast.data.origin import check_range, read_origin
+from emfast.data.patches import cut_patches
 from emfast.em.observations import Observations
 
 if TYPE_CHECKING:
@@ -62,11 +64,18 @@ def read_inputs(config: Config) -> Inputs:
         )
         clean = clean.subset(slice(len(clean) - data.clean_count, None))
         images = images and _without(images, clean)
+    images, clean = (_cut(each, data.patch) for each in (images, clean))
     observations = _observations(config, images)
     source = _source(data, data.reference, "sample:test")
     reference = load(source, **cut) if source is not None and config.evaluation.samples > 0 else None
-    for name, images_ in (("data.clean", clean), ("data.reference", reference)):
+    reference = _cut(reference, data.patch)
+    wanted_range = getattr(observations.origin, "range", None)
+    named = (("data.clean", clean, clean_source), ("data.reference", reference, source))
+    for name, images_, path in named:
         if images_ is not None:
+            found = getattr(read_origin(path or ""), "range", None)
+            if found != wanted_range:
+                check_range("train", f"{name} {path}", found, wanted_range, "the observations")
             shape = observations.shape
             fix = "Set data.size, or give other images"
             few = name == "data.reference" and len(images_) < 2
@@ -86,12 +95,18 @@ def _observations(config: Config, images: Images | None) -> Observations:
     """Returns the observations of images, or without any those of the file."""
     data, operator, sigma = config.data, config.operator, config.sigma
     if images is None or operator is None:
-        observations = Observations.from_file(data.observations or "", operator, sigma=sigma, limit=data.limit)
+        observations = Observations.from_file(
+            data.observations or "", operator, sigma=sigma, limit=data.limit, patch=data.patch
+        )
         _check_size(data.size, observations.shape)
         return observations
     if data.limit is not None:
         images = images.subset(slice(0, data.limit))
     return Observations(operator, sigma=sigma, images=images, seed=random.derive(config.seed, "observations"))
+
+
+def _cut(images: Images | None, patch: int | None) -> Images | None:
+    return Images(cut_patches(images.tensor, patch, "train")) if images is not None and patch is not None else images
 
 
 def _check_size(size: int | None, shape: tuple[int, int, int]) -> None:

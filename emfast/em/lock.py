@@ -70,6 +70,7 @@ def _acquire(path: Path, own: dict[str, Any], patience: float) -> None:
         return
     other = _holder(path)
     if _is_alive(path, other, own, patience):
+        other = other or _holder(path)  # which it may have written meanwhile
         who = f"process {other.get('process', '?')} on {other.get('host', '?')}"
         fix = "Wait for it or end it; two runs in one folder would overwrite each other"
         raise RuntimeError(message("train", f"output {path.parent}", "to be used by one run at a time", who, fix))

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emfast._check import check
 from emfast.em.events import Event
 from emfast.em.lock import held
 from emfast.em.processes import is_main
@@ -33,6 +34,8 @@ def train(config: Config, callback: Callable[[Event], None] | None = None) -> Pa
         | An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted Observations
         | (Bai et al., 2024), arXiv 2407.01014
     """
+    fix = "Give emfast.Config(...), or Config.from_yaml(file)"
+    check(hasattr(config, "to_yaml"), "train", "config", "to be an emfast.Config", type(config), fix, TypeError)
     free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
     with held(config.output) if is_main() and free else nullcontext():
         run = Run(config, config.to_yaml(), callback)

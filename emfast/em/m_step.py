@@ -192,9 +192,10 @@ class _Batch:
         for images in others:
             x_0, noise = stable_targets(self.denoiser.schedule, x_0, t, noise, images)
         self.trainer.optimizer.zero_grad()
-        with Dropout(self.place, self.seed, k):
+        dropout = Dropout(self.denoiser.network, self.place, self.seed, k)
+        with dropout:
             loss = self.denoiser.loss(x_0, t, noise).mean()
-        loss.backward()
+        dropout.backward(loss)
         return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from emfast._check import check, check_finite, message
 from emfast._files import read_json, settle_folder, write_folder, write_json
 from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
+from emfast.diffusion.denoiser import halvings
 from emfast.diffusion.labels import classes
 from emfast.diffusion.loading import read_folder
 from emfast.diffusion.schedulers import PREDICTIONS
@@ -34,17 +35,21 @@ def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -
         config: The network and schedule.
         shape: (C, H, W) of the images.
         seed: The key of the initial weights.
+    Images of other sides than its resolutions can halve get a border inside: see `Denoiser`.
+
     Raises:
-        ValueError: If the images cannot be halved as often as the network asks, or its widths do not fit.
+        ValueError: If the widths of the network do not fit.
     """
     from diffusers import UNet2DModel
 
     channels, height, width = shape
     levels = len(config.channels)
     factor = 2 ** (levels - 1)
-    fits = height % factor == 0 and width % factor == 0
-    fix = "Set data.size to such a number, or give the network fewer resolutions"
-    check(fits, "network", "the side of the images", f"to be a multiple of {factor}", f"{height} x {width}", fix)
+    fix = "Give the network fewer resolutions"
+    check(
+        min(height, width) >= factor, "network", "the images", f"to have sides >= {factor}", f"{height} x {width}", fix
+    )
+    height, width = (-(-side // factor) * factor for side in (height, width))  # with the border, which is cut off
     attention = {level % levels if -levels <= level < levels else levels for level in config.attention}
     check(levels not in attention, "network", "attention", f"to list resolutions 0 ... {levels - 1}", config.attention)
     groups, head = config.groups, config.head_dim or 1
@@ -68,7 +73,7 @@ def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -
     with seeded(random.derive(seed, "weights")):
         network: Any = UNet2DModel(**arguments)
     scheduler = _scheduler(config)
-    return Denoiser(network, scheduler), scheduler
+    return Denoiser(network, scheduler, multiple=factor), scheduler
 
 
 def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
@@ -76,7 +81,7 @@ def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
     network: Any = denoiser.network
     with seeded(seed):
         network = type(network).from_config(network.config)
-    return Denoiser(network, scheduler)
+    return Denoiser(network, scheduler, multiple=denoiser.multiple)
 
 
 @contextmanager
@@ -139,6 +144,13 @@ def damaged_file(folder: str | os.PathLike[str]) -> str | None:
     return next((name for name in sorted(expected) if found.get(name) != expected[name]), None)
 
 
+def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns what the note beside a model says: its round, and the range and shape of its images; {} without one."""
+    path = Path(folder) / NOTE
+    note = read_json(path) if path.is_file() else {}
+    return dict(note) if isinstance(note, dict) else {}
+
+
 def _checksums(path: Path) -> dict[str, str]:
     """Returns the CRC-32 of every file below a folder but the note, by its name there."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != NOTE)
@@ -169,7 +181,10 @@ def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[
     conditional = classes(network)[1]
     fix = "Its labels are known in Python only: Denoiser.from_pretrained(folder, labels=...)"
     check(not conditional, "load_model", str(folder), "to be a model without class labels", "one with them", fix)
-    return Denoiser(network, scheduler).eval(), scheduler, shape
+    noted = read_note(folder).get("shape")
+    if isinstance(noted, list) and len(noted) == 3 and all(isinstance(side, int) for side in noted):
+        shape = (shape[0], noted[1], noted[2])  # without the border
+    return Denoiser(network, scheduler, multiple=halvings(network)).eval(), scheduler, shape
 
 
 def load_whole(folder: str | os.PathLike[str], fix: str) -> tuple[Denoiser, Any]:
@@ -198,7 +213,9 @@ def publish_model(source: str | os.PathLike[str], folder: str | os.PathLike[str]
     """
     settle_folder(folder)
     if damaged_file(folder) or read_json(Path(folder) / NOTE).get("round") != number:
-        save_model(*load_whole(source, fix), folder, {"round": number})
+        model = load_whole(source, fix)
+        note = {key: value for key, value in read_note(source).items() if key != "files"}
+        save_model(*model, folder, {**note, "round": number})
 
 
 def resolve_device(name: str) -> torch.device:

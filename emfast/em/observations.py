@@ -13,7 +13,9 @@ from torch import Tensor
 from emfast._check import check, check_sigma, message
 from emfast.data import Images, load_observations
 from emfast.data.images import fingerprint
-from emfast.operators import Given, Mask, MotionBlur, Operator
+from emfast.data.origin import Origin, read_origin
+from emfast.data.patches import cut_patches
+from emfast.operators import Given, Identity, Mask, MotionBlur, Operator
 from emfast.operators.linearity import check_linear
 
 # The operators that a parameter in a file stands for.
@@ -51,6 +53,7 @@ class Observations:
         given: Parameters of the operator that came with y, e.g. {"mask": (N, 1, H, W)}.
         seed: The key of the simulated noise.
         name: What the errors call y.
+        origin: The files that y was imported from, and their range.
     Raises:
         ValueError: If the operator does not fit the images, or an observed value is not finite; if y is far outside
             the range that images in [-1, 1] and the noise give it, where the operator knows its `gain`.
@@ -66,11 +69,13 @@ class Observations:
         given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         name: str = "y",
+        origin: Origin | None = None,
     ) -> None:
         check((images is None) != (y is None), "Observations", "images or y", "to be given", "both or none of them")
         check_sigma(sigma, "Observations")
         self.operator = Given(operator, given) if given else operator
         self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
+        self.origin = origin
         rows = {key: len(value) for key, value in (given or {}).items()}
         requirement = f"to have a row for each of the {len(self)} observations"
         check(set(rows.values()) <= {len(self)}, "Observations", "given", requirement, rows)
@@ -89,6 +94,7 @@ class Observations:
         usual: Operator | None = None,
         sigma: float = 0.0,
         limit: int | None = None,
+        patch: int | None = None,
     ) -> Observations:
         """Returns the observations of a file, see `load_observations`.
 
@@ -97,15 +103,21 @@ class Observations:
             operator: The measurement operator; parameters in the file go before its own. None: that of the parameters
                 in the file.
             usual: The operator instead of None, if it belongs to the parameters in the file, or needs none.
-            sigma: The standard deviation of the noise, in data units.
+            sigma: The standard deviation of the noise, in the units of the files if they were imported, else in data
+                units.
             limit: Only the first so many.
+            patch: Cut each into patches of this side, with its mask, and leave out those that show nothing.
         Raises:
             ValueError: If no operator is named and the file does not tell.
         """
         y, given = load_observations(path)
+        origin = read_origin(path)
+        sigma = sigma if origin is None else sigma / origin.range.half
         operator = operator or operator_of(y, given, usual, str(path))
-        given = {name: value[:limit] for name, value in given.items()}
-        return cls(operator, sigma=sigma, y=y[:limit], given=given, name=f"{path}:y")
+        y, given = y[:limit], {name: value[:limit] for name, value in given.items()}
+        if patch is not None:
+            y, given = _patches(y, operator.checked(given), operator, patch)
+        return cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", origin=origin)
 
     def __len__(self) -> int:
         source = self.images if self.images is not None else self.y
@@ -118,20 +130,17 @@ class Observations:
         if self.y is not None and self.operator.observes_images:
             check(self.y.dim() == 4, name, "y", "to have shape (N, C, H, W)", self.y, "C is 1 for grey images")
         for index in {0, len(self) - 1}:
-            y = self._tried(torch.tensor([index]), name)
+            y = self.read(torch.tensor([index]))
         fix = "Give real and imaginary parts as channels" if y.is_complex() else None
         check(y.is_floating_point(), name, "y", "to be real", y, fix, TypeError)
         parameters = _Read(self.operator.parameters(torch.tensor([0]), tuple(y.shape[1:])))
         x = self.operator.adjoint(y, parameters)
-        good = isinstance(x, Tensor) and x.dim() == 4
-        check(good, name, "A^T y", "to be a tensor (B, C, H, W)", x)
+        check(x.dim() == 4, name, "A^T y", "to be a tensor (B, C, H, W)", x)
         self.shape: tuple[int, int, int] = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
         back = self.operator.apply(x, parameters)
-        good = isinstance(back, Tensor) and back.shape == y.shape
-        check(good, name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
-        misfit = self.operator.misfit(x, y, parameters)
-        good = isinstance(misfit, tuple) and len(misfit) == 3 and all(isinstance(part, Tensor) for part in misfit)
-        check(good, name, "misfit", "to return three tensors", misfit)
+        check(back.shape == y.shape, name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
+        self.operator.misfit(x, y, parameters)
+        self.operator.noise(y, parameters)
         unread = [key for key in BY_PARAMETER if key in given and key not in parameters.read]
         fix = "Name the operator that it belongs to, or take it out of the file"
         check(not unread, name, "the observations", "to bring parameters that it reads", " and ".join(unread), fix)
@@ -139,21 +148,6 @@ class Observations:
         count = min(max(2, self.shape[0]), 16)
         ids = torch.linspace(0, len(self) - 1, count).round().long()
         check_linear(self.operator, ids, self.shape, tuple(y.shape[1:]))
-
-    def _tried(self, ids: Tensor, name: str) -> Tensor:
-        """Returns the observation of an id, once the operator's methods are known to return what they are to return."""
-        x = self.y[ids] if self.y is not None else self.truth_of(ids)
-        parameters = self.operator.parameters(ids, tuple(x.shape[1:]))
-        good = isinstance(parameters, Mapping) and all(isinstance(value, Tensor) for value in parameters.values())
-        check(good, name, "parameters", "to return a dict of tensors", parameters)
-        method = self.operator.apply if self.y is None else self.operator.project
-        y: object = method(x, parameters)
-        good = isinstance(y, Tensor) and y.dim() > 1 and len(y) == 1
-        check(good, name, method.__name__, "to return a tensor (B, ...)", y)
-        noise: object = self.operator.noise(torch.zeros_like(y), parameters) if isinstance(y, Tensor) else None
-        good = isinstance(noise, Tensor)
-        check(good, name, "noise", "to return a tensor", noise)
-        return self.read(ids)
 
     def _check_values(self, y: Tensor, name: str) -> None:
         """Finds values that no detector gives, and y in other units than those of the images."""
@@ -199,6 +193,13 @@ class Observations:
         """Returns the clean images of the ids, or None if they are not known."""
         return None if self.images is None else self.truth_of(ids)
 
+    def mask(self, ids: Tensor) -> Tensor | None:
+        """Returns where pixels of the ids are observed, (B, 1, H, W) of 0 and 1; None if the operator has no mask."""
+        y = self.read(ids[:1])
+        mask = self.operator.parameters(ids, tuple(y.shape[1:])).get("mask")
+        good = mask is not None and mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[-2:] == y.shape[-2:]
+        return mask.expand(len(ids), -1, -1, -1).cpu() if mask is not None and good else None
+
     @property
     def fingerprint(self) -> str:
         """A short hash of everything that makes the observations, the operator's parameters included."""
@@ -208,6 +209,19 @@ class Observations:
         sample = self.read(ids).contiguous().numpy().tobytes()
         text = f"{source} {self.sigma} {self.seed}".encode()
         return hashlib.blake2b(text + sample, digest_size=8).hexdigest()
+
+
+def _patches(y: Tensor, given: Mapping[str, Tensor], operator: Operator, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns observations and their masks, cut into patches."""
+    fix = "Cut the images before they are observed"
+    alone = isinstance(operator, Mask | Identity) and given.keys() <= {"mask"} and y.dim() == 4
+    check(alone, "train", "data.patch", "to stand beside Mask or Identity", type(operator), fix)
+    y = cut_patches(y, size, "train")
+    if "mask" not in given:
+        return y, {}
+    mask = cut_patches(given["mask"], size, "train")
+    shown = mask.flatten(1).any(1)
+    return y[shown], {"mask": mask[shown]}
 
 
 def operator_of(y: Tensor, given: Mapping[str, Tensor], usual: Operator | None, name: str) -> Operator:

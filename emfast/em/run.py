@@ -67,6 +67,13 @@ class Run:
         self.e_steps = ESteps(self)
         self.continuous = Continuous(self)
 
+    @property
+    def note(self) -> dict[str, Any]:
+        """What stands beside every model: the shape of its images, and the range of the values that they stand for."""
+        origin = self.observations.origin
+        note: dict[str, Any] = {"shape": list(self.observations.shape), "patch": self.config.data.patch}
+        return note if origin is None else {**note, "range": list(origin.range)}
+
     def seed(self, *names: str | int) -> int:
         """Returns the seed of a purpose."""
         return random.derive(self.config.seed, *names)
@@ -97,7 +104,7 @@ class Run:
         elif self.config.model is None:
             self.maximize(0, "initial training", self.denoiser, images, steps)
         elif not (folder / "model").exists() and self.processes.main:
-            save_model(self.denoiser, self.scheduler, folder / "model")
+            save_model(self.denoiser, self.scheduler, folder / "model", self.note)
         self.processes.wait()
         self.finish(0, row, preview)
 
@@ -184,7 +191,7 @@ class Run:
             )
             if self.processes.main:
                 write_record(folder / "seconds.json", {"m_step": seconds})
-                save_model(denoiser, self.scheduler, folder / "model")
+                save_model(denoiser, self.scheduler, folder / "model", self.note)
         self.processes.wait()
         if self.processes.main:
             (folder / "training.safetensors").unlink(missing_ok=True)
@@ -193,7 +200,8 @@ class Run:
         """Returns the images that the pictures of a round show."""
         shown = slice(0, self.config.evaluation.pictures)
         first = {"observation": self.observations.read(ids[shown]), "reconstruction": images[shown]}
-        truth = self.observations.truth(ids[shown])
+        truth, mask = self.observations.truth(ids[shown]), self.observations.mask(ids[shown])
+        first |= {} if mask is None else {"mask": mask}
         return first if truth is None else {"truth": truth, **first}
 
     def finish(self, number: int, row: dict[str, Any], preview: dict[str, Tensor]) -> None:

@@ -36,6 +36,26 @@ def psnr(
     return peak_signal_noise_ratio(x, truth, data_range=2.0, reduction="none", dim=(1, 2, 3))
 
 
+def coverage(
+    truth: Tensor,  # (B, C, H, W)
+    samples: Tensor,  # (K, B, C, H, W)
+) -> float:
+    """Returns how often the truth of an uncertain pixel lies between the least and the greatest of K samples.
+
+    That is (K - 1) / (K + 1) for samples of the exact posterior. Uncertain are those whose samples differ, with a
+    standard deviation above 0.01, and whose truth is not at the ends of the range, where clipping decides.
+
+    Arguments:
+        truth: The true images.
+        samples: K >= 2 samples of each.
+    Returns:
+        The share, NaN if no pixel is uncertain.
+    """
+    unknown = (samples.std(0) > 1e-2) & (truth.abs() < 0.95)
+    inside = (truth >= samples.amin(0)) & (truth <= samples.amax(0))
+    return float(inside[unknown].float().mean())
+
+
 def ssim(
     x: Tensor,  # (B, C, H, W)
     truth: Tensor,  # (B, C, H, W)

@@ -6,15 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emfast._library import OPS
+from emfast.dispatch import TABLE, Way, device_type, pick
 from emfast.ops import packed_attention
-from emfast.ops.attention import is_slow
+from emfast.ops.attention import is_slow, unsupported
 
-# Devices on which the op has a kernel. Its reference is a specification: elsewhere torch's own attention is faster.
-KERNELS = {
-    "cpu": OPS["packed_attention"].why_not("cpp", "cpu") is None,
-    "cuda": OPS["packed_attention"].why_not("triton", "cuda") is None,
-}
+_MISSING = {device: TABLE["packed_attention"][i].missing(device) for i, device in enumerate(("cpu", "cuda"))}
+
+
+def _missing(device: str) -> str | None:
+    """Returns why the op has no kernel for a type of device. Its reference is slower than torch's own attention."""
+    return _MISSING.get(device, f"there is no kernel for {device}")
+
+
+TABLE["attention layer"] = (
+    Way("packed_attention", packed_attention, missing=_missing, unsupported=unsupported, slower=is_slow),
+    Way("torch", None),
+)
 
 
 class _Parts(torch.autograd.Function):
@@ -46,9 +53,6 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
     x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
     packed = x.permute(three, 0, head, 1, size)  # (3, B, H, N, D)
-    known = KERNELS.get(qkv.device.type, False) and OPS["packed_attention"].unsupported(packed) is None
-    if known and not is_slow(packed):
-        out = packed_attention(packed)
-    else:
-        out = F.scaled_dot_product_attention(*_Parts.apply(packed))
+    way = pick("attention layer", device_type(qkv), packed)
+    out = way.compute(packed) if way.compute else F.scaled_dot_product_attention(*_Parts.apply(packed))
     return out.transpose(1, 2).reshape(batch, *shape, channels // 3).permute(0, 3, 1, 2)

@@ -21,7 +21,7 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from emfast._library import extension, extension_error
 
-_kept: Any = WeakIdKeyDictionary()  # the first weight -> Prepared
+_memories: list[Any] = [WeakIdKeyDictionary()]  # of the first weight -> Prepared; the last one is in use
 _blocks: dict[int, int] = {}  # the id of a weight -> how many blocks of `unchanged` it is in
 
 
@@ -91,9 +91,9 @@ def prepared(weights: Sequence[Tensor]) -> Prepared:
     first, trusted = weights[0], bool(_blocks) and all(id(weight) in _blocks for weight in weights)
     if _is_on_gpu(first) and not trusted:
         return Prepared(weights)
-    entry: Prepared | None = _kept.get(first)
+    entry: Prepared | None = _memories[-1].get(first)
     if entry is None or not _is_current(entry, weights, look=not trusted):
-        entry = _kept[first] = Prepared(weights, tuple(map(_stamp, weights)))
+        entry = _memories[-1][first] = Prepared(weights, tuple(map(_stamp, weights)))
     return entry
 
 
@@ -118,6 +118,16 @@ def unchanged(weights: Iterable[Tensor]) -> Iterator[None]:
                 del _blocks[id(weight)]
 
 
+@contextmanager
+def separate() -> Iterator[None]:
+    """Nothing that is made in the block is found behind it, and nothing made before is found in it."""
+    _memories.append(WeakIdKeyDictionary())
+    try:
+        yield
+    finally:
+        _memories.pop()
+
+
 def forget(weights: Iterable[Tensor]) -> None:
     """Frees what is kept for some weights.
 
@@ -125,19 +135,19 @@ def forget(weights: Iterable[Tensor]) -> None:
         weights: The weights.
     """
     for weight in weights:
-        _kept.pop(weight, None)
+        _memories[-1].pop(weight, None)
 
 
 def _look_again(first: Tensor) -> None:
     """Has what is kept for a weight follow it: on a GPU in place, elsewhere it is dropped if the weight has changed."""
-    entry: Prepared | None = _kept.get(first)
+    entry: Prepared | None = _memories[-1].get(first)
     if entry is None:
         return
     weights = entry.weights()
     if weights is not None and _is_on_gpu(first) and _addresses(entry) == [weight.data_ptr() for weight in weights]:
         entry.renew(weights)
     elif weights is None or not _is_current(entry, weights, look=True):
-        del _kept[first]
+        del _memories[-1][first]
 
 
 def _addresses(entry: Prepared) -> list[int]:

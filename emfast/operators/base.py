@@ -1,16 +1,41 @@
 """The measurement operator A of y = A x + n."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_sigma
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
 Parameters = Mapping[str, Tensor]
+
+
+def _is_batch(x: Tensor, y: object) -> bool:
+    return isinstance(y, Tensor) and y.dim() > 1 and len(y) == len(x)
+
+
+def _is_mapping(ids: Tensor, found: object) -> bool:
+    return isinstance(found, Mapping) and all(isinstance(value, Tensor) for value in found.values())
+
+
+def _is_misfit(x: Tensor, found: object) -> bool:
+    return (
+        isinstance(found, tuple) and [isinstance(part, Tensor) and len(part) == len(x) for part in found] == [True] * 3
+    )
+
+
+BATCH = "a tensor (B, ...), a row for each of the images or observations given"
+# What the methods of a subclass are to return, whenever they are called: it may be hours into a run.
+RETURNS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    **dict.fromkeys(("apply", "adjoint", "project", "noise", "regularised_inverse"), (BATCH, _is_batch)),
+    "parameters": ("a dict of tensors", _is_mapping),
+    "misfit": ("three tensors (B, ...)", _is_misfit),
+}
 
 
 class Operator:
@@ -27,6 +52,13 @@ class Operator:
 
     closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
     observes_images = False  # whether an observation is an image (C, H, W), of whatever size
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Has every method of a subclass looked at for what it returns."""
+        super().__init_subclass__(**kwargs)
+        for name in RETURNS.keys() & vars(cls).keys():
+            if inspect.isfunction(method := vars(cls)[name]):
+                setattr(cls, name, _looked_at(method, name))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Notes the arguments, by which a config file writes the operator down."""
@@ -121,7 +153,8 @@ class Operator:
             ids: (B,) stable ids of the observations; 0 ... B-1 by default.
             seed: The key of the noise: the same (seed, id) gives the same observation.
         """
-        check(sigma >= 0, "observe", "sigma", "to be >= 0", sigma)
+        check_sigma(sigma, "observe")
+        check(isinstance(x, Tensor), "observe", "x", "to be a tensor", type(x), "torch.as_tensor makes one", TypeError)
         check(x.ndim in (3, 4), "observe", "x", "to have shape (B, C, H, W), or (C, H, W)", tuple(x.shape))
         if x.ndim == 3:
             return self.observe(x[None], sigma, ids=single_id(ids), seed=seed)[0]
@@ -132,6 +165,19 @@ class Operator:
             z = random.normal(tuple(y.shape[1:]), ids=ids, seed=random.derive(seed, "observe")).to(y)
             y = y + sigma * self.noise(z, parameters)
         return y
+
+
+def _looked_at(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Returns a method of an operator that raises a sentence if it returns something else than it is to return."""
+    what, is_right = RETURNS[name]
+
+    @wraps(method)
+    def checked(self: Operator, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, x, *args, **kwargs)
+        check(is_right(x, result), type(self).__name__, name, f"to return {what}", result, error=TypeError)
+        return result
+
+    return checked
 
 
 def rows_of(values: Tensor, ids: Tensor) -> Tensor:
@@ -148,5 +194,6 @@ def default_ids(x: Tensor, ids: Tensor | None) -> Tensor:
     """Returns the ids on the device of x; 0 ... B-1 if none are given."""
     if ids is None:
         return torch.arange(len(x), device=x.device)
-    check(ids.shape == (len(x),), "observe", "ids", f"to have shape ({len(x)},), one id per image", tuple(ids.shape))
+    good = ids.shape == (len(x),) and not ids.is_floating_point()
+    check(good, "observe", "ids", f"to be ({len(x)},) whole numbers, one id per image", ids)
     return ids.to(x.device, torch.int64)

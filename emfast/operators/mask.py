@@ -1,6 +1,7 @@
 """Inpainting: A keeps the pixels where the mask is 1."""
 
-from typing import overload
+import os
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -42,8 +43,9 @@ class Mask(Operator):
     def __init__(  # type: ignore[misc]  # the command line offers what is annotated here
         self, missing: float | None = None, box: int | None = None, mask: str | Tensor | None = None, seed: int = 0
     ) -> None:
-        if isinstance(missing, Tensor) and missing.ndim > 0 and mask is None:  # Mask(mask)
-            missing, mask = None, missing
+        first: Any = missing
+        if getattr(first, "ndim", 0) > 0 and mask is None:  # Mask(mask)
+            missing, mask = None, first
         given = [name for name, value in (("missing", missing), ("box", box), ("mask", mask)) if value is not None]
         check(len(given) <= 1, "Mask", "one of missing, box and mask", "to be given", " and ".join(given))
         if missing is not None:
@@ -142,7 +144,7 @@ def _rows(mask: Tensor, ids: Tensor, height: int, width: int) -> Tensor:
 
 def _one_or_rows(mask: str | Tensor) -> Tensor:
     """Returns the mask that `Mask` is given, (N, 1, H, W): (3, H, W) might be three masks, or one of three channels."""
-    mask = mask if isinstance(mask, Tensor) else read_array(mask, "mask")
+    mask = read_array(mask, "mask") if isinstance(mask, str | os.PathLike) else torch.as_tensor(mask)
     good = mask.ndim != 3 or len(mask) == 1
     check(good, "Mask", "mask", "to have shape (H, W), (1, H, W) or (N, 1, H, W)", tuple(mask.shape))
     return given_mask(mask)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import is_forced, register, run_cpp, triton_launcher
-from emfast.ops._tensors import DTYPES, accumulate, unsupported
+from emfast._library import register, run_cpp, triton_launcher
+from emfast.ops import _tensors
+from emfast.ops._tensors import DTYPES, accumulate
 
 LARGEST = 256  # dimensions of a head that the Triton kernels take
 
@@ -76,7 +77,7 @@ def packed_attention(
 
 def is_slow(packed: Tensor) -> bool:
     """Returns whether `emfast precompile --tune` measured torch's own attention to be faster on this GPU."""
-    if not packed.is_cuda or torch.compiler.is_compiling() or is_forced():
+    if not packed.is_cuda or torch.compiler.is_compiling():
         return False
     slow: bool = triton_launcher("attention", "is_slow")(packed)
     return slow
@@ -184,10 +185,11 @@ def _sizes(query: Tensor, key: Tensor) -> tuple[int, ...]:
     return DTYPES[query.dtype], batch, heads, tokens, key.shape[2], size
 
 
-def _unsupported(query: Tensor, *rest: Any) -> str | None:
+def unsupported(query: Tensor, *rest: Any) -> str | None:
+    """Returns why the kernels cannot take queries, or packed projections, or None if they can."""
     if query.is_cuda and query.shape[-1] > LARGEST:
         return f"{query.shape[-1]} dimensions of a head, which only the reference takes"
-    return unsupported(query)
+    return _tensors.unsupported(query)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -215,7 +217,7 @@ _gradients = register(
     fake=_fake_backward,
     triton="attention_backward",
     cpp=_cpp_backward,
-    unsupported=lambda grad, query, *rest: _unsupported(query),
+    unsupported=lambda grad, query, *rest: unsupported(query),
 )
 _forward = register(
     "attention",
@@ -226,7 +228,7 @@ _forward = register(
     setup_context=_setup_context,
     triton="attention",
     cpp=_cpp,
-    unsupported=_unsupported,
+    unsupported=unsupported,
 )
 _packed_gradients = register(
     "packed_attention_backward",
@@ -235,7 +237,7 @@ _packed_gradients = register(
     fake=lambda grad, packed, *rest: torch.empty_like(packed),
     triton="attention_backward",
     cpp=_cpp_packed_backward,
-    unsupported=lambda grad, packed, *rest: _unsupported(packed),
+    unsupported=lambda grad, packed, *rest: unsupported(packed),
 )
 _packed_forward = register(
     "packed_attention",
@@ -246,5 +248,5 @@ _packed_forward = register(
     setup_context=_setup_context,
     triton="attention",
     cpp=_cpp_packed,
-    unsupported=_unsupported,
+    unsupported=unsupported,
 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfast._library import wanted
+from emfast._library import wanted_gradients
 from emfast.ops.group_norm_silu import forward_op, gradients_op, group_norm_silu, validate
 
 Features = Tensor | tuple[Tensor, Tensor]
@@ -62,7 +62,7 @@ class _Fork(torch.autograd.Function):
         if grad is None:
             return None, *added, None, None
         x, skip, *parameters, statistics = ctx.saved_tensors
-        needs = wanted(ctx)
+        needs = wanted_gradients(ctx)
         full = any(needs[3:])
         arguments = (grad, x, skip, None, *parameters, statistics, *ctx.options, full, *added)
         dx, dskip, sums = gradients_op(*arguments)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import is_forced, register, run_cpp, wanted
+from emfast._library import register, run_cpp, wanted_gradients
+from emfast.dispatch import TABLE, Way, pick
 from emfast.ops._tensors import DTYPES, accumulate, empty, memory_format, unsupported
 
 
@@ -51,10 +52,8 @@ def group_norm_silu(
     """
     x, skip = x if isinstance(x, tuple) else (x, None)
     validate(x, skip, num_groups, weight, bias, channel_bias)
-    if skip is None and channel_bias is None and is_slow(x, weight, bias):
-        n = torch.group_norm(x, num_groups, weight, bias, eps)
-        return F.silu(n) if silu else n
-    y: Tensor = forward_op(x, skip, channel_bias, weight, bias, num_groups, eps, silu)[0]
+    arguments = (x, skip, channel_bias, weight, bias, num_groups, eps, silu)
+    y: Tensor = pick("group norm layer", x.device.type, *arguments).compute(*arguments)
     return y
 
 
@@ -104,21 +103,32 @@ def validate(
     check(shift is None or shift.shape == (batch, channels), name, "channel_bias", "of shape (B, C)", shift)
 
 
-def is_slow(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Returns whether native torch's two operators were measured to be faster than the op, and take the arguments.
+def _native(
+    x: Tensor, skip: None, channel_bias: None, weight: Any, bias: Any, groups: int, eps: float, silu: bool
+) -> Any:
+    n = torch.group_norm(x, groups, weight, bias, eps)
+    return F.silu(n) if silu else n
+
+
+def _unsupported_natively(x: Tensor, skip: Any, channel_bias: Any, weight: Any, bias: Any, *rest: Any) -> str | None:
+    """Returns why torch's own normalisation cannot take the arguments, or None if it can."""
+    if skip is not None or channel_bias is not None:
+        return "two inputs, or an embedding"
+    own = all(p is None or (p.dim() == 1 and p.dtype == x.dtype) for p in (weight, bias))
+    return None if own else "a weight and a bias for every image, or of another dtype"
+
+
+def _is_large(x: Tensor, *rest: Any) -> bool:
+    """Returns whether the op was measured to be faster than native torch's two operators.
 
     The op's calls cost 20 us more, each way. Native torch over the op, forward and backward: 4 x 256 x 4 x 4 0.6x,
     4 x 256 x 8 x 8 0.8x, 64 x 64 x 8 x 8 0.8x in float32 and 0.9x in bfloat16. channels_last: 4 x 256 x 4 x 4 0.6x in
     float32, and 1.0x in bfloat16, in which it falls behind beyond.
     """
-    if not x.is_cpu or torch.compiler.is_compiling() or is_forced():
-        return False
-    if any(p is not None and (p.dim() != 1 or p.dtype != x.dtype) for p in (weight, bias)):
-        return False
     if x.is_contiguous():
-        return 0 < x.numel() <= 1 << 18
+        return not 0 < x.numel() <= 1 << 18
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return last and x.dtype == torch.float32 and 0 < x.numel() <= 1 << 14
+    return not (last and x.dtype == torch.float32 and 0 < x.numel() <= 1 << 14)
 
 
 def reference(
@@ -234,7 +244,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    needs = wanted(ctx)
+    needs = wanted_gradients(ctx)
     if grad is None:
         return (None,) * len(needs)
     x, skip, *parameters, statistics = ctx.saved_tensors
@@ -267,4 +277,16 @@ forward_op = register(
     triton="group_norm_silu",
     cpp=_cpp,
     unsupported=unsupported,
+)
+TABLE["group norm layer"] = (
+    Way(
+        "torch",
+        _native,
+        backends=(),
+        missing=lambda device: None if device == "cpu" else f"the op is faster on {device}",
+        unsupported=_unsupported_natively,
+        slower=_is_large,
+        traceable=False,
+    ),
+    Way("group_norm_silu", lambda *arguments: forward_op(*arguments)[0]),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check
-from emfast._library import register, wanted
+from emfast._library import register, wanted_gradients
 from emfast.ops._tensors import accumulate, empty, unsupported
 
 MOST = 3  # terms
@@ -69,7 +69,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """One gradient for all terms: that to the sum itself, without a pass, where the scale is 1."""
-    needs = wanted(ctx)
+    needs = wanted_gradients(ctx)
     g = grad if ctx.scale == 1 else grad * ctx.scale
     wide = torch.promote_types(grad.dtype, torch.float32)
     dbias = g.sum([0, *range(2, g.dim())], dtype=wide).to(ctx.dtype) if needs[3] else None

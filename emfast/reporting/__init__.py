@@ -1,5 +1,6 @@
 """What a run shows: tables and pictures."""
 
+from emfast.reporting.page import write_report
 from emfast.reporting.pictures import Row, draw_rows, to_grid
 from emfast.reporting.run import (
     COLUMNS,
@@ -34,4 +35,5 @@ __all__ = [
     "round_folder",
     "save_grid",
     "to_grid",
+    "write_report",
 ]

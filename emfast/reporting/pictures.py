@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GAP = 2  # white pixels between images
 CELL = 64  # pixels that an image is enlarged to, at least
+HATCH, PAPER = (np.array(tint, dtype=np.uint8) for tint in ((150, 180, 220), (240, 245, 255)))  # of missing pixels
 INK, MUTED, ACCENT = "#1a1a1a", "#8a8a8a", "#1f6fb4"
 
 
@@ -24,6 +25,7 @@ class Row(NamedTuple):
     label: str
     images: Tensor  # (K, C, H, W)
     group: int = 0
+    mask: Tensor | None = None  # (K, 1, H, W), 0 where a pixel is missing
 
     @property
     def drawable(self) -> bool:
@@ -31,17 +33,22 @@ class Row(NamedTuple):
         return self.images.ndim == 4 and len(self.images) > 0
 
 
-def to_grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
+def to_grid(images: Tensor, columns: int, mask: Tensor | None = None) -> NDArray[np.uint8]:
     """Returns images as one picture, (height, width, 3) uint8, small ones enlarged by whole pixels.
 
     Arguments:
         images: (N, C, H, W) in data units, clipped to [-1, 1]; RGB if C is 3, else the first channel in grey.
         columns: Images per row.
+        mask: (N, 1, H, W), 0 where a pixel is missing: it is hatched, so that it is not taken for grey or black.
     """
     pixels = ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     pixels = pixels if pixels.shape[-1] == 3 else np.repeat(pixels[..., :1], 3, axis=-1)
     factor = max(1, -(-CELL // max(pixels.shape[1:3])))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    if mask is not None:
+        gone = (mask[:, 0].cpu().numpy() == 0).repeat(factor, axis=1).repeat(factor, axis=2)
+        lines = np.add.outer(np.arange(gone.shape[1]), np.arange(gone.shape[2])) % 4 == 0
+        pixels = np.where(gone[..., None], np.where(lines[..., None], HATCH, PAPER), pixels)
     count, height, width, _ = pixels.shape
     lines = -(-count // columns)
     columns = min(columns, count)
@@ -112,7 +119,7 @@ def _place(figure: Figure, rows: Sequence[Row], tops: Sequence[float]) -> None:
     for row, top in zip(rows, tops, strict=True):
         tall, wide = _height(row), len(row.images) * IMAGE
         axes = figure.add_axes((LABEL / width, 1 - (top + tall) / height, wide / width, tall / height))
-        axes.imshow(to_grid(row.images, len(row.images)), interpolation="nearest", aspect="auto")
+        axes.imshow(to_grid(row.images, len(row.images), row.mask), interpolation="nearest", aspect="auto")
         axes.set_axis_off()
         middle = 1 - (top + tall / 2) / height
         figure.text((LABEL - 0.1) / width, middle, row.label, size=8.5, color=INK, ha="right", va="center")

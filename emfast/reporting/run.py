@@ -111,7 +111,7 @@ def draw_round(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     preview = read_tensors(folder / PREVIEW)
     written = []
-    rows = [Row(name, preview[name]) for name in ("truth", "observation", "reconstruction") if name in preview]
+    rows = [_row(name, preview) for name in ("truth", "observation", "reconstruction") if name in preview]
     rows = [row for row in rows if row.drawable]
     if rows:
         path = folder / "reconstructions.png"
@@ -171,6 +171,11 @@ def round_folder(run: str | os.PathLike[str], number: int) -> Path:
     return Path(run) / "rounds" / f"{number:03d}"
 
 
+def _row(name: str, preview: Mapping[str, Tensor], group: int = 0) -> Row:
+    """A row of a preview, the missing pixels of observations marked as such."""
+    return Row(name, preview[name], group, preview.get("mask") if name == "observation" else None)
+
+
 def _cell(value: Any, spec: str) -> str:
     if value is None:
         return "-"
@@ -203,7 +208,7 @@ def _summary_rows(rows: Sequence[Metrics], previews: Mapping[int, dict[str, Tens
         if shown is None or not torch.equal(shown, preview["observation"]):
             shown = preview["observation"]
             group = len(result)
-            result += [Row(name, preview[name], group) for name in ("truth", "observation") if name in preview]
+            result += [_row(name, preview, group) for name in ("truth", "observation") if name in preview]
         psnr = f"\n{row['psnr']:.2f} dB" if row.get("psnr") is not None else ""
         result.append(Row(f"{'' if single else which + ' '}E-step{psnr}", preview["reconstruction"], group))
     count = len(result[0].images) if result else 8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_sigma
 from emfast.diffusion import Denoiser, Schedule
 from emfast.graph import graphed
 from emfast.operators import Operator, as_operator
@@ -93,11 +93,17 @@ class Problem:
         row = self.table.index_select(0, k[None])[0]  # table[k] waits for the device
         return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise(self, x_t: Tensor, c: Coefficients) -> Tensor:
+        """Returns x0-hat at the time of some coefficients; emfast's own denoiser is told their noise level."""
+        if type(self.denoiser).forward is not Denoiser.forward:
+            return self.denoiser(x_t, c.t)
+        return self.denoiser(x_t, c.t, levels=(c.alpha_t, c.sigma_t))
+
+    def denoise_leaf(self, x_t: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
         """Returns a leaf with the values of x_t, and x0-hat of it, differentiable with respect to the leaf."""
         with torch.enable_grad():
             leaf = x_t.detach().requires_grad_()
-            return leaf, self.denoiser(leaf, t)
+            return leaf, self.denoise(leaf, c)
 
     def whiten(self, y: Tensor, c: Tensor) -> Tensor:
         """Returns (A A^T + c I)^{-1} y where the operator has a closed form; elsewhere y / c."""
@@ -109,9 +115,10 @@ class Problem:
         """Returns the x that minimises |y - A x|^2 + c |x|^2."""
         return self.operator.regularised_inverse(y, c, self.parameters, iterations=iterations)
 
-    def noise(self, k: Tensor, like: Tensor) -> Tensor:
-        """Returns the standard normal noise of step k."""
-        return random.normal(tuple(like.shape[1:]), ids=self.ids, seed=self.seed, step=k).to(like.dtype)
+    def noise(self, stream: random.Stream, k: Tensor | int, like: Tensor) -> Tensor:
+        """Returns the standard normal noise of step k in a stream, in the shape and dtype of `like`."""
+        counter = k + stream * len(self.table)
+        return random.normal(tuple(like.shape[1:]), ids=self.ids, seed=self.seed, step=counter).to(like.dtype)
 
     def apply(self, x: Tensor) -> Tensor:
         """Returns A x."""
@@ -164,8 +171,7 @@ class Sampler:
         """Returns x at the first time: pure noise, as the schedule has it there."""
         like = problem.adjoint(problem.y)
         first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
-        k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
-        return first.sigma_t * problem.noise(k, like)
+        return first.sigma_t * problem.noise(random.Stream.START, 0, like)
 
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns the estimate of x_0 given x_t and y."""
@@ -181,14 +187,15 @@ class Sampler:
         .. math:: x_s = c_x x_t + c_0 (\hat x_0 + \mathrm{slope} (\hat x_0 - \hat x_0')) + \mathrm{std} \, z
         """
         x_0 = self.estimate(problem, x_t, k)
+        check(isinstance(x_0, Tensor), type(self).__name__, "estimate", "to return a tensor", x_0, error=TypeError)
         if self.order == 1:
             return problem.update(k, x_t, x_0), x_0
         slope = problem.coefficients(k, x_t).slope
         return problem.update(k, x_t, torch.lerp(x_0, previous, -slope)), x_0
 
     @property
-    def stepper(self) -> Sampler:
-        """Whose step is made: graphs belong to it."""
+    def owner_of_steps(self) -> Sampler:
+        """The sampler that makes the steps; the graph of a step is kept for it, whatever wraps it."""
         return self
 
     @torch.no_grad()
@@ -227,13 +234,15 @@ class Sampler:
         check(good, name, "denoiser", "to be an emfast Denoiser", type(denoiser), fix, TypeError)
         good = isinstance(y, Tensor) and y.is_floating_point()
         check(good, name, "y", "to be a floating-point tensor", y, error=TypeError)
-        check(sigma >= 0, name, "sigma", "to be >= 0", sigma)
+        check_sigma(sigma, name)
+        check(ids is None or isinstance(ids, Tensor), name, "ids", "to be a tensor", type(ids), error=TypeError)
         operator = as_operator(operator, y, name)
         single = operator.is_single(y)
         good = single or y.ndim == 4 or not operator.observes_images
         check(good, name, "y", "to be images (B, C, H, W), or one (C, H, W)", tuple(y.shape))
         if single:
             y, ids = y[None], single_id(ids)
+        check(len(y) > 0, name, "y", "to hold at least one observation", tuple(y.shape))
         with frozen(denoiser):
             x = self._sample(denoiser, y, operator, sigma, default_ids(y, ids), seed, callback)
         return x[0] if single else x
@@ -254,15 +263,15 @@ class Sampler:
         y = operator.project(y, parameters)
         problem = Problem(denoiser, y, operator, parameters, sigma, ids, random.derive(seed, "sampler"), table)
         x = self.initial(problem)
-        key = (self.stepper, denoiser, operator, sigma, seed)
-        step = graphed(partial(self.stepper._step, problem), *key, network=denoiser)
+        key = (self.owner_of_steps, denoiser, operator, sigma, seed)
+        step = graphed(partial(self.owner_of_steps._step, problem), *key, network=denoiser)
         k = torch.zeros((), dtype=torch.int64, device=y.device)
         previous = torch.zeros_like(x)
         for done in range(1, len(table) + 1):
             try:
                 x, previous = step(x, previous, k, y, ids, table, *parameters.values())
             except sides.REFUSALS as error:
-                sides.explain(error, denoiser, x, table[0, 0], type(self.stepper).__name__)
+                sides.explain(error, denoiser, x, table[0, 0], type(self.owner_of_steps).__name__)
             k = k + 1
             if callback is not None:
                 callback(done, len(table))
@@ -274,7 +283,10 @@ class Sampler:
         """The step of a problem with other tensors in the place of its own."""
         y, ids, table, *values = tensors
         parameters = dict(zip(problem.parameters, values, strict=True))
-        return self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
+        x_s, x_0 = self.step(replace(problem, y=y, ids=ids, table=table, parameters=parameters), x_t, previous, k)
+        same = isinstance(x_s, Tensor) and isinstance(x_0, Tensor) and x_s.shape == x_0.shape == x_t.shape
+        check(same, type(self).__name__, "step", f"to return two tensors {tuple(x_t.shape)}", x_0, error=TypeError)
+        return x_s, x_0
 
 
 def clip_values(x: Tensor, clip: bool) -> Tensor:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from emfast.samplers.base import Problem, Sampler, clip_values
+from emfast.random import Stream
+from emfast.samplers.base import Coefficients, Problem, Sampler, clip_values
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,21 @@ class DAPS(Sampler):
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns a sample of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
-        x_0 = self.follow(problem, x_t, c.t)
+        x_0 = self.follow(problem, x_t, c)
         sigma, width = max(problem.sigma, self.sigma_min), self.width * c.sigma_t / c.alpha_t
-        count = len(problem.table)
-        x = x_0 + width * problem.noise(k + 2 * count, x_0)
-        z = problem.noise(k + 4 * count, problem.y)
+        x = x_0 + width * problem.noise(Stream.PRIOR, k, x_0)
+        z = problem.noise(Stream.MEASUREMENT, k, problem.y)
         residual = problem.residual(x) - sigma * problem.operator.noise(z, problem.parameters)
         return clip_values(x + problem.regularised_inverse(residual, (sigma / width) ** 2, self.iterations), self.clip)
 
-    def follow(self, problem: Problem, x: Tensor, t: Tensor) -> Tensor:
+    def follow(self, problem: Problem, x: Tensor, c: Coefficients) -> Tensor:
         """Returns where the probability flow from x at time t ends, in `flow` DDIM steps evenly spaced in time."""
-        schedule = problem.denoiser.schedule
-        x_0 = x
+        schedule, x_0 = problem.denoiser.schedule, x
+        alpha, sigma = c.alpha_t, c.sigma_t
         for j in range(self.flow):
-            here, there = t * (1 - j / self.flow), t * (1 - (j + 1) / self.flow)
-            x_0 = clip_values(problem.denoiser(x, here), self.clip)
-            alpha, sigma = schedule.alpha(here).to(x), schedule.sigma(here).to(x)
+            here, there = c.t * (1 - j / self.flow), c.t * (1 - (j + 1) / self.flow)
+            x_0 = clip_values(problem.denoise(x, c._replace(t=here, alpha_t=alpha, sigma_t=sigma)), self.clip)
             next_alpha, next_sigma = schedule.alpha(there).to(x), schedule.sigma(there).to(x)
             x = next_alpha * x_0 + next_sigma / sigma * (x - alpha * x_0)
+            alpha, sigma = next_alpha, next_sigma
         return x_0

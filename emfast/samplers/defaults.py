@@ -1,6 +1,10 @@
-"""The sampler to take where none is named."""
+"""The sampler to take where none is named, and what a config names by its arguments alone."""
+
+from typing import Any
 
 from emfast._check import check
+from emfast._classes import class_at
+from emfast._settings import Tree, choice
 from emfast.operators import Identity, Operator
 from emfast.samplers.base import Sampler
 from emfast.samplers.mmps import MMPS
@@ -30,3 +34,35 @@ def check_posterior(sampler: Sampler, function: str) -> None:
     none = type(sampler) is Sampler or isinstance(sampler, Prior)
     fix = "Take MMPS, or leave the sampler out"
     check(not none, function, "sampler", "to sample the posterior of an observation", type(sampler), fix)
+
+
+def usual_sampler(operator: Tree | None) -> Tree:
+    """Returns the best sampler for an operator, as a config names it.
+
+    Arguments:
+        operator: The setting of the operator; None, or one whose class is not found, for any.
+    """
+    kind = class_at(Operator, (operator or {}).get("class_path", "Operator"))
+    known = isinstance(kind, type) and issubclass(kind, Operator)
+    return {"class_path": type(default_sampler(kind if known else Operator)).__name__, "init_args": {}}
+
+
+def usual_classes(given: Tree) -> Tree:
+    """Returns the classes of operator and sampler where only arguments of them are given; nothing where none are.
+
+    Arguments:
+        given: What a config gives.
+    Raises:
+        ValueError: If it takes the operator away from images that are to be observed.
+    """
+    data: Any = given.get("data")
+    observed = isinstance(data, dict) and data.get("observations") not in (None, "null")
+    none = "operator" in given and given["operator"] is None and not observed
+    check(not none, "config", "operator", "to have a value", "null", "Leave it out for its default")
+    found: Tree = {}
+    operator, sampler = choice(given.get("operator")), choice(given.get("sampler"))
+    if isinstance(operator, dict) and "class_path" not in operator:
+        found["operator"] = operator = {"class_path": "Mask", "init_args": {"missing": 0.6}}
+    if isinstance(sampler, dict) and "class_path" not in sampler:
+        found["sampler"] = usual_sampler(operator or {"class_path": "Operator" if observed else "Mask"})
+    return found

@@ -44,7 +44,7 @@ class DiffPIR(Sampler):
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns the estimate of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
-        x_0 = clip_values(problem.denoiser(x_t, c.t), self.clip)
+        x_0 = clip_values(problem.denoise(x_t, c), self.clip)
         rho = self.weight * max(problem.sigma, self.sigma_min) ** 2 * (c.alpha_t / c.sigma_t) ** 2
         x_0 = x_0 + problem.regularised_inverse(problem.residual(x_0), rho, self.iterations)
         return clip_values(x_0, self.clip)

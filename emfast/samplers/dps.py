@@ -45,7 +45,7 @@ class DPS(Sampler):
     def step(self, problem: Problem, x_t: Tensor, previous: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Returns x_s and x0-hat."""
         c = problem.coefficients(k, x_t)
-        leaf, x_0 = problem.denoise(x_t, c.t)
+        leaf, x_0 = problem.denoise_leaf(x_t, c)
         with torch.enable_grad():
             x_0 = clip_values(x_0, self.clip)
         _, square, adjoint = problem.misfit(x_0.detach())

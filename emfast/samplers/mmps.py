@@ -51,7 +51,7 @@ class MMPS(Sampler):
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns the estimate of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
-        leaf, x_0 = problem.denoise(x_t, c.t)
+        leaf, x_0 = problem.denoise_leaf(x_t, c)
 
         def covariance(v: Tensor) -> Tensor:
             (product,) = torch.autograd.grad(x_0, leaf, v, retain_graph=True)

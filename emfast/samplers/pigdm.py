@@ -44,7 +44,7 @@ class PiGDM(Sampler):
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns the estimate of x_0 given x_t and y."""
         c = problem.coefficients(k, x_t)
-        leaf, x_0 = problem.denoise(x_t, c.t)
+        leaf, x_0 = problem.denoise_leaf(x_t, c)
         variance = c.sigma_t**2 / (c.alpha_t**2 + c.sigma_t**2)
         weight = max(problem.sigma, self.sigma_min) ** 2 / variance
         cotangent = problem.regularised_inverse(problem.residual(x_0.detach()), weight, self.iterations) / variance

@@ -51,4 +51,4 @@ class ReverseFromObservation(Sampler):
 
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:
         """Returns x0-hat."""
-        return clip_values(problem.denoiser(x_t, problem.coefficients(k, x_t).t), self.clip)
+        return clip_values(problem.denoise(x_t, problem.coefficients(k, x_t)), self.clip)

@@ -1,4 +1,4 @@
-"""Networks that halve their images, and images whose sides they cannot halve."""
+"""Networks that halve their images, and images whose sides they cannot halve, or that have other channels."""
 
 from typing import NoReturn
 
@@ -9,13 +9,15 @@ from emfast._check import check
 from emfast.diffusion import Denoiser
 
 MULTIPLES = (2, 4, 8, 16, 32, 64)
-REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)  # what a network raises for sides it does not take
+CHANNELS = (1, 3, 2, 4)
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)  # what a network raises for images it does not take
 
 
 def explain(error: Exception, denoiser: Denoiser, x: Tensor, t: Tensor, function: str) -> NoReturn:
-    """Raises a sentence if an error is of the sides of the images, which the network does not take; else the error.
+    """Raises a sentence if an error is of the sides or channels of the images, which the network does not take.
 
-    Nothing is asked of the network but images of other sides: odd multiples of 2, 4, ...
+    Any other error is raised as it is. Nothing is asked of the network but other images: with sides that are odd
+    multiples of 2, 4, ..., or with other channels.
 
     Arguments:
         error: What a step raised.
@@ -24,21 +26,23 @@ def explain(error: Exception, denoiser: Denoiser, x: Tensor, t: Tensor, function
         t: A time.
         function: The public function the caller used.
     """
-    height, width = x.shape[-2:]
-    if isinstance(error, torch.OutOfMemoryError) or _takes(denoiser, x, height, width, t):
+    channels, height, width = x.shape[1:]
+    if isinstance(error, torch.OutOfMemoryError) or _takes(denoiser, x, (channels, height, width), t):
         raise error
     for multiple in MULTIPLES:
-        other = [(side // multiple | 1) * multiple for side in (height, width)]
-        if _takes(denoiser, x, other[0], other[1], t):
+        if _takes(denoiser, x, (channels, *((side // multiple | 1) * multiple for side in (height, width))), t):
             requirement = f"to have sides that are multiples of {multiple}, for the network halves its images"
             fix = "Crop or resize them, or give them a border of unobserved pixels"
             check(False, function, "images", requirement, f"{height} x {width}", fix)
+    for count in CHANNELS:
+        if _takes(denoiser, x, (count, height, width), t):
+            check(False, function, "images", f"to have {count} channels, as the network has", channels)
     raise error
 
 
 @torch.no_grad()
-def _takes(denoiser: Denoiser, x: Tensor, height: int, width: int, t: Tensor) -> bool:
+def _takes(denoiser: Denoiser, x: Tensor, shape: tuple[int, ...], t: Tensor) -> bool:
     try:
-        return denoiser(x.new_zeros(1, x.shape[1], height, width), t).shape[-2:] == (height, width)
+        return denoiser(x.new_zeros(1, *shape), t).shape == (1, *shape)
     except REFUSALS:
         return False

@@ -10,6 +10,7 @@ from torch import Tensor
 from emfast._check import check
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Operator
+from emfast.random import Stream
 from emfast.samplers.base import Callback, Problem, Sampler
 
 
@@ -77,14 +78,16 @@ class WarmStart(Sampler):
         """Makes all steps: those that begin at an earlier reconstruction, and those that do not."""
         known = self.known(ids)
         parts: list[tuple[Tensor, Tensor, Sampler]] = []
-        for begun, chosen in ((True, known), (False, ~known)):
+        for warm, chosen in ((True, known), (False, ~known)):
             rows = full = chosen.nonzero()[:, 0]
             if len(rows) == 0:
                 continue
             if y.is_cuda:  # one shape, one graph: a part of the batch is filled with its last observation again
                 full = torch.cat((rows, rows[-1:].expand(len(y) - len(rows))))
-            warm = _Begun(self.sampler, self.earlier(ids.cpu()[full]).to(y), self.noise) if begun else self.sampler
-            parts.append((rows.to(y.device), full.to(y.device), warm))
+            sampler: Sampler = self.sampler
+            if warm:
+                sampler = _FromEarlier(self.sampler, self.earlier(ids.cpu()[full]).to(y), self.noise)
+            parts.append((rows.to(y.device), full.to(y.device), sampler))
         steps = [len(sampler.times(denoiser.schedule, sigma)) for *_, sampler in parts]
         x: Tensor | None = None
         for index, (rows, full, sampler) in enumerate(parts):
@@ -100,7 +103,7 @@ class WarmStart(Sampler):
 
 
 @dataclass(frozen=True, eq=False)
-class _Begun(Sampler):
+class _FromEarlier(Sampler):
     """The steps of a sampler below a noise level, from given images."""
 
     sampler: Sampler
@@ -122,11 +125,10 @@ class _Begun(Sampler):
     def initial(self, problem: Problem) -> Tensor:
         like = self.images
         first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
-        k = torch.full((), len(problem.table), dtype=torch.int64, device=like.device)  # no step has this counter
-        return first.alpha_t * self.images + first.sigma_t * problem.noise(k, like)
+        return first.alpha_t * self.images + first.sigma_t * problem.noise(Stream.START, 0, like)
 
     @property
-    def stepper(self) -> Sampler:
+    def owner_of_steps(self) -> Sampler:
         return self.sampler
 
 

@@ -11,7 +11,7 @@ from tiny_run import one_sentence
 from emfast.cli import main
 from emfast.compilation.precompile import BATCHES, Layout, compile_calls, recording, trace
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.nn.gpu import rehearsed
+from emfast.nn.rehearsal import rehearsed
 from emfast.operators import Mask
 from emfast.samplers import DPS
 

@@ -203,3 +203,14 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     assert torch.equal(load(folder).tensor, torch.tensor(BYTES)[:, None])
     (folder / os.fsdecode(b"\xff.png")).write_bytes(b"no")
     refused(folder, "to be a picture")
+
+
+def test_a_damaged_tiff_is_one_error_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.tif"
+    frames()[0].save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[8:20] = bytes(12)  # the pixels
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tif to be a picture"):
+        load(path)
+    assert capfd.readouterr() == ("", "")

@@ -1,5 +1,6 @@
 """The denoiser around every kind of network that users bring."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -219,3 +220,9 @@ def test_sentences():
 
     with pytest.raises(ValueError, match="output to have 2 channels"):
         Denoiser(Wrong(), VPSchedule.linear())(X_0, 3)
+
+
+def test_a_network_is_asked_what_it_takes_once(monkeypatch):
+    denoiser = Denoiser(Asking(map_label=None), VPSchedule.linear())
+    monkeypatch.setattr(inspect, "signature", None)
+    assert torch.equal(denoiser.raw(X_0, torch.tensor([3])), X_0)

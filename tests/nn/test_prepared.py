@@ -224,6 +224,6 @@ def test_forgotten_weights():
 def test_nothing_outlives_its_weights():
     weight = weight_of(3)
     made(weight)
-    before = len(module._kept)
+    before = len(module._memories[-1])
     del weight
-    assert len(module._kept) == before - 1
+    assert len(module._memories[-1]) == before - 1

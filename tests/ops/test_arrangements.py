@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emfast._library import OPS
+from emfast.dispatch import way
 
 BF16 = torch.bfloat16
 TOLERANCE = {torch.float32: 2e-5, BF16: 3e-2}  # of the largest value
@@ -79,17 +80,22 @@ def offset(x):
 @pytest.mark.parametrize(("name", "arguments"), [(call[0], call[1:]) for call in CALLS], ids=lambda v: str(v)[:26])
 def test_inputs_may_lie_anywhere(name, arguments, arrange, backend, device):
     require(name, backend, device)
-    op, arguments = OPS[name], tree_map_only(Tensor, lambda t: t.to(device), list(arguments))
-    reason = backend != "reference" and op.unsupported(*arguments)
+    kernel, arguments = way(name, backend), tree_map_only(Tensor, lambda t: t.to(device), list(arguments))
+    reason = kernel.unsupported(*arguments)
     if reason:
         pytest.skip(f"{name} on {backend}: {reason}")
     dense = tree_map_only(Tensor, lambda t: arrange(t).clone(memory_format=torch.contiguous_format), arguments)
-    expected = op.functions["reference"](*dense)
+    expected = way(name, "reference").compute(*dense)
     # No one but the call holds its arguments. What is unsupported in these strides alone goes to the reference.
-    found = op.run(backend, device.type, *tree_map_only(Tensor, arrange, arguments))
+    found = computed(kernel, way(name, "reference"), *tree_map_only(Tensor, arrange, arguments))
     for k, r in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         assert (k.shape, k.dtype) == (r.shape, r.dtype)
         assert max_norm(k - r) <= TOLERANCE[arguments_dtype(arguments)] * max_norm(r)
+
+
+def computed(kernel, reference, *arguments):
+    """What a kernel computes if it takes the arguments, else what the reference does."""
+    return (reference if kernel.unsupported(*arguments) else kernel).compute(*arguments)
 
 
 def arguments_dtype(arguments):

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from contracts import check_accuracy, check_op, require
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emfast._library import OPS
-from emfast._library import backend as forced
 from emfast.compilation.precompile import recording
+from emfast.dispatch import backend as forced
 from emfast.ops import attention, packed_attention
+from emfast.ops.attention import unsupported
 
 SIZES = [(2, 2, 5, 3), (1, 1, 1, 1), (2, 1, 3, 8), (1, 3, 33, 17), (2, 4, 64, 8), (1, 2, 300, 16), (1, 1, 256, 256)]
 SAMPLES = [{"query": size, "key": size, "value": size} for size in SIZES]
@@ -153,5 +153,5 @@ def test_mixed_dtypes_are_refused():
 def test_heads_that_fill_a_gpu_are_left_to_the_reference():
     with FakeTensorMode():
         large, small = (torch.empty(1, 1, 2, size, device="cuda") for size in (257, 256))
-    assert "257 dimensions of a head" in OPS["attention"].unsupported(large)
-    assert OPS["attention"].unsupported(small) is None
+    assert "257 dimensions of a head" in unsupported(large)
+    assert unsupported(small) is None

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from contracts import any_order, check_accuracy, check_op, draw, require
 
-from emfast._library import backend as forced
+from emfast.dispatch import backend as forced
 from emfast.ops import blur, blur_misfit
 
 SIZES = [(2, 3, 5, 7), (1, 1, 3, 2), (2, 1, 16, 32), (1, 1, 70, 9)]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from contracts import draw, max_norm, require, rms_norm
 
-from emfast._library import backend as forced
+from emfast.dispatch import backend as forced
 from emfast.ops.convolution import convolution, convolution_input_gradient, unsupported_machine
 
 # batch, channels of x and skip, of each weight, height and width, kernel, (stride, padding, upsample)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from contracts import draw, max_norm, require, rms_norm
 
-from emfast._library import backend as forced
+from emfast.dispatch import backend as forced
 from emfast.ops import convolution_weight_gradient
 from emfast.ops.convolution import unsupported_machine
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from contracts import check_op, draw, evaluate, record
 
-from emfast._library import backend as forced
+from emfast.dispatch import backend as forced
 from emfast.ops import group_norm_silu, modulated
 
 SAMPLES = [

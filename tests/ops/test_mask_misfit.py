@@ -4,7 +4,7 @@ import pytest
 import torch
 from contracts import check_accuracy, check_op, draw, require
 
-from emfast._library import backend as forced
+from emfast.dispatch import backend as forced
 from emfast.ops import mask_misfit
 
 SIZES = [(2, 3, 5, 7), (3, 1, 1, 1), (2, 1, 32, 40)]

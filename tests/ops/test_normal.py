@@ -3,7 +3,7 @@ import torch
 from contracts import max_norm, require, rms_norm
 
 from emfast import random
-from emfast._library import backend as forced
+from emfast.dispatch import backend as forced
 
 IDS = torch.tensor([5, 2**40 + 3, 0, -7])
 

@@ -5,8 +5,8 @@ import torch
 from contracts import check_op, draw, require
 
 from emfast import random
-from emfast._library import backend as forced
 from emfast.diffusion import VPSchedule
+from emfast.dispatch import backend as forced
 from emfast.ops import sampler_update
 from emfast.samplers.base import transitions
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from contracts import draw, follows_the_rule, in_layouts, require
 from torch.nn.grad import conv2d_weight
 
-from emfast._library import backend as forced
+from emfast.dispatch import backend as forced
 from emfast.ops import winograd_weight_gradient
 from emfast.ops._winograd import WIDTHS
 

@@ -138,3 +138,14 @@ def test_read_metrics_of_no_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty"):
         reporting.read_metrics(tmp_path)
+
+
+def test_missing_pixels_are_hatched():
+    images, mask = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+    mask[0, 0, :4] = 0
+    grid = to_grid(images, 2, mask)
+    plain = to_grid(images, 2)
+    assert len(np.unique(grid[:32, :64].reshape(-1, 3), axis=0)) == 2  # lines and paper, no grey
+    assert (grid[:32, :64] != 128).all()
+    assert np.array_equal(grid[32:, :64], plain[32:, :64])
+    assert np.array_equal(grid[:, 66:], plain[:, 66:])

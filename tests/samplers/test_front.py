@@ -1,5 +1,6 @@
 """What a sampler's call takes, and its sentences about what it does not."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -8,7 +9,7 @@ from torch import nn
 import emfast
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.operators import Downsample, GaussianBlur, Given, Identity, Linear, Mask, MotionBlur
-from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, WarmStart
+from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, Sampler, WarmStart
 
 
 class Tiny(nn.Module):
@@ -43,6 +44,7 @@ def unet(levels):
 OPERATORS = [
     Mask(missing=0.5),
     Mask(torch.eye(8)),
+    Mask(np.eye(8)),
     Mask(box=3),
     Given(Mask(), {"mask": torch.eye(8).expand(9, 8, 8)}),
     GaussianBlur(size=3, std=1.0),
@@ -138,3 +140,34 @@ def test_a_mask_as_the_first_argument():
     assert torch.equal(Mask(mask.bool()).mask, given.mask)
     with pytest.raises(ValueError, match="expected one of missing, box and mask to be given, got box and mask"):
         Mask(mask, box=3)
+
+
+class Returns(Sampler):
+    steps = 2
+    value = None
+
+    def estimate(self, problem, x_t, k):
+        return self.value
+
+
+ODD = {
+    "float ids": (lambda **options: MMPS(steps=2)(ids=torch.rand(2), **options), "ids to be .* one id per image"),
+    "list of ids": (lambda **options: MMPS(steps=2)(ids=[0, 1], **options), "ids to be a tensor"),
+    "infinite sigma": (lambda **options: MMPS(steps=2)(sigma=float("inf"), **options), "sigma to be <= 1000"),
+    "no observation": (lambda y, **options: MMPS(steps=2)(y=y[:0], **options), "at least one observation"),
+    "other channels": (lambda y, **options: MMPS(steps=2)(y=y.repeat(1, 3, 1, 1), **options), "images to have 1 chann"),
+    "estimate": (lambda **options: Returns()(**options), "Returns: expected estimate to return a tensor, got None"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_makes_no_sense_is_said_in_the_call(name):
+    call, words = ODD[name]
+    with pytest.raises((TypeError, ValueError), match=words):
+        call(denoiser=denoiser(unet(2)), y=torch.zeros(2, 1, 8, 8), operator=Mask(missing=0.5))
+
+
+@pytest.mark.parametrize("value", [None, {"sample": 1}, torch.zeros(2, 1, 8, 4), torch.zeros(1, 1, 8, 8)])
+def test_what_a_network_may_return(value):
+    with pytest.raises((TypeError, ValueError), match="Denoiser: expected the network's output to"):
+        DPS(steps=2)(denoiser(lambda x, t: value), torch.zeros(2, 1, 8, 8), Mask(missing=0.5))

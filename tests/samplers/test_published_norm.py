@@ -19,7 +19,7 @@ class Published(DPS):
 
     def step(self, problem, x_t, previous, k):
         c = problem.coefficients(k, x_t)
-        leaf, x_0 = problem.denoise(x_t, c.t)
+        leaf, x_0 = problem.denoise_leaf(x_t, c)
         with torch.enable_grad():
             norm = torch.linalg.norm(problem.residual(x_0))
         (gradient,) = torch.autograd.grad(norm, leaf)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from emfast.adapters.parts import Part, itself, norm
 from emfast.adapters.swap import Swapped, features, precision
 from emfast.nn.attention import attend
-from emfast.nn.conditional import forked
 from emfast.nn.convolution import convolution
+from emfast.nn.normalisation import normalised_and_input
 
 PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # those whose result is plain attention
 ABSENT = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
@@ -48,7 +48,7 @@ class Attention(Swapped):
             return NotImplemented
         dtype = precision(self.settings(), hidden_states)
         x = hidden_states.to(dtype=dtype, memory_format=torch.channels_last)
-        h, residual = (x, x) if self.group_norm is None else forked(self.group_norm, x, silu=False)
+        h, residual = (x, x) if self.group_norm is None else normalised_and_input(self.group_norm, x, silu=False)
         layers = (self.to_q, self.to_k, self.to_v)
         biases = None if self.to_q.bias is None else [layer.bias for layer in layers]
         qkv = convolution(h, [layer.weight for layer in layers], biases, dtype=dtype, training=self.training)

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from emfast.adapters.parts import Part, itself, norm, square
 from emfast.adapters.swap import Swapped, features, is_plain, precision
-from emfast.nn.conditional import forked, normalised
-from emfast.nn.convolution import Shortcut, convolution
-from emfast.nn.gpu import later
-from emfast.nn.packed import cast
+from emfast.nn.convolution import Shortcut, bias_for_normalisation, convolution
+from emfast.nn.layout import cast
+from emfast.nn.normalisation import normalised, normalised_and_input
 
 
 class ResnetBlock(Swapped):
@@ -51,14 +50,14 @@ class ResnetBlock(Swapped):
             return NotImplemented
         dtype = precision(self.settings(), input_tensor)
         x = cast(input_tensor, dtype)
-        h, inputs = forked(self.norm1, x if skip is None else (x, cast(skip, dtype)))
+        h, inputs = normalised_and_input(self.norm1, x if skip is None else (x, cast(skip, dtype)))
         folded = _is_nearest(self.upsample)
         resample = self.upsample or self.downsample
         if resample is not None:
             inputs = resample(_joined(inputs))
             h = h if folded else resample(h)
         options: dict[str, Any] = {"padding": 1, "dtype": dtype, "training": self.training}
-        bias, shift = later(self.conv1.bias, x)
+        bias, shift = bias_for_normalisation(self.conv1.bias, x)
         h = convolution(h, self.conv1.weight, bias, upsample=folded, **options)
         h = self.dropout(_conditioned(self, h, temb, shift))
         residual: Any = inputs

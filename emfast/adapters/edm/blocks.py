@@ -9,10 +9,9 @@ from torch import Tensor
 from emfast.adapters.parts import Part, original_class
 from emfast.adapters.swap import Swapped, features, precision
 from emfast.nn.attention import attend
-from emfast.nn.conditional import forked, normalised
-from emfast.nn.convolution import Shortcut, convolution
-from emfast.nn.gpu import later
-from emfast.nn.packed import cast
+from emfast.nn.convolution import Shortcut, bias_for_normalisation, convolution
+from emfast.nn.layout import cast
+from emfast.nn.normalisation import normalised, normalised_and_input
 
 
 class Block(Swapped):
@@ -45,8 +44,8 @@ class Block(Swapped):
         options: dict[str, Any] = {"dtype": dtype, "training": self.training, "scale": float(self.skip_scale)}
         inputs: Any = tuple(cast(part, dtype) for part in xs)
         inputs = inputs if len(inputs) > 1 else inputs[0]
-        _, shift = later(self.conv0.bias, xs[0])
-        h, inputs = forked(self.norm0, inputs)
+        _, shift = bias_for_normalisation(self.conv0.bias, xs[0])
+        h, inputs = normalised_and_input(self.norm0, inputs)
         h = resampled(self.conv0, h, dtype, biased=shift is None)
         h = normalised(self.norm1, h, self.affine(emb), bias=shift, scaled=self.adaptive_scale)
         h = F.dropout(h, self.dropout, self.training)
@@ -54,7 +53,7 @@ class Block(Swapped):
             h, self.conv1.weight, self.conv1.bias, residual=_skipped(self, inputs, dtype), padding=1, **options
         )
         if self.num_heads:
-            h, y = forked(self.norm2, y, silu=False)
+            h, y = normalised_and_input(self.norm2, y, silu=False)
             qkv = convolution(  # channels without `interleaved`: (head, size, 3)
                 h, self.qkv.weight, self.qkv.bias, interleaved=3, dtype=dtype, training=self.training
             )

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from emfast.adapters.edm.blocks import Block, Norm
 from emfast.adapters.swap import Swapped, features, is_plain, precision
-from emfast.nn.conditional import normalised
-from emfast.nn.packed import cast
+from emfast.nn.layout import cast
+from emfast.nn.normalisation import normalised
 
 
 class _Network(Swapped):

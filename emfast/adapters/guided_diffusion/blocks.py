@@ -10,10 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from emfast.adapters.parts import Part, itself, norm, original_class, square
 from emfast.adapters.swap import Swapped, features, precision
 from emfast.nn.attention import attend
-from emfast.nn.conditional import forked, normalised
-from emfast.nn.convolution import Shortcut, convolution
-from emfast.nn.gpu import later
-from emfast.nn.packed import cast
+from emfast.nn.convolution import Shortcut, bias_for_normalisation, convolution
+from emfast.nn.layout import cast
+from emfast.nn.normalisation import normalised, normalised_and_input
 
 NORMS = ("GroupNorm32", nn.GroupNorm)
 POINTWISE = {"kernel_size": (1,), "stride": (1,), "padding": (0,), "groups": 1}
@@ -69,7 +68,7 @@ def _residual(block: Any, emb: Tensor, *inputs: Tensor) -> Tensor:
     dtype = precision(settings, inputs[0])
     xs = tuple(cast(x, dtype) for x in inputs)
     first, last = block.in_layers[2], block.out_layers[3]
-    h, kept = forked(block.in_layers[0], _pair(xs))
+    h, kept = normalised_and_input(block.in_layers[0], _pair(xs))
     xs = kept if isinstance(kept, tuple) else (kept,)
     up = block.updown and original_class(block.h_upd).__name__ == "Upsample"
     if block.updown:
@@ -77,7 +76,7 @@ def _residual(block: Any, emb: Tensor, *inputs: Tensor) -> Tensor:
         xs = (F.interpolate(x, scale_factor=2.0) if up else F.avg_pool2d(x, 2),)
         h = h if up else F.avg_pool2d(h, 2)
     options: dict[str, Any] = {"padding": 1, "dtype": dtype, "training": block.training}
-    bias, shift = later(first.bias, h)
+    bias, shift = bias_for_normalisation(first.bias, h)
     h = convolution(h, first.weight, bias, upsample=up, **options)
     h = normalised(block.out_layers[0], h, block.emb_layers(emb), bias=shift, scaled=block.use_scale_shift_norm)
     h = block.out_layers[2](h)  # dropout
@@ -121,7 +120,7 @@ class AttentionBlock(Swapped):
 def _attention(block: Any, image: Tensor) -> Tensor:
     settings = block.settings()
     dtype = precision(settings, image)
-    h, x = forked(block.norm, cast(image, dtype), silu=False)
+    h, x = normalised_and_input(block.norm, cast(image, dtype), silu=False)
     qkv = convolution(h, block.qkv.weight, block.qkv.bias, dtype=dtype, training=block.training)
     order = "h3d" if type(block.attention).__name__ == "QKVAttentionLegacy" else "3hd"
     h = attend(qkv, block.attention.n_heads, order)

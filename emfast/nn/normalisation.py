@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfast.nn.gpu import on_gpu
-from emfast.nn.packed import on_cpu
+from emfast.dispatch import TABLE, Way, device_type, pick
+from emfast.nn.layout import is_real
 from emfast.ops import group_norm_fork, group_norm_silu, modulated
-from emfast.ops.group_norm_silu import is_slow
 
 Features = Tensor | tuple[Tensor, Tensor]
 
@@ -42,17 +41,36 @@ def normalised(
     return group_norm_silu(x, norm.num_groups, *weights, channel_bias=shift, eps=norm.eps, silu=silu)
 
 
-def forked(norm: Any, x: Features, *, silu: bool = True) -> tuple[Tensor, Any]:
+def normalised_and_input(norm: Any, x: Features, *, silu: bool = True) -> tuple[Tensor, Any]:
     """Returns a module's group normalisation of x, followed by SiLU, and x for what else reads it.
+
+    Their gradients are added in the kernel of the normalisation where that is faster.
 
     Arguments:
         norm: The module: its groups, weight, bias and eps.
         x: As in `normalised`.
         silu: Whether SiLU follows.
     """
+    way = pick("group norm fork", device_type(x if isinstance(x, Tensor) else x[0]), norm, x)
+    if way.compute is None:
+        return normalised(norm, x, silu=silu), x
+    y, x = way.compute(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=silu)
+    return y, x
+
+
+def _unsupported(norm: Any, x: Features) -> str | None:
+    """Returns why a fork does not pay for the arguments, or None if it does. On a GPU it always does."""
     xs = (x,) if isinstance(x, Tensor) else x
-    learned = torch.is_grad_enabled() and on_cpu(*xs) and all(part.requires_grad for part in xs)
-    slow = len(xs) == 1 and is_slow(xs[0], norm.weight, norm.bias)
-    if on_gpu(xs[0]) or (learned and not slow):
-        return group_norm_fork(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=silu)
-    return normalised(norm, x, silu=silu), x
+    if device_type(xs[0]) == "cuda":
+        return None
+    if not (torch.is_grad_enabled() and all(part.requires_grad for part in xs)) or not is_real(*xs):
+        return "no gradients that could be added"
+    arguments = (xs[0], xs[1] if len(xs) > 1 else None, None, norm.weight, norm.bias)
+    op = pick("group norm layer", xs[0].device.type, *arguments).name == "group_norm_silu"
+    return None if op else "an image so small that torch's own normalisation is faster"
+
+
+TABLE["group norm fork"] = (
+    Way("group_norm_fork", group_norm_fork, unsupported=_unsupported),
+    Way("torch", None),
+)

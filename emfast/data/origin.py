@@ -1,0 +1,112 @@
+"""Where imported observations come from: their files, and the range of values that stands for [-1, 1]."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from emfast._check import check, message
+from emfast._json import to_json
+from emfast.data.arrays import ORIGIN, ArrayFile
+
+
+class Range(NamedTuple):
+    """The values of files that stand for -1 and 1."""
+
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """The difference of values that stands for 1."""
+        return (self.high - self.low) / 2
+
+    def to_data(self, values: Tensor) -> Tensor:
+        """Returns values of files in data units, float32."""
+        return ((values.double() - self.low) / self.half - 1).float()
+
+    def to_values(self, x: Tensor) -> Tensor:
+        """Returns data units as values of files, float64."""
+        return (x.double() + 1) * self.half + self.low
+
+    def __str__(self) -> str:
+        return f"{self.low:g} ... {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file of observations knows of the files that it was imported from.
+
+    Arguments:
+        range: The range of their values.
+        files: How each lies on disk, in the order of the rows: see `emfast.data.raw`.
+    """
+
+    range: Range
+    files: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_tensor(self) -> Tensor:
+        """Returns it as the bytes of a JSON text, which any file of arrays can keep."""
+        text = to_json({"range": list(self.range), "files": self.files})
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def read_origin(path: str | os.PathLike[str]) -> Origin | None:
+    """Returns what a file of observations, or of clean images, knows of its origin; None if it was not imported.
+
+    Raises:
+        ValueError: If that is damaged.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return None
+    try:
+        file = ArrayFile(path)
+    except (ValueError, RuntimeError):
+        return None  # no array file, or none that can be read: its reader says so
+    if not file.has_origin:
+        return None
+    try:
+        content = json.loads(bytes(file.read(ORIGIN).tolist()))
+        low, high = map(float, content["range"])
+        files = content["files"]
+        known = {"path", "kind", "images", "dtype", "shape", "last"}
+        good = low < high and all(isinstance(each, dict) and known <= each.keys() for each in files)
+    except (ValueError, TypeError, KeyError):
+        good, low, high, files = False, 0.0, 0.0, []
+    check(
+        good, "load_observations", f"{ORIGIN} in {path}", "to tell a range and files", "a damaged text", "Import anew"
+    )
+    return Origin(Range(low, high), files)
+
+
+def range_of_note(note: Mapping[str, Any]) -> Range | None:
+    """Returns the range that the note beside a model holds, None if it holds none."""
+    found = note.get("range")
+    good = isinstance(found, list) and len(found) == 2 and all(isinstance(end, int | float) for end in found)
+    return Range(float(found[0]), float(found[1])) if isinstance(found, list) and good else None
+
+
+def check_range(
+    function: str, path: str | os.PathLike[str], found: Range | None, wanted: Range | None, of: str
+) -> None:
+    """Raises a ValueError unless values of a file are in the range of others.
+
+    Arguments:
+        function: The public function the caller used.
+        path: The file.
+        found: Its range; None if it was not imported, and is in data units by what its maker says.
+        wanted: The range of the others.
+        of: What these are.
+    """
+    if found != wanted:
+        has, needs = ("none" if each is None else str(each) for each in (found, wanted))
+        fix = f"Import it with `emfast import ... --range={wanted.low:.9g},{wanted.high:.9g}`" if wanted else None
+        raise ValueError(message(function, f"the range of {path}", f"to be that of {of}, {needs}", has, fix))

@@ -1,0 +1,82 @@
+"""Large images, denoised by overlapping tiles of the size that a network was trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from emfast._check import check
+from emfast.diffusion.denoiser import Denoiser
+
+
+class TiledDenoiser(Denoiser):
+    r"""A denoiser whose network sees tiles of an image; what it says of them is blended where they overlap.
+
+    A sampler goes on to see one image, with one noise and one observation: tiles agree in every step, and leave no
+    seams. With weights that fall off towards the border of each tile:
+
+    .. math:: \epsilon(x) = \sum_k w_k \epsilon_k(x) / \sum_k w_k
+
+    Arguments:
+        denoiser: The denoiser, ready to use.
+        tile: The side of the tiles in pixels, that of the images of its training.
+        overlap: By how many pixels neighbours overlap, at least; a quarter of a tile by default.
+        batch: Tiles that the network is given together.
+
+    References:
+        | MultiDiffusion: Fusing Diffusion Paths for Controlled Image Generation (Bar-Tal et al., 2023),
+        | arXiv 2302.08113
+    """
+
+    def __init__(self, denoiser: Denoiser, tile: int, overlap: int | None = None, batch: int = 32) -> None:
+        super().__init__(
+            denoiser.network,
+            denoiser.schedule,
+            denoiser.prediction,
+            denoiser.dtype,
+            sigma_data=denoiser.sigma_data,
+            labels=denoiser.labels,
+            time_table=denoiser.time_table,
+            multiple=denoiser.multiple,
+        )
+        overlap = tile // 4 if overlap is None else overlap
+        check(tile > 1, "TiledDenoiser", "tile", "to be > 1", tile)
+        check(0 <= overlap < tile, "TiledDenoiser", "overlap", f"to be in 0 ... {tile - 1}", overlap)
+        check(batch > 0, "TiledDenoiser", "batch", "to be positive", batch)
+        self.tile, self.overlap, self.batch = tile, overlap, batch
+        self.train(denoiser.training)
+
+    def raw(self, x: Tensor, time: Tensor) -> Tensor:
+        """Returns the blended output of the network, (B, C, H, W), in the dtype of x."""
+        height, width = (min(self.tile, side) for side in x.shape[-2:])
+        rows, columns = (starts(side, self.tile, self.overlap) for side in x.shape[-2:])
+        places = [(top, left) for top in rows for left in columns]
+        window = _ramp(height, self.overlap, x)[:, None] * _ramp(width, self.overlap, x)
+        tiles = torch.cat([x[..., top : top + height, left : left + width] for top, left in places])
+        times = time.expand(len(x)).repeat(len(places))
+        parts = [self._output(*part) for part in zip(tiles.split(self.batch), times.split(self.batch), strict=True)]
+        total, weight = torch.zeros_like(x), torch.zeros_like(x[0, 0])
+        for output, (top, left) in zip(torch.cat(parts).split(len(x)), places, strict=True):
+            total[..., top : top + height, left : left + width] += window * output
+            weight[top : top + height, left : left + width] += window
+        return total / weight
+
+    def _output(self, tiles: Tensor, times: Tensor) -> Tensor:
+        """The output for some tiles; for a gradient it is computed again, as those of all do not fit into memory."""
+        if torch.is_grad_enabled() and tiles.requires_grad:
+            output: Tensor = checkpoint(super().raw, tiles, times, use_reentrant=False, preserve_rng_state=False)
+            return output
+        return super().raw(tiles, times)
+
+
+def starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Returns where the tiles of a side begin: evenly spaced, the last one at the end, with at least this overlap."""
+    count = max(1, -(-(side - overlap) // (tile - overlap)))
+    return [round(k * (side - tile) / max(1, count - 1)) for k in range(count)] if side > tile else [0]
+
+
+def _ramp(side: int, overlap: int, like: Tensor) -> Tensor:
+    """The weights along a side: they rise over the overlap, and fall again."""
+    place = torch.arange(1, side + 1, device=like.device, dtype=like.dtype)
+    return torch.minimum(place, place.flip(0)).clamp(max=overlap + 1) / (overlap + 1)

@@ -1,0 +1,210 @@
+"""Observations in the formats of others: read into one file, and written back alike."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emfast.cli import main
+from emfast.commands.restored import write_files
+from emfast.data import load, load_observations
+from emfast.data.importing import import_observations
+from emfast.data.origin import Range, read_origin
+from emfast.data.raw import read_raw, write_raw
+
+SHAPE = (5, 7)
+
+
+def values(dtype, shape=SHAPE, seed=0):
+    generator = np.random.default_rng(seed)
+    return (generator.random(shape) * (200 if np.dtype(dtype).kind in "iu" else 1.0)).astype(dtype)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Writes an array by the library that users have for it."""
+    kind = path.suffix
+    if kind == ".tif":
+        tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+        colours = array.ndim == 3 and array.shape[-1] == 3
+        options = {"photometric": "rgb" if colours else "minisblack", "resolution": (10, 20)}
+        tifffile.imwrite(path, array, description="exposure 3 ms", metadata=None, **options)
+    elif kind == ".fits":
+        fits = pytest.importorskip("astropy.io.fits", reason="astropy is not installed")
+        fits.writeto(path, array, fits.Header([("TELESCOP", "mine")]))
+    elif kind == ".npy":
+        np.save(path, array)
+    elif kind == ".npz":
+        np.savez(path, frames=array)
+    elif kind == ".h5":
+        with pytest.importorskip("h5py", reason="h5py is not installed").File(path, "w") as file:
+            file["a/frames"] = array
+    elif array.dtype == np.uint16 and array.ndim == 3:
+        layout = {"kind": "PNG", "dtype": "uint16", "shape": array.shape, "last": True, "images": 1}
+        write_raw(path, array.transpose(2, 0, 1)[None].astype(np.float64), layout)
+    else:
+        Image.fromarray(array).save(path)
+
+
+def read(path: Path) -> np.ndarray:
+    """Reads it by the same library."""
+    if path.suffix == ".tif":
+        return importlib.import_module("tifffile").imread(path)
+    if path.suffix == ".fits":
+        return importlib.import_module("astropy.io.fits").getdata(path)
+    if path.suffix == ".npz":
+        return np.load(path)["frames"]
+    if path.suffix == ".h5":
+        with importlib.import_module("h5py").File(path) as file:
+            return file["a/frames"][:]
+    if path.suffix == ".npy":
+        return np.load(path)
+    raw = read_raw(path)
+    return raw.values[0, 0] if raw.values.shape[1] == 1 else raw.values[0].transpose(1, 2, 0)
+
+
+CASES = [
+    *((".tif", dtype, SHAPE) for dtype in ("uint8", "uint16", "int16", "float32", "float64")),
+    (".tif", "uint16", (3, *SHAPE)),  # pages
+    (".tif", "uint8", (*SHAPE, 3)),
+    (".tif", "uint16", (*SHAPE, 3)),
+    (".fits", "float32", SHAPE),
+    (".fits", "uint16", (4, *SHAPE)),
+    (".fits", "int32", SHAPE),
+    (".png", "uint8", SHAPE),
+    (".png", "uint16", SHAPE),
+    (".png", "uint8", (*SHAPE, 3)),
+    (".png", "uint16", (*SHAPE, 3)),
+    (".npy", "float32", SHAPE),
+    (".npz", "uint16", (6, *SHAPE)),
+    (".npz", "float32", (2, *SHAPE, 3)),
+    (".h5", "float64", (2, 2, *SHAPE)),
+]
+
+
+@pytest.mark.parametrize(("suffix", "dtype", "shape"), CASES)
+def test_what_was_read_is_written_alike(tmp_path, suffix, dtype, shape):
+    (tmp_path / "raw/night").mkdir(parents=True)
+    arrays = {f"raw/night/{name}{suffix}": values(dtype, shape, seed) for seed, name in enumerate("ab")}
+    for name, array in arrays.items():
+        save(tmp_path / name, array)
+    found = import_observations(str(tmp_path / "raw"))
+    assert found.y.shape[2:] == SHAPE
+    assert found.y.abs().max() < 1.2
+    assert bool(found.mask.all())
+    write_files(tmp_path / "out", found.origin, {"images": found.y})
+    for name, array in arrays.items():
+        back = read(tmp_path / "out/images" / Path(name).name)
+        assert back.dtype.newbyteorder("=") == array.dtype
+        assert back.shape == array.shape
+        np.testing.assert_allclose(back, array, atol=0 if array.dtype.kind in "iu" else 1e-6)
+
+
+def test_what_a_file_says_beside_its_pixels_is_kept(tmp_path):
+    save(tmp_path / "a.tif", values("uint16"))
+    save(tmp_path / "b.fits", values("uint16"))
+    found = import_observations(str(tmp_path), range=Range(0, 300))
+    write_files(tmp_path / "out", found.origin, {"images": found.y})
+    with importlib.import_module("tifffile").TiffFile(tmp_path / "out/images/a.tif") as file:
+        assert file.pages[0].description == "exposure 3 ms"
+        assert file.pages[0].tags["YResolution"].value == (20, 1)
+    assert importlib.import_module("astropy.io.fits").getheader(tmp_path / "out/images/b.fits")["TELESCOP"] == "mine"
+
+
+def test_missing_pixels(tmp_path):
+    for folder in ("raw", "masks"):
+        (tmp_path / folder).mkdir()
+    masks = [values("float32", seed=seed) > 0.3 for seed in (5, 6)]
+    for index, mask in enumerate(masks):
+        array = values("float32", seed=index)
+        array[0, 0], array[1, 1] = np.nan, -99
+        np.save(tmp_path / f"raw/a{index}.npy", array)
+        Image.fromarray((mask * 255).astype(np.uint8)).save(tmp_path / f"masks/a{index}_mask.png")
+        mask[0, 0] = mask[1, 1] = False
+    found = import_observations(str(tmp_path / "raw"), masks=str(tmp_path / "masks"), missing=-99)
+    assert torch.equal(found.mask[:, 0], torch.from_numpy(np.stack(masks)).to(torch.uint8))
+    assert found.origin.range.low >= 0  # neither NaN nor -99 have a say
+    assert bool((found.y[found.mask == 0] == 0).all())
+
+
+@pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors"])
+def test_the_command_and_its_file(tmp_path, capsys, suffix):
+    if suffix == "h5":
+        pytest.importorskip("h5py", reason="h5py is not installed")
+    for index in range(3):
+        array = values("uint8", seed=index)
+        array[0, index] = 7
+        Image.fromarray(array).save(tmp_path / f"a{index}.png")
+    (tmp_path / "notes.md").write_text("")
+    output = str(tmp_path / f"obs.{suffix}")
+    files = [str(tmp_path / f"a{index}.png") for index in range(3)]
+    (tmp_path / "list.txt").write_text("\n".join(files))
+    argv = ["import", *files, "--missing", "7", "--range=0,200", "--output", output]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("3 images of 5 x 7", "0 ... 200 for [-1, 1]", "Observed:", output))
+    y, parameters = load_observations(output)
+    assert y.shape == (3, 1, *SHAPE)
+    assert parameters.keys() == {"mask"}
+    assert read_origin(output).range == (0, 200)
+    assert [file["path"] for file in read_origin(output).files] == ["a0.png", "a1.png", "a2.png"]
+    # Clean images for the same run are imported in the same range.
+    clean = str(tmp_path / "clean.npz")
+    assert main(["import", str(tmp_path / "list.txt"), f"--range={output}", "--output", clean]) == 0
+    assert load(clean).shape == (1, *SHAPE)
+
+
+def wrong(folder: Path, name: str) -> list[str]:
+    """Makes a mistake in a folder of good observations; returns the arguments that go with it."""
+    if name == "empty":
+        return [str(folder / "nothing")]
+    if name == "size":
+        np.save(folder / "c.npy", values("float32", (6, 7)))
+    if name == "damaged":
+        (folder / "c.tif").write_bytes(b"II*\0" + bytes(20))
+    if name == "constant":
+        return [str(folder / "../constant.npy")]
+    if name == "unseen":
+        np.save(folder / "c.npy", np.full(SHAPE, np.nan))
+    if name in ("masks", "grey"):
+        (folder / "../masks").mkdir()
+        mask = values("uint8") if name == "grey" else np.ones(SHAPE, np.uint8)
+        for each in "a" if name == "masks" else "ab":
+            np.save(folder / f"../masks/{each}.npy", mask)
+        return [str(folder), "--masks", str(folder / "../masks")]
+    if name.startswith("--"):
+        return [str(folder), name]
+    return [str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty", ["nothing", "to exist"]),
+        ("size", ["c.npy", "5 x 7", "6 x 7"]),
+        ("damaged", ["c.tif", "damaged"]),
+        ("constant", ["several values", "3 everywhere"]),
+        ("unseen", ["c.npy", "observed pixel"]),
+        ("masks", ["masks", "one for b.npy"]),
+        ("grey", ["a.npy", "two values"]),
+        ("--range=5,1", ["LOW < HIGH", "5,1"]),
+        ("--range=low", ["LOW,HIGH", "low"]),
+        ("--range=5,9", ["5 ... 9", "most of the values", "from 0"]),
+        ("--output=obs.tif", [".h5", "obs.tif"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, capsys, name, words):
+    (tmp_path / "raw").mkdir()
+    for index, each in enumerate("ab"):
+        np.save(tmp_path / f"raw/{each}.npy", values("float32", seed=index))
+    np.save(tmp_path / "constant.npy", np.full((2, *SHAPE), 3.0))
+    argv = wrong(tmp_path / "raw", name)
+    output = [] if "output" in name else ["--output", str(tmp_path / "obs.npz")]
+    assert main(["import", *argv, *output]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert all(word in err for word in words), (words, err)
+    assert not (tmp_path / "obs.npz").exists()

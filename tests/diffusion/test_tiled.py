@@ -1,0 +1,74 @@
+"""Large images by tiles: what is blended, without seams, and with the memory of a few tiles."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from emfast.diffusion import Denoiser, VPSchedule
+from emfast.diffusion.tiled import TiledDenoiser, starts
+from emfast.operators import Mask
+from emfast.samplers import MMPS
+
+
+class Local(nn.Module):
+    """A network that sees 3 x 3 pixels, and zeros beyond the border."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+        self.seen = []
+
+    def forward(self, x, t):
+        self.seen.append(tuple(x.shape))
+        return self.convolution(x)
+
+
+def denoiser():
+    return Denoiser(Local(), VPSchedule.linear())
+
+
+@pytest.mark.parametrize(
+    ("side", "tile", "overlap"), [(64, 16, 4), (65, 16, 4), (16, 16, 4), (17, 16, 0), (50, 16, 15)]
+)
+def test_tiles_cover_a_side(side, tile, overlap):
+    found = starts(side, tile, overlap)
+    assert found[0] == 0
+    assert found[-1] + tile == side
+    assert all(b - a <= tile - overlap and b > a for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (37, 61), (16, 30)])
+def test_away_from_the_borders_of_tiles_nothing_changes(shape):
+    """A pixel that every tile which holds it sees whole is what it would be without tiles."""
+    whole, x = denoiser(), torch.randn(2, 1, *shape)
+    tiled = TiledDenoiser(whole, 16, overlap=6)
+    inside = torch.ones(shape, dtype=torch.bool)
+    for axis, side in enumerate(shape):
+        ends = {end for start in starts(side, 16, 6) for end in (start, start + 15)} - {0, side - 1}
+        inside.index_fill_(axis, torch.tensor(sorted(ends), dtype=torch.long), False)
+    difference = (tiled(x, 500) - whole(x, 500))[..., inside].abs().max()
+    assert difference < 1e-5
+    assert {size[-2:] for size in tiled.network.seen[:-1]} == {(16, 16)}
+
+
+def test_gradients_are_those_of_the_blend():
+    plain, x = denoiser(), torch.randn(1, 1, 24, 24, dtype=torch.float64)
+    tiled = TiledDenoiser(Denoiser(plain.network.double(), plain.schedule), 16, batch=2)
+    assert torch.autograd.gradcheck(lambda x: tiled(x, 300), x.requires_grad_(), fast_mode=True)
+
+
+def test_a_sampler_restores_a_large_image():
+    tiled = TiledDenoiser(denoiser(), 16, batch=3)
+    y, operator = torch.rand(1, 1, 40, 50), Mask(missing=0.3)
+    x = MMPS(steps=3, iterations=1)(tiled, y, operator)
+    assert x.shape == y.shape
+    assert max(size[0] for size in tiled.network.seen) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"tile": 1}, {"tile": 8, "overlap": 8}, {"tile": 8, "batch": 0}])
+def test_what_is_refused(wrong):
+    with pytest.raises(ValueError, match="TiledDenoiser: expected"):
+        TiledDenoiser(denoiser(), **wrong)

@@ -1,0 +1,142 @@
+"""Observations of a user's own, from their files to restored files: units, sizes, samples."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_run import CONFIG, one_sentence
+
+from emfast.cli import main
+from emfast.config import Config
+from emfast.diffusion import Denoiser
+from emfast.em.inputs import read_inputs
+from emfast.em.model import load_model
+
+SHAPE = (13, 11)  # the network halves it once
+LOW, HIGH = 1000.0, 5000.0
+
+
+def observe(folder, count=24):
+    """Writes PNGs of 16 bits, and masks."""
+    generator = np.random.default_rng(0)
+    (folder / "raw").mkdir()
+    (folder / "masks").mkdir()
+    for index in range(count):
+        slope = generator.random((2, 1, 1)) * np.indices(SHAPE) / max(SHAPE)
+        pixels = (LOW + (HIGH - LOW) * slope.mean(0)).astype(np.uint16)
+        Image.fromarray(pixels).save(folder / f"raw/frame {index:02d}.png")
+        mask = generator.random(SHAPE) > 0.4
+        Image.fromarray((mask * 255).astype(np.uint8)).save(folder / f"masks/frame {index:02d}.png")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with observations and a run on them."""
+    folder = tmp_path_factory.mktemp("imported")
+    observe(folder)
+    raw, masks = str(folder / "raw"), str(folder / "masks")
+    argv = ["import", raw, "--masks", masks, f"--range={LOW},{HIGH}", "--output", str(folder / "obs.npz")]
+    assert main(argv) == 0
+    config = {**CONFIG, "data": {"observations": str(folder / "obs.npz")}, "sigma": 40.0, "output": str(folder / "run")}
+    del config["operator"]
+    config |= {"gaussian": {"rounds": 2, "rank": 4}, "final_rounds": 0}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    assert main(["train", "--config", str(folder / "config.yaml")]) == 0
+    return folder
+
+
+def restore(folder, name, *flags, observations="obs.npz"):
+    argv = ["restore", str(folder / "run"), "--observations", str(folder / observations), "--sampler.steps", "2"]
+    return main([*argv, "--device", "cpu", "--output", str(folder / name), *flags])
+
+
+def test_the_range_belongs_to_the_run(folder):
+    inputs = read_inputs(Config.from_yaml(folder / "run/config.yaml"))
+    assert inputs.observations.sigma == pytest.approx(40 / 2000)
+    note = json.loads((folder / "run/model/emfast.json").read_text())
+    assert note["range"] == [LOW, HIGH]
+    assert note["shape"] == [1, *SHAPE]
+
+
+def test_restored_files_are_like_those_imported(folder, capsys):
+    assert restore(folder, "one", "--limit", "5") == 0
+    assert "1000 ... 5000 for [-1, 1]" in capsys.readouterr().out
+    files = sorted((folder / "one/images").iterdir())
+    assert [file.name for file in files] == [f"frame {index:02d}.png" for index in range(5)]
+    images = np.load(folder / "one/reconstructions.npz")["images"]
+    for file, image in zip(files, images, strict=True):
+        pixels = np.asarray(Image.open(file))
+        assert pixels.dtype == np.uint16
+        np.testing.assert_allclose(pixels, (image[0] + 1) / 2 * (HIGH - LOW) + LOW, atol=0.51)
+
+
+def test_samples_have_a_mean_and_a_spread(folder):
+    assert restore(folder, "more", "--limit", "3", "--samples", "2") == 0
+    with np.load(folder / "more/reconstructions.npz") as arrays:
+        assert arrays["samples"].shape == (3, 2, 1, *SHAPE)
+        assert (arrays["samples"][:, 0] != arrays["samples"][:, 1]).any()
+        np.testing.assert_allclose(arrays["mean"], arrays["samples"].mean(1), atol=1e-6)
+        np.testing.assert_array_equal(arrays["images"], arrays["samples"][:, 0])
+    names = {path.name for path in (folder / "more").iterdir() if (path / "frame 00.png").is_file()}
+    assert names == {"mean", "std", "sample-1", "sample-2"}
+    # More samples are added to those that are there.
+    before = (folder / "more/samples/2/shard-00000.safetensors").stat().st_mtime_ns
+    assert restore(folder, "more", "--limit", "3", "--samples", "3") == 0
+    assert (folder / "more/samples/2/shard-00000.safetensors").stat().st_mtime_ns == before
+    assert (folder / "more/sample-3/frame 00.png").is_file()
+
+
+def test_coverage_is_told_where_the_truth_is_known(folder, capsys):
+    np.save(folder / "clean.npy", np.linspace(-0.9, 0.9, 4 * 143).reshape(4, 1, *SHAPE).astype(np.float32))
+    flags = ["--images", str(folder / "clean.npy"), "--operator.missing", "0.5", "--samples", "3"]
+    argv = ["restore", str(folder / "run"), *flags, "--sampler.steps", "2", "--output", str(folder / "truth")]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "Coverage: the 3 samples" in out
+    assert "50% if they were exact" in out
+    assert "Sigma:    0.02" in out  # images are in data units, the run's sigma is not
+    assert json.loads((folder / "truth/metrics.json").read_text())["coverage"] >= 0
+
+
+def test_the_truth_may_be_given(folder, capsys):
+    argv = ["import", str(folder / "raw"), "--range", str(folder / "run")]
+    assert main([*argv, "--output", str(folder / "truth.npz")]) == 0
+    assert restore(folder, "judged", "--limit", "4", "--samples", "2", "--truth", str(folder / "truth.npz")) == 0
+    assert "33% if they were exact" in capsys.readouterr().out
+    assert json.loads((folder / "judged/metrics.json").read_text())["psnr"] > 0
+    np.save(folder / "few.npy", np.zeros((4, 1, *SHAPE), dtype=np.float32) - 0.5)
+    assert restore(folder, "wrong", "--truth", str(folder / "few.npy")) == 2
+    assert one_sentence(capsys.readouterr().err, ["few.npy", "--range=1000,5000"])
+
+
+def test_another_range_is_refused(folder, capsys):
+    assert main(["import", str(folder / "raw"), "--output", str(folder / "auto.npz")]) == 0
+    capsys.readouterr()
+    assert restore(folder, "other", "--operator", "Identity", observations="auto.npz") == 2
+    assert one_sentence(capsys.readouterr().err, ["--range=1000,5000", "auto.npz"])
+    assert not (folder / "other").exists()
+    argv = ["train", "--config", str(folder / "config.yaml"), "--output", str(folder / "new")]
+    assert main([*argv, "--data.clean", str(folder / "auto.npz"), "--data.clean_count", "2"]) == 2
+    assert one_sentence(capsys.readouterr().err, ["--range=1000,5000", "auto.npz"])
+    argv = ["import", str(folder / "raw"), "--range", str(folder / "run"), "--output", str(folder / "like.npz")]
+    assert main(argv) == 0
+    assert "1000 ... 5000" in capsys.readouterr().out
+
+
+def test_a_border_inside_the_network_changes_no_image_that_needs_none(folder):
+    denoiser, shape = load_model(folder / "run/model")
+    assert shape == (1, *SHAPE)
+    assert denoiser.multiple == 2
+    x = torch.randn(2, 1, 14, 12)
+    plain = Denoiser(denoiser.network, denoiser.schedule, denoiser.prediction)
+    assert torch.equal(denoiser(x, 10), plain(x, 10))
+    assert denoiser(x[..., :13, :11], 10).shape == (2, 1, *SHAPE)
+
+
+def test_any_diffusers_user_can_sample_from_the_model(folder):
+    from diffusers import DDPMPipeline
+
+    images = DDPMPipeline.from_pretrained(folder / "run/model")(num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 14, 12, 1)  # with the border
