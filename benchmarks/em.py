@@ -138,7 +138,9 @@ def measure(point: Point, config: Config, inputs: Inputs, evaluator: Evaluator) 
     return {"psnr": float(psnr(x, clean).mean()), "ssim": float(ssim(x, clean).mean()), "fd": fd}
 
 
-def run(task: str, method: str, seed: int, runs: Path, known: set[tuple[Any, ...]], save: bool) -> None:
+def run(
+    task: str, method: str, seed: int, runs: Path, known: set[tuple[Any, ...]], save: bool, ends: bool = False
+) -> None:
     """Measures all points of a method on a task that are not known yet."""
     folder = runs / task / f"{method.replace(' ', '-').replace(',', '')}-{seed}"
     config = config_of(task, method, seed, folder)
@@ -147,8 +149,8 @@ def run(task: str, method: str, seed: int, runs: Path, known: set[tuple[Any, ...
     inputs, device = read_inputs(config), resolve_device(config.device)
     evaluator = Evaluator(config.evaluation, inputs.reference, inputs.observations.shape, device)
     common = config_of(task, OURS, seed, folder) or config  # one sampler measures all models of a task
-    points = bound(config, inputs, BOUNDS[method]) if method in BOUNDS else em(config)
-    for point in points:
+    points = list(bound(config, inputs, BOUNDS[method]) if method in BOUNDS else em(config))
+    for point in points[-1:] if ends else points:
         if (task, method, seed, point.round) in known:
             continue
         row = {"task": task, "method": method, "seed": seed, "round": point.round, "evaluations": point.evaluations}
@@ -222,6 +224,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/em"), help="the folder of the runs")
     parser.add_argument("--save", action="store_true", help=f"append to {FILE.name}; refuses a dirty tree")
+    parser.add_argument("--ends", action="store_true", help="measure the last model of each method only")
     parser.add_argument("--plot", action="store_true", help="draw what is saved and stop")
     options = parser.parse_args()
     if options.plot:
@@ -234,7 +237,7 @@ def main() -> None:
     for task in options.tasks:
         for method in options.methods:
             for seed in options.seeds:
-                run(task, method, seed, options.runs, known, options.save)
+                run(task, method, seed, options.runs, known, options.save, options.ends)
 
 
 if __name__ == "__main__":
