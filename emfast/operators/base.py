@@ -1,6 +1,7 @@
 """The measurement operator A of y = A x + n."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_sigma
+from emfast._check import check
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
 Parameters = Mapping[str, Tensor]
@@ -153,7 +154,7 @@ class Operator:
             ids: (B,) stable ids of the observations; 0 ... B-1 by default.
             seed: The key of the noise: the same (seed, id) gives the same observation.
         """
-        check_sigma(sigma, "observe")
+        check(0 <= sigma < math.inf, "observe", "sigma", "to be >= 0 and finite", sigma)
         check(isinstance(x, Tensor), "observe", "x", "to be a tensor", type(x), "torch.as_tensor makes one", TypeError)
         check(x.ndim in (3, 4), "observe", "x", "to have shape (B, C, H, W), or (C, H, W)", tuple(x.shape))
         if x.ndim == 3:

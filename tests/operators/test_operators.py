@@ -239,6 +239,7 @@ def test_given_kernels():
         (lambda: GaussianBlur(std=0.0), "std to be > 0"),
         (lambda: GaussianBlur(size=9).observe(torch.zeros(1, 1, 4, 4)), "twice the side"),
         (lambda: Identity().observe(torch.zeros(1, 1, 4, 4), sigma=-1), "sigma to be >= 0"),
+        (lambda: Identity().observe(torch.zeros(1, 1, 4, 4), sigma=float("inf")), "sigma to be >= 0 and finite"),
         (lambda: Identity().observe(torch.zeros(2, 1, 4, 4), ids=torch.arange(3)), "one id per image"),
     ],
 )
