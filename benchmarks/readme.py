@@ -9,6 +9,7 @@ import json
 import sys
 from typing import Any
 
+import em
 import run
 import samplers
 from e_step import NETWORKS, VARIANTS
@@ -37,6 +38,7 @@ def main() -> int:
         "gpu": gpu(),
         "e-steps": (e_steps(), None),
         "ops": run.tables(),
+        "em": (em.table(em.saved()), None),
     }.items():
         begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
         head, _, rest = text.partition(begin)
