@@ -88,7 +88,8 @@ def test_classes():
         ({"count": 1, "rate": 3}, "f: expected a config key that exists, got 'rate'. The nearest is 'group.rate'."),
         (
             {"count": 1, "operator": 3},
-            "f: expected operator to name a class, got 3. Write its name, or the import path of your own, as in my_file.MyClass.",
+            "f: expected operator to name a class, got 3. Write its name, or the import path of your own, as in"
+            " my_file.MyClass.",
         ),
     ],
 )
