@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emfast.compilation.precompile import Layout, compiling, launch
+from emfast.compilation.compiling import Layout, compiling, launch
 
 REGISTERS, THREADS, SHARED = 65536, 2048, 228 * 1024  # of a multiprocessor of sm_90
 ISSUE = 4 * 132 * 1.755e9  # instructions of an H100 per second

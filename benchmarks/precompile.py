@@ -16,7 +16,8 @@ from diffusers import UNet2DModel
 from e_step import NETWORKS
 
 import emfast
-from emfast.compilation.precompile import Call, compile_calls, trace
+from emfast.compilation.compiling import Call
+from emfast.compilation.precompile import compile_calls, trace
 from emfast.diffusion import Denoiser, VPSchedule
 
 

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from walk import BANDWIDTH, EXPONENTIALS, KINDS, RATE, Node, Walk, fused
 
 import emfast
-from emfast.compilation.precompile import compiling, launch
+from emfast.compilation.compiling import compiling, launch
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.kernels._tuned import asking
 from emfast.nn.rehearsal import rehearsed

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from emfast.compilation.precompile import Call, layouts
+from emfast.compilation.compiling import Call, layouts
 from emfast.dispatch import way
 from emfast.kernels.group_norm_silu import BACKWARD, FORWARD, configure
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from emfast._check import check
 from emfast._files import read_json, write_json
-from emfast.compilation.precompile import Call, Layout, kernel_of
+from emfast.compilation.compiling import Call, Layout, kernel_of
 
 BATCH = 64  # The calls that are timed have this many images; a configuration serves batches of all sizes.
 GAIN = 0.97  # What takes more than this share of the time before is not taken for faster: timings vary by as much.

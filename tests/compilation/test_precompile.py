@@ -9,7 +9,8 @@ import torch
 from tiny_run import one_sentence
 
 from emfast.cli import main
-from emfast.compilation.precompile import BATCHES, Layout, compile_calls, recording, trace
+from emfast.compilation.compiling import Layout
+from emfast.compilation.precompile import BATCHES, compile_calls, recording, trace
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.nn.rehearsal import rehearsed
 from emfast.operators import Mask
@@ -76,7 +77,7 @@ def counts(text):
 def test_the_trace_has_the_calls_of_a_real_run(batch):
     """On a CPU that goes the way of a GPU."""
     from emfast.adapters import accelerate
-    from emfast.compilation.precompile import layouts
+    from emfast.compilation.compiling import layouts
 
     denoiser = Denoiser(accelerate(network(), dtype=torch.bfloat16), VPSchedule.linear()).eval()
     traced, operator = set(trace(denoiser, (1, 8, 8), batch)), Mask(missing=0.5)

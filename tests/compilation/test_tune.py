@@ -6,7 +6,7 @@ import pytest
 import torch
 from contracts import replace_way
 
-from emfast.compilation.precompile import Layout
+from emfast.compilation.compiling import Layout
 from emfast.compilation.tune import tune
 from emfast.dispatch import way
 

@@ -10,7 +10,7 @@ import torch
 from compiled import Compiled, launches
 
 from emfast._library import triton_launcher
-from emfast.compilation.precompile import Layout, compiling
+from emfast.compilation.compiling import Layout, compiling
 
 triton = pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
 
