@@ -149,6 +149,8 @@ class EvaluationConfig:
     Args:
         samples: Images sampled from the model for the Frechet distance and the pictures, 2 or more; 0: none.
         steps: Deterministic sampling steps for them.
+        order: 2 extrapolates each step from the one before: at as many evaluations far closer to what the model has
+            learned. 1 does not.
         features: Feature space of the distance; auto: "fashion-mnist" for one channel, "efficientnet-lite0" for RGB.
         weights: Path of the weights where the feature space needs a file ("inception").
         pictures: Images per row of the pictures.
@@ -156,6 +158,7 @@ class EvaluationConfig:
 
     samples: int = 512
     steps: int = 50
+    order: int = 1
     features: Literal["auto", "fashion-mnist", "efficientnet-lite0", "inception", "none"] = "auto"
     weights: str | None = None
     pictures: int = 8
@@ -164,6 +167,7 @@ class EvaluationConfig:
         check_positive("evaluation", self, "steps", "pictures")
         good = self.samples == 0 or 1 < self.samples <= MANY
         check(good, "config", "evaluation.samples", f"to be 0, or in 2 ... {MANY}", self.samples)
+        check(self.order in (1, 2), "config", "evaluation.order", "to be 1 or 2", self.order)
 
 
 @dataclass

@@ -145,6 +145,7 @@ COUNTS = {
         "--e_step.parts=0",
         "--evaluation.samples=-1",
         "--evaluation.steps=0",
+        "--evaluation.order=3",
         "--operator.missing=1.5",
         "--sampler.steps=0",
         "--sampler.steps=1001",

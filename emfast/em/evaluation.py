@@ -79,7 +79,7 @@ class Evaluator:
         count, steps = self.config.samples, self.config.steps
         if count == 0:
             return torch.empty(0, *self.shape), {"fd": None, "features": None}
-        sampler = Prior(steps=steps)
+        sampler = Prior(steps=steps, order=self.config.order)
         device = next(denoiser.parameters()).device
         parts: list[Tensor] = []
         total = -(-count // 128) * steps
