@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from emfast._check import check
 from emfast.diffusion.denoiser import Denoiser
@@ -63,11 +65,30 @@ class TiledDenoiser(Denoiser):
         return total / weight
 
     def _output(self, tiles: Tensor, times: Tensor) -> Tensor:
-        """The output for some tiles; for a gradient it is computed again, as those of all do not fit into memory."""
-        if torch.is_grad_enabled() and tiles.requires_grad:
-            output: Tensor = checkpoint(super().raw, tiles, times, use_reentrant=False, preserve_rng_state=False)
-            return output
-        return super().raw(tiles, times)
+        output: Tensor = _Recomputed.apply(super().raw, tiles, times)
+        return output
+
+
+class _Recomputed(torch.autograd.Function):
+    """The output for some tiles, computed again for each gradient: what all tiles keep would not fit into memory.
+
+    `torch.utils.checkpoint` keeps it after all where a graph is retained for several gradients, as MMPS does. Only the
+    tiles get a gradient; samplers freeze the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Callable[[Tensor, Tensor], Tensor], tiles: Tensor, times: Tensor) -> Tensor:
+        ctx.raw = raw
+        ctx.save_for_backward(tiles, times)
+        return raw(tiles, times)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        tiles, times = ctx.saved_tensors
+        with torch.enable_grad():
+            tiles = tiles.detach().requires_grad_()
+            output = ctx.raw(tiles, times)
+        return None, torch.autograd.grad(output, tiles, gradient)[0], None
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:
