@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from emfast._check import check
 from emfast.diffusion.denoiser import Denoiser
@@ -53,21 +55,45 @@ class TiledDenoiser(Denoiser):
         rows, columns = (starts(side, self.tile, self.overlap) for side in x.shape[-2:])
         places = [(top, left) for top in rows for left in columns]
         window = _ramp(height, self.overlap, x)[:, None] * _ramp(width, self.overlap, x)
-        tiles = torch.cat([x[..., top : top + height, left : left + width] for top, left in places])
-        times = time.expand(len(x)).repeat(len(places))
-        parts = [self._output(*part) for part in zip(tiles.split(self.batch), times.split(self.batch), strict=True)]
-        total, weight = torch.zeros_like(x), torch.zeros_like(x[0, 0])
-        for output, (top, left) in zip(torch.cat(parts).split(len(x)), places, strict=True):
-            total[..., top : top + height, left : left + width] += window * output
-            weight[top : top + height, left : left + width] += window
-        return total / weight
+        cuts = [(..., slice(top, top + height), slice(left, left + width)) for top, left in places]
+        weight = torch.zeros_like(x[0, 0])
+        for cut in cuts:
+            weight[cut] += window
+        output: Tensor = _Blend.apply(super().raw, x, time.expand(len(x)), cuts, window / weight.max(), self.batch)
+        return output / (weight / weight.max())
 
-    def _output(self, tiles: Tensor, times: Tensor) -> Tensor:
-        """The output for some tiles; for a gradient it is computed again, as those of all do not fit into memory."""
-        if torch.is_grad_enabled() and tiles.requires_grad:
-            output: Tensor = checkpoint(super().raw, tiles, times, use_reentrant=False, preserve_rng_state=False)
-            return output
-        return super().raw(tiles, times)
+
+class _Blend(torch.autograd.Function):
+    """The weighted sum of what a network says of tiles, computed again for each gradient, a few tiles at a time.
+
+    What all tiles keep for a gradient would not fit into memory, nor would an image for each of them. Only the image
+    gets a gradient; samplers freeze the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor, *rest: Any) -> Tensor:
+        ctx.raw, ctx.rest = raw, rest
+        ctx.save_for_backward(x, times)
+        cuts, window, batch = rest
+        total = torch.zeros_like(x)
+        for part in (cuts[k : k + batch] for k in range(0, len(cuts), batch)):
+            outputs = raw(torch.cat([x[cut] for cut in part]), times.repeat(len(part)))
+            for cut, output in zip(part, outputs.split(len(x)), strict=True):
+                total[cut] += window * output
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x, times), (cuts, window, batch) = ctx.saved_tensors, ctx.rest
+        total = torch.zeros_like(x)
+        for part in (cuts[k : k + batch] for k in range(0, len(cuts), batch)):
+            tiles = torch.cat([x[cut] for cut in part]).detach().requires_grad_()
+            with torch.enable_grad():
+                outputs = ctx.raw(tiles, times.repeat(len(part)))
+            (each,) = torch.autograd.grad(outputs, tiles, torch.cat([window * gradient[cut] for cut in part]))
+            for cut, own in zip(part, each.split(len(x)), strict=True):
+                total[cut] += own
+        return None, total, None, None, None, None
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:
