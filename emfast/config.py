@@ -202,7 +202,8 @@ class Config:
         accelerate: Computes the network with emfast's kernels; none: where they were measured to be faster, on CPUs
             and, in bfloat16, on GPUs.
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
-        tensorboard: Also write TensorBoard events.
+        trackers: Also write to these trackers of experiments, with commas between: tensorboard, wandb, mlflow and what
+            else accelerate knows. Each is a package of its own.
     """
 
     output: str = "runs/emfast"
@@ -225,7 +226,7 @@ class Config:
     device: str = "auto"
     accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    tensorboard: bool = False
+    trackers: str = ""
     usual = staticmethod(usual_classes)  # a file or a command line may give arguments without the class
 
     def __post_init__(self) -> None:

@@ -1,9 +1,19 @@
 """Expectation-maximization: clean diffusion models from corrupted observations."""
 
 from emfast.em.e_step import e_step
-from emfast.em.events import Event, Progress, RoundFinished
+from emfast.em.events import Event, Progress, RoundFinished, TrainingLogged
 from emfast.em.loop import train
 from emfast.em.model import load_model, prepare
 from emfast.em.observations import Observations
 
-__all__ = ["Event", "Observations", "Progress", "RoundFinished", "e_step", "load_model", "prepare", "train"]
+__all__ = [
+    "Event",
+    "Observations",
+    "Progress",
+    "RoundFinished",
+    "TrainingLogged",
+    "e_step",
+    "load_model",
+    "prepare",
+    "train",
+]

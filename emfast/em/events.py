@@ -23,4 +23,16 @@ class RoundFinished:
     folder: Path
 
 
-Event = Progress | RoundFinished
+@dataclass(frozen=True)
+class TrainingLogged:
+    """How the training goes: means over the steps since the event before.
+
+    `row` holds step (of the whole run), steps, loss, gradient_norm, learning_rate, images_per_second, seconds and
+    loss_by_noise, the loss at noise levels sigma / alpha between `emfast.em.training_log.EDGES`.
+    """
+
+    round: int
+    row: dict[str, Any]
+
+
+Event = Progress | RoundFinished | TrainingLogged

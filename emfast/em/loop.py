@@ -24,7 +24,7 @@ def train(config: Config, callback: Callable[[Event], None] | None = None) -> Pa
 
     Arguments:
         config: The run. It is kept in the folder as `config.yaml`, and must not change on resuming.
-        callback: Called with `Progress` and `RoundFinished` events, in the main process only.
+        callback: Called with `Progress`, `TrainingLogged` and `RoundFinished` events, in the main process only.
     Raises:
         ValueError: If config and data do not fit together, or the folder belongs to another run.
         RuntimeError: If another process runs in the folder.

@@ -17,7 +17,7 @@ from emfast.diffusion import Denoiser
 from emfast.em.continuous import Continuous
 from emfast.em.e_steps import ESteps, Reconstructions
 from emfast.em.evaluation import Evaluator
-from emfast.em.events import Event, Progress, RoundFinished
+from emfast.em.events import Event, Progress, RoundFinished, TrainingLogged
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
@@ -32,10 +32,12 @@ from emfast.em.model import (
     save_model,
 )
 from emfast.em.processes import join
-from emfast.em.state import RunFolder, Stopwatch
+from emfast.em.state import TRAINING, RunFolder, Stopwatch
+from emfast.em.training_log import summary
 
 if TYPE_CHECKING:
     from emfast.config import Config
+    from emfast.em.trainer import Trainer
 
 
 class Run:
@@ -86,6 +88,22 @@ class Run:
                 self.callback(Progress(phase, number, done, total))
 
         return report
+
+    def logged(self, number: int) -> Callable[[dict[str, Any]], None]:
+        """Returns a callback(row) that reports a row of the log of a round's training."""
+        before = self.steps_before(number)
+
+        def report(row: dict[str, Any]) -> None:
+            if self.callback is not None and self.processes.main:
+                self.callback(TrainingLogged(number, {**row, "step": before + row["step"]}))
+
+        return report
+
+    def steps_before(self, number: int) -> int:
+        """Returns what to add to the steps of a round's training for those of the run; 0 if they are that already."""
+        if number == 0 or self.config.schedule == "continuous":
+            return 0
+        return int(self.folder.rows()[number - 1].get("training_steps", 0))
 
     def initial_round(self) -> None:
         """Round 0: the model given, or one trained on clean images, or on reconstructions under a Gaussian."""
@@ -179,7 +197,7 @@ class Run:
         folder = self.folder.round(number)
         settle_folder(folder / "model")
         if not (folder / "model").exists():
-            seconds = m_step(
+            trained = m_step(
                 self.prepare(denoiser),
                 images,
                 steps=steps,
@@ -188,13 +206,20 @@ class Run:
                 checkpoint=folder / "training.safetensors",
                 processes=self.processes,
                 callback=self.progress(phase, number),
+                logged=self.logged(number),
             )
             if self.processes.main:
-                write_record(folder / "seconds.json", {"m_step": seconds})
+                self.note_training(number, trained)
                 save_model(denoiser, self.scheduler, folder / "model", self.note)
         self.processes.wait()
         if self.processes.main:
             (folder / "training.safetensors").unlink(missing_ok=True)
+
+    def note_training(self, number: int, trainer: Trainer) -> None:
+        """Writes the seconds and the log of a round's training."""
+        before = self.steps_before(number)
+        log = [{**row, "step": before + row["step"]} for row in trainer.log]
+        write_record(self.folder.round(number) / TRAINING, {"m_step": trainer.watch.seconds, "log": log})
 
     def preview(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Returns the images that the pictures of a round show."""
@@ -212,8 +237,12 @@ class Run:
             denoiser = self.model(number)
             callback = self.progress("samples", number)
             samples, distance = self.evaluator.samples(denoiser, self.config.seed, callback)
-            timing = folder / "seconds.json"
-            seconds = read_record(timing, m_step=(int, float))["m_step"] if timing.exists() else 0.0
+            timing = folder / TRAINING
+            trained: dict[str, Any] = {"m_step": 0.0, "log": []}
+            if timing.exists():
+                trained |= read_record(timing, m_step=(int, float))
+            seconds, log = trained["m_step"], trained["log"]
+            row |= {"training_steps": log[-1]["step"] if log else self.steps_before(number), **summary(log)}
             row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}
             row["seconds"] = seconds + watch.seconds + (row["seconds_e_step"] or 0.0)
             shown = self.config.evaluation.pictures**2
