@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
 from emfast._m_step_config import MStepConfig
 from emfast._settings import read_file, read_settings
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
+from emfast.presets import expanded, preset
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import check_posterior, usual_classes
 
@@ -176,6 +177,8 @@ class Config:
 
     Args:
         output: The folder of the run; the same command again resumes it.
+        preset: Sizes of network and training to begin with, from the shape of the images: tiny (minutes on a CPU),
+            small (hours), paper (a large GPU). What else is given goes before it. In Python: `Config.with_preset`.
         model: A diffusers model folder as the initial model, instead of training one on clean images.
         data: Where the images come from.
         operator: The measurement operator A. By default Mask(missing=0.6) where observations are simulated, and where
@@ -207,6 +210,7 @@ class Config:
     """
 
     output: str = "runs/emfast"
+    preset: Literal["tiny", "small", "paper"] | None = None
     model: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     operator: Operator | None = None
@@ -227,9 +231,19 @@ class Config:
     accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     trackers: str = ""
-    usual = staticmethod(usual_classes)  # a file or a command line may give arguments without the class
+
+    @staticmethod
+    def usual(tree: dict[str, Any]) -> dict[str, Any]:
+        """Returns what a file or a command line means beside what it says: a preset, classes of arguments alone.
+
+        Arguments:
+            tree: What they say; the name of a preset is taken out.
+        """
+        return {**expanded(tree), **usual_classes(tree)}
 
     def __post_init__(self) -> None:
+        fix = f"Write Config.with_preset({self.preset!r}, shape, ...)"
+        check(self.preset is None, "config", "preset", "to be read from a file or a command line", self.preset, fix)
         if self.operator is None and self.data.observations is None:
             self.operator = Mask(missing=0.6)
         self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
@@ -257,6 +271,20 @@ class Config:
             identity, fix = isinstance(self.operator, Identity), "Use another sampler"
             check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
             check(self.sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
+
+    @classmethod
+    def with_preset(cls, name: str, shape: tuple[int, int, int], **settings: Any) -> Config:
+        """Returns a config with the network and training of a preset.
+
+        Arguments:
+            name: tiny, small or paper.
+            shape: (C, H, W) of the images.
+            settings: The other fields; a group that is given replaces that of the preset.
+        Raises:
+            ValueError: If there is no such preset, or a setting is not good.
+        """
+        config: Config = read_settings(cls, preset(name, shape), "config")
+        return replace(config, **settings)
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Config:

@@ -16,7 +16,7 @@ LAYERS = (
     ("random", "graph", "_records", "_settings", "_m_step_config"),
     ("ops", "data", "evaluation"),
     ("operators", "diffusion", "nn"),
-    ("samplers", "adapters"),
+    ("samplers", "adapters", "presets"),
     ("config",),
     ("em",),
     ("reporting", "info", "compilation"),

@@ -9,7 +9,7 @@ from emfast._yaml import load_yaml
 from emfast.commands.display import Display
 from emfast.commands.trackers import Trackers
 from emfast.config import Config
-from emfast.em import Event, Progress, TrainingLogged, train
+from emfast.em import Event, Predicted, Progress, TrainingLogged, train
 from emfast.em.state import flat
 from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics, write_report
 
@@ -29,6 +29,9 @@ def run(config: Config, yaml: str) -> None:
     def follow(event: Event) -> None:
         if isinstance(event, Progress):
             display.advance(f"round {event.round}: {event.phase}", event.done, event.total)
+            return
+        if isinstance(event, Predicted):
+            display.console.print(str(event), soft_wrap=True)
             return
         if isinstance(event, TrainingLogged):
             trackers.write_training(event.row)

@@ -1,7 +1,7 @@
 """Expectation-maximization: clean diffusion models from corrupted observations."""
 
 from emfast.em.e_step import e_step
-from emfast.em.events import Event, Progress, RoundFinished, TrainingLogged
+from emfast.em.events import Event, Predicted, Progress, RoundFinished, TrainingLogged
 from emfast.em.loop import train
 from emfast.em.model import load_model, prepare
 from emfast.em.observations import Observations
@@ -9,6 +9,7 @@ from emfast.em.observations import Observations
 __all__ = [
     "Event",
     "Observations",
+    "Predicted",
     "Progress",
     "RoundFinished",
     "TrainingLogged",

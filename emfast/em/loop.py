@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from emfast._check import check
 from emfast.em.events import Event
 from emfast.em.lock import held
+from emfast.em.prediction import predict
 from emfast.em.processes import is_main
 from emfast.em.run import Run
 
@@ -24,7 +25,8 @@ def train(config: Config, callback: Callable[[Event], None] | None = None) -> Pa
 
     Arguments:
         config: The run. It is kept in the folder as `config.yaml`, and must not change on resuming.
-        callback: Called with `Progress`, `TrainingLogged` and `RoundFinished` events, in the main process only.
+        callback: Called with `Predicted`, `Progress`, `TrainingLogged` and `RoundFinished` events, in the main process
+            only.
     Raises:
         ValueError: If config and data do not fit together, or the folder belongs to another run.
         RuntimeError: If another process runs in the folder.
@@ -40,6 +42,8 @@ def train(config: Config, callback: Callable[[Event], None] | None = None) -> Pa
     with held(config.output) if is_main() and free else nullcontext():
         run = Run(config, config.to_yaml(), callback)
         if not run.folder.rows():
+            if callback is not None and run.processes.main and not (run.folder.round(0) / "model").exists():
+                callback(predict(run))
             run.initial_round()
         while phase := next_phase(run.folder.rows(), config):
             run.round(len(run.folder.rows()), phase)
