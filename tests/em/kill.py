@@ -28,7 +28,7 @@ replace = os.replace
 
 def place(folder: Path, target: Path) -> str:
     """Returns where a file of a run belongs, whatever the temporary folder that it is written in is called."""
-    return re.sub(r"\.tmp-[0-9a-f]+-", "", str(target.relative_to(folder)))
+    return re.sub(r"\.tmp-[0-9a-f.]+-", "", str(target.relative_to(folder)))
 
 
 def run(folder: Path, files: int | None = None) -> int:
