@@ -5,6 +5,7 @@ from emfast.em.events import Event, Predicted, Progress, RoundFinished, Training
 from emfast.em.loop import train
 from emfast.em.model import load_model, prepare
 from emfast.em.observations import Observations
+from emfast.em.work import work
 
 __all__ = [
     "Event",
@@ -17,4 +18,5 @@ __all__ = [
     "load_model",
     "prepare",
     "train",
+    "work",
 ]
