@@ -13,7 +13,7 @@ LAYERS = (
     ("_check", "_json", "_classes", "_process"),
     ("dispatch",),
     ("_files", "_library", "_memory", "_yaml"),
-    ("random", "graph", "_records", "_settings", "_m_step_config"),
+    ("random", "graph", "_records", "_settings", "_e_step_config", "_m_step_config"),
     ("ops", "data", "evaluation"),
     ("operators", "diffusion", "nn"),
     ("samplers", "adapters", "presets"),

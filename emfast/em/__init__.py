@@ -5,6 +5,7 @@ from emfast.em.events import Event, Predicted, Progress, RoundFinished, Training
 from emfast.em.loop import train
 from emfast.em.model import load_model, prepare
 from emfast.em.observations import Observations
+from emfast.em.own_network import load_network
 from emfast.em.work import work
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "TrainingLogged",
     "e_step",
     "load_model",
+    "load_network",
     "prepare",
     "train",
     "work",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from emfast.em.continuous import Continuous
 from emfast.em.e_steps import ESteps, Reconstructions
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished, TrainingLogged
+from emfast.em.given import Given
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
@@ -31,6 +33,7 @@ from emfast.em.model import (
     resolve_device,
     save_model,
 )
+from emfast.em.own_network import is_own
 from emfast.em.processes import join
 from emfast.em.state import TRAINING, RunFolder, Stopwatch
 from emfast.em.training_log import summary
@@ -45,16 +48,24 @@ class Run:
 
     Arguments:
         config, yaml, callback: Those of `train`.
+        given: What was given in Python.
     """
 
-    def __init__(self, config: Config, yaml: str, callback: Callable[[Event], None] | None) -> None:
+    def __init__(
+        self, config: Config, yaml: str, callback: Callable[[Event], None] | None, given: Given | None = None
+    ) -> None:
         self.config, self.callback = config, callback
+        given = given or Given()
         self.device = resolve_device(config.device)
         self.processes = join(self.device)
-        self.inputs = read_inputs(config)
+        self.inputs = read_inputs(config, given)
         self.observations = self.inputs.observations
         shape = self.observations.shape
-        if config.model is not None:
+        self.own: Denoiser | None = None  # where only the user's code can build the network
+        if given.model is not None:
+            self.denoiser, self.scheduler = given.model
+            self.own = copy.deepcopy(self.denoiser) if is_own(*given.model) else None
+        elif config.model is not None:
             self.denoiser, self.scheduler, model_shape = load_pipeline(config.model)
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
         else:
@@ -186,7 +197,7 @@ class Run:
 
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""
-        return self.prepare(load_whole(self.folder.round(number) / "model", self.folder.again(number))[0])
+        return self.prepare(load_whole(self.folder.round(number) / "model", self.folder.again(number), self.own)[0])
 
     def prepare(self, denoiser: Denoiser) -> Denoiser:
         """Returns the denoiser on the device, computing as the run asks for."""
@@ -257,4 +268,4 @@ class Run:
         """Copies the newest model to `model/`, if it is not there yet, whole."""
         if self.processes.main:
             last = self.folder.rows()[-1]["round"]
-            publish_model(self.folder.round(last) / "model", self.folder.model, last, self.folder.again(last))
+            publish_model(self.folder.round(last) / "model", self.folder.model, last, self.folder.again(last), self.own)
