@@ -20,9 +20,9 @@ class MultiCoil(Operator):
 
     .. math:: y_c = M \mathcal F (s_c \cdot x)
 
-    An image is (2, H, W), its real and its imaginary part; an observation is (2, coils, H, W). Both parameters come with
-    each observation: `sampled` (B, 1, 1, H, W), of 0 and 1, and `coils` (B, 2, coils, H, W), the complex sensitivities
-    s_c. Where their squares add up to 1, A has the norm 1.
+    An image is (2, H, W), its real and its imaginary part; an observation is (2, coils, H, W). Both parameters come
+    with each observation: `sampled` (B, 1, 1, H, W), of 0 and 1, and `coils` (B, 2, coils, H, W), the complex maps of
+    sensitivity s_c. Where their squares add up to 1, A has the norm 1.
     """
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
