@@ -200,7 +200,13 @@ class Queue:
 
 
 @contextmanager
-def shared(store: Store, shards: Sequence[Shard] | None = None, *, place: float | None = None) -> Iterator[Queue]:
+def shared(
+    store: Store,
+    shards: Sequence[Shard] | None = None,
+    *,
+    place: float | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Queue]:
     """A block in which this process is one of those that make the shards of a store.
 
     Arguments:
@@ -208,14 +214,20 @@ def shared(store: Store, shards: Sequence[Shard] | None = None, *, place: float 
         shards: Which of its shards; all by default.
         place: The share of the shards, in 0 ... 1, that this process begins behind: it is one of those that lead the
             run, which begin the queue, and again what earlier processes have left. By default it only joins.
+        check: Called while it waits; what it raises ends the waiting.
     """
     shards = store.shards if shards is None else list(shards)
     files = Shared(_folder(store, shards))
     if place is not None:
         files.folder.mkdir(exist_ok=True)
+
+    def sleep(seconds: float) -> None:
+        check()
+        time.sleep(seconds)
+
     with Lease(files) as lease:
         start = random.Random(lease.name).random() if place is None else place
-        queue = Queue(shards, partial(_finished, store), files, lease, Watch(files), place=start)
+        queue = Queue(shards, partial(_finished, store), files, lease, Watch(files), place=start, sleep=sleep)
         if place is None:
             queue.look()
         else:

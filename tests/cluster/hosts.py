@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tiny_run import blank_pictures, write_config
+from contracts import rms_norm
+from tiny_run import CONFIG, blank_pictures, write_config
 
 from emfast import _process, cli
 from emfast._files import read_tensors
-from emfast.em import lease, lock, work
+from emfast.em import lease, lock, meeting, work
 
-TINY = {"e_step": {"batch_size": 2, "shard_size": 2, "subset": 16}}  # 8 batches in round 1, 12 in the last
+TINY = {  # 8 batches in round 1, 12 in the last; steps that move the weights
+    "e_step": {"batch_size": 2, "shard_size": 2, "subset": 16},
+    "m_step": CONFIG["m_step"] | {"warmup": 1, "learning_rate": 1e-3},
+}
 
 
 class Host:
@@ -99,13 +103,22 @@ def hurry():
     lease.Watch.__init__.__kwdefaults__["patience"] = 2.0
     lock.held.__wrapped__.__kwdefaults__.update(beat=0.2, patience=2.0)
     work.POLL = 0.05
+    meeting.GRACE = 1.0
 
 
-def config(folder, pause, **changes):
-    """Writes the config of a run whose batches take some seconds, and note who makes them; returns the file."""
+def config(folder, pause, company=1, **changes):
+    """Writes the config of a run whose batches take some seconds, and note who makes them; returns the file.
+
+    Arguments:
+        folder: Where to; the run is in it.
+        pause: Seconds of a batch.
+        company: So many processes begin their first batch together.
+        changes: At the top level.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "note").mkdir(exist_ok=True)
     sampler = {"class_path": "slow.Slow", "init_args": {"steps": 3, "pause": pause, "note": str(folder / "note")}}
+    sampler["init_args"]["company"] = company
     return write_config(folder, **TINY, sampler=sampler, **changes)
 
 
@@ -128,3 +141,12 @@ def same(one, two):
     first, second = list(models(one)), list(models(two))
     equal = (torch.equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in a)
     return len(first) == 3 and all(equal)
+
+
+def close(one, two):
+    """Whether two runs have the same models but for rounding, a hundredth of what their training has moved."""
+    first, second = ([torch.cat([w.flatten() for w in model.values()]) for model in models(run)] for run in (one, two))
+    moved = rms_norm(first[1] - first[0])
+    return len(first) == len(second) == 3 and all(
+        rms_norm(a - b) <= moved / 100 for a, b in zip(first, second, strict=True)
+    )

@@ -37,7 +37,7 @@ def joined(folder, name, **settings):
 
 def test_two_that_join(alone, tmp_path):
     with (
-        Host(["train", "--config", config(tmp_path, 0.3)], tmp_path / "log") as train,
+        Host(["train", "--config", config(tmp_path, 0.0, 3)], tmp_path / "log") as train,
         joined(tmp_path, "a", clock=TEN_MINUTES) as first,
         joined(tmp_path, "b", clock=-TEN_MINUTES) as second,
     ):
@@ -52,7 +52,10 @@ def test_two_that_join(alone, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
 def test_one_that_ends_or_stops_in_a_batch(number, alone, tmp_path):
-    with Host(["train", "--config", config(tmp_path, 0.3)], tmp_path / "log") as train, joined(tmp_path, "a") as guest:
+    with (
+        Host(["train", "--config", config(tmp_path, 0.3, 2)], tmp_path / "log") as train,
+        joined(tmp_path, "a") as guest,
+    ):
         until(lambda: busy(tmp_path, guest))
         guest.send(number)
         assert train.end() == 0, train.said
@@ -63,7 +66,7 @@ def test_one_that_ends_or_stops_in_a_batch(number, alone, tmp_path):
 
 def test_the_one_that_leads_is_killed(alone, tmp_path):
     """Those that joined end its E-step; another one, elsewhere, goes on."""
-    words = ["train", "--config", config(tmp_path, 0.3)]
+    words = ["train", "--config", config(tmp_path, 0.3, 2)]
     with Host(words, tmp_path / "log", machine="00000001") as train, joined(tmp_path, "a") as guest:
         until(lambda: busy(tmp_path, guest))
         train.send(signal.SIGKILL)
@@ -84,7 +87,7 @@ def test_a_full_disk(alone, tmp_path):
         os.fsync = full
 
     with (
-        Host(["train", "--config", config(tmp_path, 0.3)], tmp_path / "log") as train,
+        Host(["train", "--config", config(tmp_path, 0.3, 2)], tmp_path / "log") as train,
         joined(tmp_path, "a", before=fill) as guest,
     ):
         assert guest.end() == 2
