@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.diffusion import Denoiser
-from emfast.em.dropout import Dropout
+from emfast.em.dropout import Dropout, has_dropout
 from emfast.em.noise_levels import training_times
 from emfast.em.processes import Processes
 from emfast.em.targets import stable_targets
@@ -148,6 +149,7 @@ class _Batch:
     def __init__(self, trainer: Trainer, denoiser: Denoiser, images: Tensor, seed: int, processes: Processes) -> None:
         self.trainer, self.denoiser, self.seed, self.processes = trainer, denoiser, seed, processes
         self.config, self.device = trainer.config, trainer.parameters[0].device
+        self.drops = True  # until a step has dropped nothing: every function of torch goes through the context
         self.use(images)
         self.part = slice(processes.rank, None, processes.world)
         # In the batch, whatever the number of processes.
@@ -193,11 +195,16 @@ class _Batch:
         for images in others:
             x_0, noise = stable_targets(self.denoiser.schedule, x_0, t, noise, images)
         self.trainer.optimizer.zero_grad()
-        dropout = Dropout(self.denoiser.network, self.place, self.seed, k)
-        with dropout:
+        network = self.denoiser.network
+        dropout = Dropout(network, self.place, self.seed, k) if self.drops else None
+        with dropout or nullcontext():
             loss = self.denoiser.loss(x_0, t, noise).mean()
             loss = loss if self.weight == 1 else self.weight * loss
-        dropout.backward(loss)
+        if dropout is None:
+            loss.backward()
+        else:
+            dropout.backward(loss)
+            self.drops = dropout.used or has_dropout(network)
         return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 
