@@ -198,7 +198,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 
 def band_of(wanted: int, x: Tensor, joined: bool, channels: int, group: int) -> tuple[int, int, bool]:
-    """Returns the channels of a band, the fewest whole groups that have those wanted; of its tiles; if it is aligned."""
+    """Returns the channels of a band, the fewest whole groups with those wanted; of its tiles; if it is aligned."""
     band = group * min(triton.cdiv(max(wanted, 1), group), channels // group)
     return band, triton.next_power_of_2(band), joined and x.shape[1] % band == 0
 
