@@ -74,7 +74,10 @@ class ESteps:
         if missing and self.config.schedule == "continuous" and phase == "warm":
             check(False, "train", str(store.folder), "to be whole", "shards missing", self.folder.again(number))
         if missing:
+            sigma = self.observations.sigma
+            self.run.settle_sigma(number)
             self.reconstruct(number, phase, self.run.model(number - 1))
+            self.observations.sigma = sigma
         return store
 
     def warm(self, number: int, sampler: Sampler) -> Sampler:
