@@ -23,8 +23,8 @@ MANIFEST = "manifest.json"
 class Store:
     """A folder of tensors with one row per observation, in shards that are finished one by one.
 
-    Several processes may write to one store as long as they write different shards. A shard is there whole or not at
-    all, and carries a checksum and the identity of its store.
+    Several processes may write to one store, the same shard too: the first one's stays. A shard is there whole or not
+    at all, and carries a checksum and the identity of its store.
 
     Arguments:
         folder: The folder; created, or re-opened if it holds a store of the same identity.
@@ -89,7 +89,7 @@ class Store:
         return True
 
     def write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Writes a shard, whole or not at all.
+        """Writes a shard, whole or not at all; one that is there stays.
 
         Arguments:
             index: The shard.
@@ -110,7 +110,7 @@ class Store:
                 row = start + int((~finite).nonzero()[0])
                 fix = "The sampler diverged: reduce its scale or its learning rate"
                 raise ValueError(message("Store.write", f"{name!r}", "to be finite", f"NaN or inf in row {row}", fix))
-        write_tensors(path, tensors, self._stamp(index))
+        write_tensors(path, tensors, self._stamp(index), replace=False)
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Returns the tensors of a finished shard, verified.

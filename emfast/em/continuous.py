@@ -12,7 +12,6 @@ from emfast._files import settle_folder
 from emfast._records import write_record
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
-from emfast.em.e_step import e_step
 from emfast.em.e_steps import Reconstructions
 from emfast.em.m_step import Training
 from emfast.em.model import save_model
@@ -183,17 +182,8 @@ class Continuous:
         if trainer.step == part.begin:
             seconds = trainer.watch.seconds
             with trainer.averaged():
-                e_step(
-                    sampler,
-                    denoiser,
-                    self.observations,
-                    ids,
-                    store,
-                    shards=part.shards,
-                    batch_size=self.run.e_steps.batch_size(sampler, denoiser, ids),
-                    seed=self.run.seed("round", number, "e_step"),
-                    processes=self.processes,
-                )
+                size = self.run.e_steps.batch_size(sampler, denoiser, ids)
+                self.run.e_steps.make(number, sampler, denoiser, ids, store, batch_size=size, shards=part.shards)
             trainer.watch = Stopwatch(seconds)
         start, stop = (len(self.clean) + row for row in (part.shards[0][1], part.shards[-1][2]))
         new = torch.cat([store.read(index)["images"] for index, *_ in part.shards]).clamp(-1, 1)

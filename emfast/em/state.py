@@ -12,6 +12,7 @@ from emfast._files import check_regular, is_unused, write_text
 from emfast._json import to_json
 from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml
+from emfast.em.announcement import NAME as ANNOUNCEMENT
 from emfast.em.lock import NAME as LOCK
 
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
@@ -121,7 +122,7 @@ class RunFolder:
                 raise
             for path in (self.path / "rounds", self.path / "model"):
                 shutil.rmtree(path, ignore_errors=True)
-            for name in ("data.json", "batch_size.json"):
+            for name in ("data.json", "batch_size.json", ANNOUNCEMENT):
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / "data.json").exists():
             write_record(self.path / "data.json", data)
@@ -137,6 +138,10 @@ class RunFolder:
             for key in sorted((before.keys() | now.keys()) - _free(now)):
                 old, new = before.get(key), now.get(key)
                 check(old == new, "train", key, f"to stay {old}, as in {path}", f"{new}", fix)
+        self.check_data(data)
+
+    def check_data(self, data: dict[str, str]) -> None:
+        """Raises a ValueError unless data are those of the folder, as far as it has any; fingerprints by name."""
         if (path := self.path / "data.json").exists():
             noted = read_record(path)
             fix = "Put them back, or choose another output"

@@ -121,9 +121,15 @@ def test_the_averaged_weights_are_lent():
     trainer.average[0] += 1
     before = network.weight.detach().clone()
     network.train()
-    with trainer.averaged():
-        assert torch.equal(network.weight, before + 1)
-        assert not network.training
+
+    def failed_e_step():
+        with trainer.averaged():
+            assert torch.equal(network.weight, before + 1)
+            assert not network.training
+            raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        failed_e_step()
     assert torch.equal(network.weight, before)
     assert network.training
 
