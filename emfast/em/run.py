@@ -95,7 +95,8 @@ class Run:
             return
         path, sampler = self.folder.round(number) / "sigma.json", self.config.sampler
         if self.processes.main and not path.exists():
-            self.settle_sigma(number - 1)  # where the search begins
+            if number > 1:
+                self.e_steps.take_sigma(number - 1)  # where the search begins
             found = estimate_sigma(
                 MMPS() if sampler is None or sampler.begins_at_noise else sampler,
                 self.model(number - 1),
@@ -106,7 +107,7 @@ class Run:
             )
             write_record(path, {"sigma": found})
         self.processes.wait()
-        self.observations.sigma = read_record(path, sigma=(int, float))["sigma"]
+        self.e_steps.take_sigma(number)
 
     def seed(self, *names: str | int) -> int:
         """Returns the seed of a purpose."""

@@ -11,9 +11,11 @@ from tiny_run import train
 from emfast import random
 from emfast._files import read_json
 from emfast.commands.run_settings import run_settings
+from emfast.config import Config
 from emfast.diffusion import VPSchedule
 from emfast.em import Observations
 from emfast.em.noise_estimate import estimate_sigma
+from emfast.em.work import Guest
 from emfast.operators import GaussianBlur, Identity, Mask
 from emfast.samplers import MMPS, ReverseFromObservation
 
@@ -86,6 +88,10 @@ def test_a_run_notes_the_noise_and_goes_on_with_it(tmp_path, schedule):
     assert 0 < found[1] != found[0] > 0
     assert read_json(run / "model" / "emfast.json")["sigma"] == found[1]
     assert run_settings(run)["sigma"] == found[1]
+    if schedule == "rounds":
+        guest = Guest(Config.from_yaml(run / "config.yaml"), run, "cpu", None, None, None)
+        guest.e_steps.plan(2, "warm", guest.model(1))
+        assert guest.observations.sigma == found[1]
     # The same again without the last round, whose noise is estimated anew.
     kept = {k: (run / f"rounds/{k:03}/model/unet/diffusion_pytorch_model.safetensors").read_bytes() for k in (1, 2)}
     for path in sorted((run / "rounds/002").rglob("*"), reverse=True):
