@@ -161,7 +161,7 @@ class Continuous:
             trainer.finish()
         if self.processes.main:
             write_record(folder / "seconds.json", {"m_step": trainer.watch.seconds})
-            save_model(denoiser, self.run.scheduler, folder / "model")
+            save_model(denoiser, self.run.scheduler, folder / "model", self.run.note)
             if number > 1:
                 (self.folder.round(number - 2) / STATE).unlink(missing_ok=True)
 

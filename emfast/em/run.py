@@ -30,11 +30,15 @@ from emfast.em.model import (
     reinitialise,
     save_model,
 )
+from emfast.em.noise_estimate import estimate_sigma
 from emfast.em.processes import Processes
 from emfast.em.state import RunFolder, Stopwatch
+from emfast.samplers import MMPS
 
 if TYPE_CHECKING:
     from emfast.config import Config
+
+SAMPLED = 32  # observations that an unknown noise level is estimated from
 
 
 class Run:
@@ -73,7 +77,38 @@ class Run:
         """What stands beside every model: the shape of its images, and the range of the values that they stand for."""
         origin = self.observations.origin
         note: dict[str, Any] = {"shape": list(self.observations.shape), "patch": self.config.data.patch}
+        note |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
         return note if origin is None else {**note, "range": list(origin.range)}
+
+    @property
+    def sigma(self) -> float:
+        """The noise level that the observations are taken to have, in the units of `sigma` in the config."""
+        origin = self.observations.origin
+        return self.observations.sigma * (1.0 if origin is None else origin.range.half)
+
+    def settle_sigma(self, number: int) -> None:
+        """Takes the noise level of a round for that of the observations, estimated by the model of the round before.
+
+        By MMPS at its defaults, unless the sampler begins at the observation: that of an E-step may have been chosen
+        for PSNR, and its samples then lack some of the posterior's spread, which counts here.
+        """
+        if self.config.sigma != "auto" or number == 0:
+            return
+        path, sampler = self.folder.round(number) / "sigma.json", self.config.sampler
+        if self.processes.main and not path.exists():
+            if number > 1:
+                self.e_steps.take_sigma(number - 1)  # where the search begins
+            found = estimate_sigma(
+                MMPS() if sampler is None or sampler.begins_at_noise else sampler,
+                self.model(number - 1),
+                self.observations,
+                torch.linspace(0, len(self.observations) - 1, min(SAMPLED, len(self.observations))).long(),
+                batch_size=SAMPLED,
+                seed=self.seed("round", number, "sigma"),
+            )
+            write_record(path, {"sigma": found})
+        self.processes.wait()
+        self.e_steps.take_sigma(number)
 
     def seed(self, *names: str | int) -> int:
         """Returns the seed of a purpose."""
@@ -146,6 +181,7 @@ class Run:
 
     def round(self, number: int, phase: str) -> None:
         """One E-step with the model of the round before, one M-step on its reconstructions; or both in turn."""
+        self.settle_sigma(number)
         if phase == "warm" and self.config.schedule == "continuous":
             found = self.continuous.sweep(number)
         else:
@@ -154,6 +190,7 @@ class Run:
             self.processes.wait()
             return
         row = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
+        row |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
         row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
         row |= {"network_evaluations": found.evaluations, "seconds_e_step": found.seconds}
         self.finish(number, row, self.preview(found.images, found.ids))
