@@ -151,7 +151,7 @@ class Continuous:
                     processes=self.processes,
                 )
             training.use(images)
-            training.advance(part.end, lambda done: report(done - first, last - first), self.run.logged(number))
+            training.advance(part.end, lambda done: report(done - first, last - first), self.run.log.follow(number))
         if self.processes.main:
             trainer.save(folder / STATE)
         if training is not None:
@@ -159,8 +159,8 @@ class Continuous:
         else:
             trainer.finish()
         if self.processes.main:
-            self.run.note_training(number, trainer)
-            save_model(denoiser, self.run.scheduler, folder / "model")
+            self.run.log.write(number, trainer)
+            save_model(denoiser, self.run.scheduler, folder / "model", self.run.note)
             if number > 1:
                 (self.folder.round(number - 2) / STATE).unlink(missing_ok=True)
 

@@ -64,12 +64,19 @@ class ESteps:
 
     def plan(self, number: int, phase: str, denoiser: Denoiser) -> tuple[Sampler, Tensor, float | None]:
         """Returns the sampler of a round, the ids of its observations in the order of the store, and the scale."""
+        self.take_sigma(number)
         ids = self.subset(number, phase)
         scaled, scale = self.scaled(number, denoiser)
         sampler = self.warm(number, scaled)
         if isinstance(sampler, WarmStart):  # one batch at most is mixed
             ids = torch.cat((ids[sampler.known(ids)], ids[~sampler.known(ids)]))
         return sampler, ids, scale
+
+    def take_sigma(self, number: int) -> None:
+        """Takes the noise level that was estimated before a round for that of the observations, if it is unknown."""
+        if self.config.sigma == "auto":
+            path = self.folder.round(number) / "sigma.json"
+            self.observations.sigma = read_record(path, sigma=(int, float))["sigma"]
 
     def make(
         self,
@@ -94,7 +101,7 @@ class ESteps:
             store.has(index)
         if all(store.path(index).exists() for index, *_ in shards):
             return
-        with shared(store, shards, place=rank / world) as queue:
+        with shared(store, shards, place=rank / world, check=self.processes.check) as queue:
             e_step(
                 sampler,
                 denoiser,
@@ -118,7 +125,9 @@ class ESteps:
         if missing and self.config.schedule == "continuous" and phase == "warm":
             check(False, "train", str(store.folder), "to be whole", "shards missing", self.folder.again(number))
         if missing:
+            sigma = self.observations.sigma
             self.reconstruct(number, phase, self.run.model(number - 1))
+            self.observations.sigma = sigma
         return store
 
     def warm(self, number: int, sampler: Sampler) -> Sampler:

@@ -11,9 +11,10 @@ from emfast._check import check
 from emfast.em.events import Event
 from emfast.em.given import take
 from emfast.em.lock import held
+from emfast.em.model import resolve_device
 from emfast.em.plan import next_phase
 from emfast.em.prediction import predict
-from emfast.em.processes import is_main
+from emfast.em.processes import is_main, join
 from emfast.em.run import Run
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def train(
     check(hasattr(config, "to_yaml"), "train", "config", "to be an emfast.Config", type(config), fix, TypeError)
     free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
     config, given = take(config, images=images, observations=observations, clean=clean, model=model, network=network)
-    with held(config.output) if is_main() and free else nullcontext():
-        run = Run(config, config.to_yaml(), callback, given)
+    holding = held(config.output) if is_main() and free else nullcontext()
+    with holding, join(device := resolve_device(config.device), config.output) as processes:
+        run = Run(config, callback, device, processes, given)
         if not run.folder.rows():
             if callback is not None and run.processes.main and not (run.folder.round(0) / "model").exists():
                 callback(predict(run))

@@ -97,8 +97,7 @@ class Training:
         self.trainer, self.checkpoint, self.last = trainer, checkpoint, last
         self.processes = processes or Processes()
         world, size = self.processes.world, trainer.config.batch_size
-        requirement = f"to be a multiple of {world}, the number of processes"
-        check(size % world == 0, "m_step", "batch_size", requirement, size)
+        check(size >= world, "m_step", "batch_size", f"to be at least {world}, the number of processes", size)
         self.batch = _Batch(trainer, denoiser, images, seed, self.processes)
         self.graphed = Graphed(self.batch.gradients, state=denoiser.network.buffers())
 
@@ -167,6 +166,8 @@ class _Batch:
         self.part = slice(processes.rank, None, processes.world)
         # In the batch, whatever the number of processes.
         self.place = torch.arange(self.config.batch_size, device=self.device)[self.part]
+        # Where the number of processes does not divide the batch, the mean over processes is not that over images.
+        self.weight = len(self.place) * processes.world / self.config.batch_size
 
     def use(self, images: Tensor) -> None:
         """Takes the images of the steps to come."""
@@ -210,13 +211,13 @@ class _Batch:
         dropout = Dropout(network, self.place, self.seed, k) if self.drops else None
         with dropout or nullcontext():
             losses = self.denoiser.loss(x_0, t, noise)
-            loss = losses.mean()
+            loss = losses.mean() if self.weight == 1 else self.weight * losses.mean()
         if dropout is None:
             loss.backward()
         else:
             dropout.backward(loss)
             self.drops = dropout.used or has_dropout(network)
-        levels = by_noise_level(self.denoiser.schedule, t, losses).to(loss.dtype)
+        levels = self.weight * by_noise_level(self.denoiser.schedule, t, losses).to(loss.dtype)
         return loss.detach(), levels, *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 

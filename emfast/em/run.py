@@ -13,12 +13,12 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check, check_finite
 from emfast._files import read_tensors, settle_folder, write_tensors
-from emfast._records import read_record, write_record
+from emfast._records import write_record
 from emfast.diffusion import Denoiser
 from emfast.em.continuous import Continuous
 from emfast.em.e_steps import ESteps, Reconstructions
 from emfast.em.evaluation import Evaluator
-from emfast.em.events import Event, Progress, RoundFinished, TrainingLogged
+from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.given import Given
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
@@ -30,34 +30,41 @@ from emfast.em.model import (
     prepare,
     publish_model,
     reinitialise,
-    resolve_device,
     save_model,
 )
+from emfast.em.noise_estimate import estimate_sigma
 from emfast.em.own_network import is_own
-from emfast.em.processes import join
-from emfast.em.state import TRAINING, RunFolder, Stopwatch
-from emfast.em.training_log import summary
+from emfast.em.processes import Processes
+from emfast.em.run_log import RunLog
+from emfast.em.state import RunFolder, Stopwatch
+from emfast.samplers import MMPS
 
 if TYPE_CHECKING:
     from emfast.config import Config
-    from emfast.em.trainer import Trainer
+
+SAMPLED = 32  # observations that an unknown noise level is estimated from
 
 
 class Run:
     """The state of a run in this process; everything that matters is on disk.
 
     Arguments:
-        config, yaml, callback: Those of `train`.
+        config, callback: Those of `train`.
+        device: The device to use.
+        processes: The processes that share the run.
         given: What was given in Python.
     """
 
     def __init__(
-        self, config: Config, yaml: str, callback: Callable[[Event], None] | None, given: Given | None = None
+        self,
+        config: Config,
+        callback: Callable[[Event], None] | None,
+        device: torch.device,
+        processes: Processes,
+        given: Given | None = None,
     ) -> None:
-        self.config, self.callback = config, callback
+        self.config, self.callback, self.device, self.processes = config, callback, device, processes
         given = given or Given()
-        self.device = resolve_device(config.device)
-        self.processes = join(self.device)
         self.inputs = read_inputs(config, given)
         self.observations = self.inputs.observations
         shape = self.observations.shape
@@ -74,10 +81,10 @@ class Run:
         self.evaluator = Evaluator(*measured) if self.processes.main else None
         self.folder = RunFolder(config.output)
         if self.processes.main:
-            self.folder.claim(yaml, self.inputs.fingerprints)
+            self.folder.claim(config.to_yaml(), self.inputs.fingerprints)
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
-        self.e_steps = ESteps(self)
+        self.log, self.e_steps = RunLog(self), ESteps(self)
         self.continuous = Continuous(self)
 
     @property
@@ -85,7 +92,38 @@ class Run:
         """What stands beside every model: the shape of its images, and the range of the values that they stand for."""
         origin = self.observations.origin
         note: dict[str, Any] = {"shape": list(self.observations.shape), "patch": self.config.data.patch}
+        note |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
         return note if origin is None else {**note, "range": list(origin.range)}
+
+    @property
+    def sigma(self) -> float:
+        """The noise level that the observations are taken to have, in the units of `sigma` in the config."""
+        origin = self.observations.origin
+        return self.observations.sigma * (1.0 if origin is None else origin.range.half)
+
+    def settle_sigma(self, number: int) -> None:
+        """Takes the noise level of a round for that of the observations, estimated by the model of the round before.
+
+        By MMPS at its defaults, unless the sampler begins at the observation: that of an E-step may have been chosen
+        for PSNR, and its samples then lack some of the posterior's spread, which counts here.
+        """
+        if self.config.sigma != "auto" or number == 0:
+            return
+        path, sampler = self.folder.round(number) / "sigma.json", self.config.sampler
+        if self.processes.main and not path.exists():
+            if number > 1:
+                self.e_steps.take_sigma(number - 1)  # where the search begins
+            found = estimate_sigma(
+                MMPS() if sampler is None or sampler.begins_at_noise else sampler,
+                self.model(number - 1),
+                self.observations,
+                torch.linspace(0, len(self.observations) - 1, min(SAMPLED, len(self.observations))).long(),
+                batch_size=SAMPLED,
+                seed=self.seed("round", number, "sigma"),
+            )
+            write_record(path, {"sigma": found})
+        self.processes.wait()
+        self.e_steps.take_sigma(number)
 
     def seed(self, *names: str | int) -> int:
         """Returns the seed of a purpose."""
@@ -95,26 +133,11 @@ class Run:
         """Returns a callback(done, total) that reports a phase."""
 
         def report(done: int, total: int) -> None:
+            self.processes.check()
             if self.callback is not None and self.processes.main:
                 self.callback(Progress(phase, number, done, total))
 
         return report
-
-    def logged(self, number: int) -> Callable[[dict[str, Any]], None]:
-        """Returns a callback(row) that reports a row of the log of a round's training."""
-        before = self.steps_before(number)
-
-        def report(row: dict[str, Any]) -> None:
-            if self.callback is not None and self.processes.main:
-                self.callback(TrainingLogged(number, {**row, "step": before + row["step"]}))
-
-        return report
-
-    def steps_before(self, number: int) -> int:
-        """Returns what to add to the steps of a round's training for those of the run; 0 if they are that already."""
-        if number == 0 or self.config.schedule == "continuous":
-            return 0
-        return int(self.folder.rows()[number - 1].get("training_steps", 0))
 
     def initial_round(self) -> None:
         """Round 0: the model given, or one trained on clean images, or on reconstructions under a Gaussian."""
@@ -173,6 +196,7 @@ class Run:
 
     def round(self, number: int, phase: str) -> None:
         """One E-step with the model of the round before, one M-step on its reconstructions; or both in turn."""
+        self.settle_sigma(number)
         if phase == "warm" and self.config.schedule == "continuous":
             found = self.continuous.sweep(number)
         else:
@@ -181,6 +205,7 @@ class Run:
             self.processes.wait()
             return
         row = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
+        row |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
         row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
         row |= {"network_evaluations": found.evaluations, "seconds_e_step": found.seconds}
         self.finish(number, row, self.preview(found.images, found.ids))
@@ -217,20 +242,14 @@ class Run:
                 checkpoint=folder / "training.safetensors",
                 processes=self.processes,
                 callback=self.progress(phase, number),
-                logged=self.logged(number),
+                logged=self.log.follow(number),
             )
             if self.processes.main:
-                self.note_training(number, trained)
+                self.log.write(number, trained)
                 save_model(denoiser, self.scheduler, folder / "model", self.note)
         self.processes.wait()
         if self.processes.main:
             (folder / "training.safetensors").unlink(missing_ok=True)
-
-    def note_training(self, number: int, trainer: Trainer) -> None:
-        """Writes the seconds and the log of a round's training."""
-        before = self.steps_before(number)
-        log = [{**row, "step": before + row["step"]} for row in trainer.log]
-        write_record(self.folder.round(number) / TRAINING, {"m_step": trainer.watch.seconds, "log": log})
 
     def preview(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Returns the images that the pictures of a round show."""
@@ -248,12 +267,8 @@ class Run:
             denoiser = self.model(number)
             callback = self.progress("samples", number)
             samples, distance = self.evaluator.samples(denoiser, self.config.seed, callback)
-            timing = folder / TRAINING
-            trained: dict[str, Any] = {"m_step": 0.0, "log": []}
-            if timing.exists():
-                trained |= read_record(timing, m_step=(int, float))
-            seconds, log = trained["m_step"], trained["log"]
-            row |= {"training_steps": log[-1]["step"] if log else self.steps_before(number), **summary(log)}
+            seconds, logged = self.log.read(number)
+            row |= logged
             row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}
             row["seconds"] = seconds + watch.seconds + (row["seconds_e_step"] or 0.0)
             shown = self.config.evaluation.pictures**2
