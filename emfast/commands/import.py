@@ -96,7 +96,7 @@ def _said(options: Options, found: Imported, whole: bool) -> str:
     left = f"; {found.left_out} other files left out" if found.left_out else ""
     how = " (percentiles 0.1 and 99.9)" if options.range == "auto" else ""
     share = float(found.mask.float().mean())
-    command = f"emfast train --data.observations {options.output} --output runs/mine"
+    command = f"emfast train --data.observations {options.output} --preset tiny --output runs/mine"
     command += " --operator Identity --sigma SIGMA" if whole else ""
     return "\n".join(
         [

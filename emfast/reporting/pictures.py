@@ -60,7 +60,13 @@ def to_grid(images: Tensor, columns: int, mask: Tensor | None = None) -> NDArray
 
 
 def draw_rows(rows: Sequence[Row], file: BinaryIO, title: str = "") -> None:
-    """Writes labelled rows of images as a PNG."""
+    """Writes labelled rows of images as a PNG.
+
+    Arguments:
+        rows: The rows, from the top.
+        file: Where to.
+        title: A line above them.
+    """
     figure, tops = _figure(rows, below=0.0, title=title)
     _add_images(figure, rows, tops)
     figure.savefig(file, format="png", dpi=DPI)

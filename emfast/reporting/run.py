@@ -157,6 +157,8 @@ def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int | None 
         path: The file.
         images: (N, C, H, W) in data units; clipped to [-1, 1] for the picture.
         columns: Images per row; a square grid by default.
+    Returns:
+        The file.
     """
     from PIL import Image
 
@@ -167,7 +169,12 @@ def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int | None 
 
 
 def round_folder(run: str | os.PathLike[str], number: int) -> Path:
-    """Returns the folder of a round."""
+    """Returns the folder of a round.
+
+    Arguments:
+        run: The folder of the run.
+        number: The round; 0 is the initial model.
+    """
     return Path(run) / "rounds" / f"{number:03d}"
 
 
