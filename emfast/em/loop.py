@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emfast._check import check
 from emfast.em.events import Event
@@ -17,6 +17,8 @@ from emfast.em.run import Run
 
 if TYPE_CHECKING:
     from emfast.config import Config
+
+INITIAL = "initial"
 
 
 def train(config: Config, callback: Callable[[Event], None] | None = None) -> Path:
@@ -42,9 +44,17 @@ def train(config: Config, callback: Callable[[Event], None] | None = None) -> Pa
     holding = held(config.output) if is_main() and free else nullcontext()
     with holding, join(device := resolve_device(config.device), config.output) as processes:
         run = Run(config, callback, device, processes)
-        if not run.folder.rows():
-            run.initial_round()
-        while phase := next_phase(run.folder.rows(), config):
-            run.round(len(run.folder.rows()), phase)
+        while step := processes.agree(_next(run.folder.rows(), config)):
+            number, phase = step.split()
+            if phase == INITIAL:
+                run.initial_round()
+            else:
+                run.round(int(number), phase)
         run.publish()
     return run.folder.model
+
+
+def _next(rows: list[dict[str, Any]], config: Config) -> str:
+    """Returns the number and the phase of the round after those that are finished; nothing at the end."""
+    phase = next_phase(rows, config) if rows else INITIAL
+    return f"{len(rows)} {phase}" if phase else ""

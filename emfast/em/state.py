@@ -61,7 +61,7 @@ class Stopwatch:
 
 
 class RunFolder:
-    """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run.
+    """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run, and `e_step.json` for guests.
 
     A round folder holds `scale.json`, `reconstructions/`, `training.safetensors` (only while it trains), `model/`,
     `preview.safetensors` and, written last, `row.json`: the round is finished if that exists.
