@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 FILE = "emfast-tuned.json"
-VERSION = 1  # of the file: another number for every change of what a key or a row means
+VERSION = 2  # of the file: another number for every change of what a key or a row means
 Row = tuple[int, ...]
 _trial: dict[str, Row | bool] = {}
 _asked: list[dict[str, Row | bool]] = []

@@ -101,7 +101,7 @@ class ESteps:
             store.has(index)
         if all(store.path(index).exists() for index, *_ in shards):
             return
-        with shared(store, shards, place=rank / world) as queue:
+        with shared(store, shards, place=rank / world, check=self.processes.check) as queue:
             e_step(
                 sampler,
                 denoiser,

@@ -16,14 +16,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from emfast._process import identity, is_gone
 
 BEAT = 5.0  # seconds between two changes
 PATIENCE = 9 * BEAT  # without one, a process is taken for dead
 STALL = 900.0  # seconds without progress after which a process stops to say that it is alive
-ENDED = "ended"
+LOOKS = 3  # without a change, a beat apart: after a pause of the file system itself all are seen to stand still once
+ENDED, LEFT = "ended", "left"
 
 
 class Files(Protocol):
@@ -106,8 +107,8 @@ class Lease:
     ) -> None:
         self.files, self.beat, self.stall, self.clock = files, beat, stall, clock
         self.name = name or f"worker-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.count, self.last = 0, clock()
-        self.over = threading.Event()
+        self.count, self.note, self.last = 0, 0, clock()
+        self.over, self.writing = threading.Event(), threading.Lock()
 
     def begin(self) -> None:
         """Shows it for the first time."""
@@ -116,21 +117,33 @@ class Lease:
     def renew(self) -> None:
         """Shows that it is alive, if it works; nothing happens if the folder is gone, or full."""
         if self.clock() - self.last <= self.stall:
-            self.count += 1
-            with suppress(OSError):
-                self.files.write(self.name, self._text(identity()))
+            self._write(identity())
+
+    def tell(self, note: int) -> None:
+        """Tells the others a number."""
+        self.note = note
+        self._write(identity())
 
     def worked(self) -> None:
         """Notes that the work goes on."""
         self.last = self.clock()
 
-    def end(self) -> None:
-        """Gives back at once whatever the process holds."""
-        with suppress(OSError):
-            self.files.write(self.name, self._text(ENDED))
+    def end(self, word: str = ENDED) -> None:
+        """Says that the process does not work any more.
+
+        Arguments:
+            word: ENDED gives back at once whatever it holds, LEFT says that it held nothing.
+        """
+        self.over.set()
+        self._write(word)
+
+    def _write(self, word: str) -> None:
+        with self.writing, suppress(OSError):
+            self.count += 1
+            self.files.write(self.name, self._text(word))
 
     def _text(self, word: str) -> str:
-        return f"{word:<40} {self.count:>12}\n"  # of one length
+        return f"{word:<40} {self.note:>12} {self.count:>12}\n"  # of one length
 
     def __enter__(self) -> Lease:
         self.begin()
@@ -142,8 +155,16 @@ class Lease:
             self.renew()
 
     def __exit__(self, *error: object) -> None:
-        self.over.set()
         self.end()
+
+
+class Seen(NamedTuple):
+    """What a file was seen to hold."""
+
+    text: str | None
+    since: float
+    last: float  # the last of the looks that count
+    looks: int
 
 
 class Watch:
@@ -159,7 +180,16 @@ class Watch:
         self, files: Files, *, patience: float = PATIENCE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.files, self.patience, self.clock = files, patience, clock
-        self.seen: dict[str, tuple[str | None, float]] = {}  # what a file held, and since when
+        self.seen: dict[str, Seen] = {}
+
+    def word(self, name: str) -> str:
+        """Returns who a file says that its process is, ENDED or LEFT; nothing if it is not there."""
+        return (self.files.read(name) or "").split(" ")[0]
+
+    def note(self, name: str) -> int:
+        """Returns the number that a process tells; 0 if it has told none."""
+        words = (self.files.read(name) or "").split()
+        return int(words[1]) if len(words) == 3 and words[1].isdecimal() else 0
 
     def is_dead(self, name: str) -> bool:
         """Returns whether the process of a file has ended, or not changed it for too long.
@@ -169,10 +199,14 @@ class Watch:
         """
         text, now = self.files.read(name), self.clock()
         word = (text or "").split(" ")[0]
+        if word == LEFT:
+            return False
         if word == ENDED or is_gone(word):
             return True
-        before, since = self.seen.get(name, ("", now))
-        if name not in self.seen or text != before:
-            self.seen[name] = (text, now)
-            return False
-        return now - since > self.patience
+        seen = self.seen.get(name)
+        if seen is None or text != seen.text:
+            seen = Seen(text, now, now, 0)
+        elif now - seen.last >= self.patience / 9:
+            seen = seen._replace(last=now, looks=seen.looks + 1)
+        self.seen[name] = seen
+        return now - seen.since > self.patience and seen.looks >= LOOKS

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from emfast._check import check
 from emfast.em.events import Event
 from emfast.em.lock import held
+from emfast.em.model import resolve_device
 from emfast.em.plan import next_phase
-from emfast.em.processes import is_main
+from emfast.em.processes import is_main, join
 from emfast.em.run import Run
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ def train(config: Config, callback: Callable[[Event], None] | None = None) -> Pa
     fix = "Give emfast.Config(...), or Config.from_yaml(file)"
     check(hasattr(config, "to_yaml"), "train", "config", "to be an emfast.Config", type(config), fix, TypeError)
     free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
-    with held(config.output) if is_main() and free else nullcontext():
-        run = Run(config, config.to_yaml(), callback)
+    holding = held(config.output) if is_main() and free else nullcontext()
+    with holding, join(device := resolve_device(config.device), config.output) as processes:
+        run = Run(config, callback, device, processes)
         if not run.folder.rows():
             run.initial_round()
         while phase := next_phase(run.folder.rows(), config):

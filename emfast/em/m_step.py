@@ -94,8 +94,7 @@ class Training:
         self.trainer, self.checkpoint, self.last = trainer, checkpoint, last
         self.processes = processes or Processes()
         world, size = self.processes.world, trainer.config.batch_size
-        requirement = f"to be a multiple of {world}, the number of processes"
-        check(size % world == 0, "m_step", "batch_size", requirement, size)
+        check(size >= world, "m_step", "batch_size", f"to be at least {world}, the number of processes", size)
         self.batch = _Batch(trainer, denoiser, images, seed, self.processes)
         self.graphed = Graphed(self.batch.gradients, state=denoiser.network.buffers())
 
@@ -155,6 +154,8 @@ class _Batch:
         self.part = slice(processes.rank, None, processes.world)
         # In the batch, whatever the number of processes.
         self.place = torch.arange(self.config.batch_size, device=self.device)[self.part]
+        # Where the number of processes does not divide the batch, the mean over processes is not that over images.
+        self.weight = len(self.place) * processes.world / self.config.batch_size
 
     def use(self, images: Tensor) -> None:
         """Takes the images of the steps to come."""
@@ -198,6 +199,7 @@ class _Batch:
         dropout = Dropout(network, self.place, self.seed, k) if self.drops else None
         with dropout or nullcontext():
             loss = self.denoiser.loss(x_0, t, noise).mean()
+            loss = loss if self.weight == 1 else self.weight * loss
         if dropout is None:
             loss.backward()
         else:

@@ -7,6 +7,7 @@ processes get the same one. Both may then make the shard. The first result stays
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import time
@@ -20,9 +21,10 @@ from emfast.data.store import Store
 from emfast.em.lease import Files, Lease, Shared, Watch
 from emfast.em.shards import Shard
 
-WATCHED = 16  # processes that are looked at together
+WATCHED = 4  # shards of others that are looked at together
+TRIES = 8  # to claim a shard
 SLOW = 1.5  # times as long as the own shards took: it pays to make the shard oneself, with nothing else to do
-PAUSES = (0.02, 5.0)  # seconds between two looks, the shortest and the longest
+SHORTEST, LONGEST = 0.02, 5.0  # seconds between two looks
 
 
 class Claim(NamedTuple):
@@ -32,11 +34,14 @@ class Claim(NamedTuple):
     since: float  # when it was seen first
 
 
+FREE, CLAIMED, OWN, MADE = range(4)  # what a process knows of a shard
+
+
 class Queue:
     """The shards of one E-step, as one of the processes sees them that share it.
 
     Arguments:
-        shards: All shards of the E-step.
+        shards: All shards of the E-step, whose indices follow each other.
         finished: Returns the indices of the shards that are there, or were some seconds ago.
         files: The folder of the claims.
         lease: That of this process, in the same folder.
@@ -47,7 +52,7 @@ class Queue:
 
     def __init__(
         self,
-        shards: Iterable[Shard],
+        shards: Sequence[Shard],
         finished: Callable[[], Iterable[int]],
         files: Files,
         lease: Lease,
@@ -57,97 +62,103 @@ class Queue:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.shards = {shard[0]: shard for shard in shards}
+        self.shards, self.first = shards, shards[0][0]
         self.finished, self.files, self.lease, self.watch = finished, files, lease, watch
         self.clock, self.sleep = clock, sleep
         self.random = random.Random(lease.name)
-        self.left = set(self.shards)  # not there yet, as far as is known
-        self.free = dict.fromkeys(self.shards, 0)  # by index, the next claim's generation
-        self.claims: dict[int, Claim] = {}  # of others
+        self.known = bytearray([FREE]) * len(shards)
+        self.left = len(shards)  # not made, as far as is known
+        self.claims: dict[int, Claim] = {}  # of others, by index
         self.holders: dict[tuple[int, int], str] = {}
         self.own: dict[int, float] = {}  # not made yet, and since when
         self.usual: float | None = None  # seconds from a claim to the shard
         self.here = self.elsewhere = 0  # rows made
-        order = sorted(self.shards)
-        self.next = order[int(place * len(order)) % len(order)] if order else 0
+        self.next = int(place * len(shards)) % len(shards)
+        self.looked = -math.inf
 
     @property
     def missing(self) -> list[Shard]:
         """See `Work`."""
-        return [self.shards[index] for index in sorted(self.left)]
+        return [shard for shard, known in zip(self.shards, self.known, strict=True) if known != MADE]
 
     def look(self) -> None:
         """Brings up to date what is known of the others; what it misses costs a try, no more."""
-        for index in self.left.intersection(self.finished()):
-            self._finish(index, elsewhere=True)
-        others, now = self.left - self.own.keys(), self.clock()
+        self._look_for_shards()
+        self.looked = now = self.clock()
         for name in self.files.names():
             shard, _, number = name.partition(".")
-            if shard.isdecimal() and number.isdecimal() and int(shard) in others:
+            if shard.isdecimal() and number.isdecimal():
                 self._claimed(int(shard), int(number), now)
+
+    def _look_for_shards(self) -> None:
+        for index in self.finished():
+            if 0 <= index - self.first < len(self.known) and self.known[index - self.first] != MADE:
+                self.elsewhere += self._made(index) if index not in self.own else 0
 
     def recover(self) -> None:
         """Frees the shards of all processes that are known to have ended, as after a restart."""
         self.look()
         for index, (generation, _) in self.claims.items():
             if self.watch.is_dead(self._holder(index, generation)):
-                self.free[index] = generation + 1
+                self.known[index - self.first] = FREE
 
-    def _finish(self, index: int, *, elsewhere: bool = False) -> None:
-        self.left.discard(index)
-        self.free.pop(index, None)
+    def _made(self, index: int) -> int:
+        """Notes that a shard is there; returns its rows."""
+        self.known[index - self.first] = MADE
+        self.left -= 1
         self.claims.pop(index, None)
-        _, start, stop = self.shards[index]
-        if index in self.own:
-            self.here += 0 if elsewhere else stop - start
-        elif elsewhere:
-            self.elsewhere += stop - start
+        _, start, stop = self.shards[index - self.first]
+        return stop - start
 
     def _claimed(self, index: int, generation: int, now: float) -> None:
-        known = self.claims[index].generation if index in self.claims else self.free.get(index, 0) - 1
-        if generation > known:
-            self.free.pop(index, None)
+        """Notes a claim of another process, unless a later one is known."""
+        place = index - self.first
+        known = self.claims[index].generation if index in self.claims else -1
+        if generation > known and 0 <= place < len(self.known) and self.known[place] in (FREE, CLAIMED):
+            self.known[place] = CLAIMED
             self.claims[index] = Claim(generation, now)
 
     def take(self) -> Shard | None:
-        """Claims a shard; returns None if all are made or claimed."""
-        while self.free:
-            index = self._following()
-            generation = self.free[index]
+        """Claims a shard; returns None if all are made or claimed, or others were faster several times in a row."""
+        for _ in range(TRIES):
+            if (place := max(self.known.find(FREE, self.next), self.known.find(FREE))) < 0:
+                break
+            index = self.first + place
+            generation = self.claims[index].generation + 1 if index in self.claims else 0
             if self.files.create(f"{index:05d}.{generation}", self.lease.name):
-                del self.free[index]
+                self.known[place] = OWN
                 self.claims.pop(index, None)
                 self.own[index] = self.clock()
-                self.next = index + 1
-                return self.shards[index]
+                self.next = place + 1
+                return self.shards[place]
             self._claimed(index, generation, self.clock())
-            self.look()
-            if self.free:  # where another one goes on two would meet at every shard
-                self.next = self.random.choice(sorted(self.free))
+            if self.clock() - self.looked > self._pause():
+                self.look()
+            self.next = self.random.randrange(len(self.known))  # two that go on together meet at every shard
         return None
-
-    def _following(self) -> int:
-        """Returns the next free shard, the first one behind the last."""
-        if self.next not in self.free:
-            self.next = min((index for index in self.free if index > self.next), default=min(self.free))
-        return self.next
 
     def rest(self) -> Shard | None:
         """Waits for what others make; returns a shard of one that failed, or None as soon as all are made.
 
         To be called with nothing else to do: all that this process has claimed is made.
         """
-        pause = PAUSES[0]
+        pause, judged = max(SHORTEST, 0.1 * self._pause()), -math.inf
         while self.left:
             self.lease.worked()
-            self.look()
-            self._judge()
+            self._look_for_shards()
+            if self.clock() - judged > min(LONGEST, self.watch.patience / 4):
+                judged = self.clock()
+                self._judge()
             if (shard := self.take()) is not None:
                 return shard
             if self.left:
                 self.sleep(pause * (0.5 + self.random.random()))
-                pause = min(1.5 * pause, PAUSES[1], max(PAUSES[0], (self.usual or PAUSES[1]) / 20))
+                pause = min(1.5 * pause, self._pause())
         return None
+
+    def _pause(self) -> float:
+        """Returns the seconds between two looks: few beside those that a shard takes."""
+        return min(LONGEST, max(SHORTEST, 0.1 * self.usual)) if self.usual else LONGEST
 
     def _judge(self) -> None:
         """Frees shards whose process is dead, and one whose process is slow."""
@@ -158,7 +169,7 @@ class Queue:
             if holder not in dead:
                 dead[holder] = self.watch.is_dead(holder)
             if dead[holder] or self._is_slow(generation, since):
-                self.free[index] = generation + 1
+                self.known[index - self.first] = FREE
                 if not dead[holder]:
                     return
 
@@ -179,10 +190,9 @@ class Queue:
 
     def made(self, index: int) -> None:
         """Notes that a shard of this process was written, or was there already."""
-        took = self.clock() - self.own[index]
+        took = self.clock() - self.own.pop(index)
         self.usual = took if self.usual is None else 0.7 * self.usual + 0.3 * took
-        self._finish(index)
-        del self.own[index]
+        self.here += self._made(index)
 
     def worked(self) -> None:
         """Notes that the work goes on."""
@@ -190,7 +200,13 @@ class Queue:
 
 
 @contextmanager
-def shared(store: Store, shards: Sequence[Shard] | None = None, *, place: float | None = None) -> Iterator[Queue]:
+def shared(
+    store: Store,
+    shards: Sequence[Shard] | None = None,
+    *,
+    place: float | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Queue]:
     """A block in which this process is one of those that make the shards of a store.
 
     Arguments:
@@ -198,14 +214,20 @@ def shared(store: Store, shards: Sequence[Shard] | None = None, *, place: float 
         shards: Which of its shards; all by default.
         place: The share of the shards, in 0 ... 1, that this process begins behind: it is one of those that lead the
             run, which begin the queue, and again what earlier processes have left. By default it only joins.
+        check: Called while it waits; what it raises ends the waiting.
     """
     shards = store.shards if shards is None else list(shards)
     files = Shared(_folder(store, shards))
     if place is not None:
         files.folder.mkdir(exist_ok=True)
+
+    def sleep(seconds: float) -> None:
+        check()
+        time.sleep(seconds)
+
     with Lease(files) as lease:
         start = random.Random(lease.name).random() if place is None else place
-        queue = Queue(shards, partial(_finished, store), files, lease, Watch(files), place=start)
+        queue = Queue(shards, partial(_finished, store), files, lease, Watch(files), place=start, sleep=sleep)
         if place is None:
             queue.look()
         else:

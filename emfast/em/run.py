@@ -28,11 +28,10 @@ from emfast.em.model import (
     prepare,
     publish_model,
     reinitialise,
-    resolve_device,
     save_model,
 )
 from emfast.em.noise_estimate import estimate_sigma
-from emfast.em.processes import join
+from emfast.em.processes import Processes
 from emfast.em.state import RunFolder, Stopwatch
 from emfast.samplers import MMPS
 
@@ -46,13 +45,15 @@ class Run:
     """The state of a run in this process; everything that matters is on disk.
 
     Arguments:
-        config, yaml, callback: Those of `train`.
+        config, callback: Those of `train`.
+        device: The device to use.
+        processes: The processes that share the run.
     """
 
-    def __init__(self, config: Config, yaml: str, callback: Callable[[Event], None] | None) -> None:
-        self.config, self.callback = config, callback
-        self.device = resolve_device(config.device)
-        self.processes = join(self.device)
+    def __init__(
+        self, config: Config, callback: Callable[[Event], None] | None, device: torch.device, processes: Processes
+    ) -> None:
+        self.config, self.callback, self.device, self.processes = config, callback, device, processes
         self.inputs = read_inputs(config)
         self.observations = self.inputs.observations
         shape = self.observations.shape
@@ -65,7 +66,7 @@ class Run:
         self.evaluator = Evaluator(*measured) if self.processes.main else None
         self.folder = RunFolder(config.output)
         if self.processes.main:
-            self.folder.claim(yaml, self.inputs.fingerprints)
+            self.folder.claim(config.to_yaml(), self.inputs.fingerprints)
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
         self.e_steps = ESteps(self)
@@ -117,6 +118,7 @@ class Run:
         """Returns a callback(done, total) that reports a phase."""
 
         def report(done: int, total: int) -> None:
+            self.processes.check()
             if self.callback is not None and self.processes.main:
                 self.callback(Progress(phase, number, done, total))
 

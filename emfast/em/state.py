@@ -14,6 +14,7 @@ from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml
 from emfast.em.announcement import NAME as ANNOUNCEMENT
 from emfast.em.lock import NAME as LOCK
+from emfast.em.meeting import PREFIX as MEETING
 
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
 # But for rounding, that is: on the size of batches a GPU's memory has a say.
@@ -111,7 +112,7 @@ class RunFolder:
             ValueError: If the folder belongs to another run, or holds something else; the difference is named.
             OSError: If it cannot be written.
         """
-        if not is_unused(self.path, LOCK):
+        if not is_unused(self.path, LOCK, MEETING):
             ours = self.path.is_dir() and any((self.path / name).exists() for name in ("config.yaml", "data.json"))
             fix = "Choose another output, or delete the folder"
             check(ours, "train", f"output {self.path}", "to be empty or an emfast run", "other files", fix)
