@@ -146,6 +146,9 @@ def run(
     config = config_of(task, method, seed, folder)
     if config is None:
         return
+    last = 0 if method in BOUNDS else config.rounds + config.final_rounds
+    if (task, method, seed, last) in known:  # even where its run is not kept
+        return
     inputs, device = read_inputs(config), resolve_device(config.device)
     evaluator = Evaluator(config.evaluation, inputs.reference, inputs.observations.shape, device)
     common = config_of(task, OURS, seed, folder) or config  # one sampler measures all models of a task

@@ -20,6 +20,8 @@ from emfast.em.run import Run
 if TYPE_CHECKING:
     from emfast.config import Config
 
+INITIAL = "initial"
+
 
 def train(
     config: Config,
@@ -67,11 +69,19 @@ def train(
     holding = held(config.output) if is_main() and free else nullcontext()
     with holding, join(device := resolve_device(config.device), config.output) as processes:
         run = Run(config, callback, device, processes, given)
-        if not run.folder.rows():
-            if callback is not None and run.processes.main and not (run.folder.round(0) / "model").exists():
-                callback(predict(run))
-            run.initial_round()
-        while phase := next_phase(run.folder.rows(), config):
-            run.round(len(run.folder.rows()), phase)
+        while step := processes.agree(_next(run.folder.rows(), config)):
+            number, phase = step.split()
+            if phase == INITIAL:
+                if callback is not None and processes.main and not (run.folder.round(0) / "model").exists():
+                    callback(predict(run))
+                run.initial_round()
+            else:
+                run.round(int(number), phase)
         run.publish()
     return run.folder.model
+
+
+def _next(rows: list[dict[str, Any]], config: Config) -> str:
+    """Returns the number and the phase of the round after those that are finished; nothing at the end."""
+    phase = next_phase(rows, config) if rows else INITIAL
+    return f"{len(rows)} {phase}" if phase else ""

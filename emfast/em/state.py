@@ -65,7 +65,7 @@ class Stopwatch:
 
 
 class RunFolder:
-    """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run.
+    """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run, and `e_step.json` for guests.
 
     A round folder holds `scale.json`, `reconstructions/`, `training.safetensors` (only while it trains),
     `seconds.json` (with the log of the training), `model/`,
