@@ -12,6 +12,7 @@ from typing import Any
 import em
 import run
 import samplers
+import scale
 from e_step import NETWORKS, VARIANTS
 from measure import RESULTS, ROOT, Measurement, load
 from samplers_show import lines_of
@@ -39,6 +40,7 @@ def main() -> int:
         "e-steps": (e_steps(), None),
         "ops": run.tables(),
         "em": (em.table(em.saved()), None),
+        "scale": (scale.table(), None),
     }.items():
         begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
         head, _, rest = text.partition(begin)

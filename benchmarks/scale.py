@@ -11,12 +11,13 @@ that live.
 
 import argparse
 import heapq
+import json
 import math
 import random
 import threading
 from bisect import bisect_right
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import measure
 import torch
@@ -257,6 +258,29 @@ class Simulation:
         return now + work / speed
 
 
+HEAD = """| workers | batches | shards | minutes | efficiency | deaths | made twice | operations / s | at peak |
+|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""
+
+
+def line(row):
+    """Returns a row of the table."""
+    case = row["case"]
+    shards = case["workers"] * case["batches"] * case["shards"]
+    return (
+        f"| {case['workers']} | {case['batches']} | {shards} | {row['seconds'] / 60:.1f} | {row['efficiency']:.1%} "
+        f"| {row['deaths']} | {row['doubled']:.2%} | {row['operations_per_second']:.1f} | {row['operations_at_peak']} |"
+    )
+
+
+def table():
+    """Returns the table of what was saved, of repeated cases the last."""
+    rows = [json.loads(text) for text in (measure.RESULTS / "scale.jsonl").read_text().splitlines()]
+    kept = {json.dumps(row["case"]): row for row in rows}
+    commits = ", ".join(sorted({row["environment"]["commit"] for row in kept.values()}))
+    lines = [line(row) for row in sorted(kept.values(), key=lambda row: row["case"]["workers"])]
+    return "\n".join([HEAD, *lines, "", f"Simulated at {commits}: `python benchmarks/scale.py --save`."])
+
+
 def main():
     """Simulates, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -271,17 +295,11 @@ def main():
         raise SystemExit("scale: expected --save with all changes committed, got a changed tree. Commit first.")
     threading.stack_size(256 * 1024)
     print(f"a process is taken for dead after {leases.PATIENCE:g} seconds")
-    print("| workers | shards | minutes | efficiency | deaths | made twice | operations / s | at peak |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print(HEAD)
     for workers in options.workers:
         case = Case(workers, options.batches, options.seconds, options.shards, options.hours)
         found = Simulation(case).run()
-        shards = workers * case.batches * case.shards
-        print(
-            f"| {workers} | {shards} | {found.seconds / 60:.1f} | {found.efficiency:.1%} | {found.deaths} "
-            f"| {found.doubled:.2%} | {found.operations_per_second:.1f} | {found.operations_at_peak} |",
-            flush=True,
-        )
+        print(line(asdict(found)), flush=True)
         if options.save:
             environment = measure.environment(torch.device("cpu"))
             measure.save([Saved(**vars(found), environment=environment)], "scale")
