@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OP ?=
 
-.PHONY: install test sanitize demo docs lint format bench clean
+.PHONY: install test test-cluster kills sanitize demo docs lint format bench clean
 
 install: $(STAMP)
 
@@ -17,7 +17,16 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
 # Two processes of one thread each: most tests are too small for two threads.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/cluster
+
+# Processes that join and leave, die, stop, fill the disk, have other clocks, and a network of their own (as root).
+test-cluster: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/cluster
+
+# 100 kills at random moments; hours on a slow machine.
+KILLS ?= 100
+kills: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/cluster $(BIN)/python -m cluster.kills $(KILLS)
 
 # The tests of ops and of the checksum on a copy of the package whose extension finds bad addresses and undefined
 # behaviour. C++ is compiled with CFLAGS by older setuptools, with CXXFLAGS by newer.

@@ -18,6 +18,9 @@ from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass
 
+import measure
+import torch
+
 from emfast.em import lease as leases
 from emfast.em.lease import Lease, Watch
 from emfast.em.queue import Queue
@@ -126,7 +129,7 @@ class Case:
     workers: int
     batches: int = 50
     seconds: float = 30.0
-    shards: int = 4
+    shards: int = 1
     hours: float = 100.0
 
 
@@ -264,6 +267,8 @@ def main():
     parser.add_argument("--hours", type=float, default=Case.hours, help="until a worker dies")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
+    if options.save and measure.is_dirty():
+        raise SystemExit("scale: expected --save with all changes committed, got a changed tree. Commit first.")
     threading.stack_size(256 * 1024)
     print(f"a process is taken for dead after {leases.PATIENCE:g} seconds")
     print("| workers | shards | minutes | efficiency | deaths | made twice | operations / s | at peak |")
@@ -278,15 +283,8 @@ def main():
             flush=True,
         )
         if options.save:
-            save(found)
-
-
-def save(found):
-    """Appends a row to the results."""
-    import measure
-    import torch
-
-    measure.save([Saved(**vars(found), environment=measure.environment(torch.device("cpu")))], "scale")
+            environment = measure.environment(torch.device("cpu"))
+            measure.save([Saved(**vars(found), environment=environment)], "scale")
 
 
 @dataclass(frozen=True)

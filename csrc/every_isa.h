@@ -1,5 +1,5 @@
 // Compiles the file EMFAST_KERNELS once per instruction set, in namespaces named after them. No include guard.
-// The including file defines EMFAST_KERNELS as its own name and hides its kernels behind `#ifdef EMFAST_LANES`.
+// That is a header beside the including file, which defines what the kernels read of the standard library before.
 #include <cstring>
 
 #include "emfast.h"

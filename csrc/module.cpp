@@ -11,7 +11,27 @@
 #include <unistd.h>
 #endif
 
+// The files that bind functions, each of which has a define_<name>.
+#define EMFAST_FILES(each)          \
+  each(attention)                   \
+  each(blur)                        \
+  each(checksum)                    \
+  each(convolution)                 \
+  each(convolution_weight_gradient) \
+  each(group_norm_silu)             \
+  each(mask_misfit)                 \
+  each(random)                      \
+  each(sampler_update)              \
+  each(separable_blur)              \
+  each(winograd_convolution)        \
+  each(winograd_weight_gradient)
+#define EMFAST_DECLARE(name) void define_##name(py::module_& module);
+#define EMFAST_DEFINE(name) emfast::define_##name(module);
+
 namespace emfast {
+
+EMFAST_FILES(EMFAST_DECLARE)
+
 namespace {
 
 const char* const names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
@@ -76,16 +96,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &emfast::instruction_sets, "What this machine can run, the best last.");
   module.def("has_amx", &emfast::has_amx, "Whether bfloat16 tiles are multiplied.");
   module.def("use_instruction_set", &emfast::use_instruction_set);
-  emfast::define_attention(module);
-  emfast::define_blur(module);
-  emfast::define_checksum(module);
-  emfast::define_convolution(module);
-  emfast::define_convolution_weight_gradient(module);
-  emfast::define_group_norm_silu(module);
-  emfast::define_mask_misfit(module);
-  emfast::define_random(module);
-  emfast::define_sampler_update(module);
-  emfast::define_separable_blur(module);
-  emfast::define_winograd_convolution(module);
-  emfast::define_winograd_weight_gradient(module);
+  EMFAST_FILES(EMFAST_DEFINE)
 }

@@ -58,12 +58,8 @@ def base_of(hint: Any) -> Any:
 def subclasses(base: Any) -> dict[str, Any]:
     """Returns what the package of a base class exports beside it, by name: Mask, GaussianBlur, ... of Operator."""
     home = importlib.import_module(base.__module__.rpartition(".")[0] or base.__module__)
-    exported = {name: getattr(home, name) for name in getattr(home, "__all__", ())}
-    return {
-        name: kind
-        for name, kind in exported.items()
-        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
-    }
+    exported = {name: kind for name, kind in vars(home).items() if not name.startswith("_") and inspect.isclass(kind)}
+    return {name: kind for name, kind in exported.items() if issubclass(kind, base) and kind is not base}
 
 
 def class_at(base: Any, name: str) -> Any:

@@ -39,13 +39,15 @@ def read_settings(options: Any, tree: Tree, function: str) -> Any:
     """Returns the options that a tree says; what it leaves out has the defaults of the dataclass.
 
     Arguments:
-        options: The dataclass. If it has a method `usual(tree)`, the tree that it returns goes before the defaults.
+        options: The dataclass. If it has a method `usual(tree)`, the tree that it returns goes before the defaults; it
+            may take out of the tree what it has understood.
         tree: The tree.
         function: The public function the caller used.
     Raises:
         ValueError: If there is a mistake in it; one sentence.
     """
     check_values(function, tree)
+    tree = dict(tree)
     usual = options.usual(tree) if hasattr(options, "usual") else {}
     return _Reader(function, options).construct(options, join(options, usual, tree), "")
 

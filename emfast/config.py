@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
+from emfast._e_step_config import EStepConfig
 from emfast._m_step_config import MStepConfig
 from emfast._settings import read_file, read_settings
 from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
+from emfast.presets import expanded, preset
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import check_posterior, usual_classes
 
@@ -94,38 +96,6 @@ class NetworkConfig:
 
 
 @dataclass
-class EStepConfig:
-    """The E-step: one posterior sample for every observation.
-
-    Args:
-        batch_size: Observations reconstructed together; auto: found by trying, once for the run.
-        shard_size: Observations in one file of the store: what an interruption costs at most.
-        warm_start: From the second round on, begin at the reconstruction of the round before, brought to this noise
-            level (in data units), instead of at pure noise: fewer steps. Nothing changes for a sampler that begins at
-            the observation. null: always at pure noise.
-        subset: Random observations per warm-started round; none: all.
-        scales: Candidates for the sampler's scale, tried each round, the smallest data misfit wins; empty: keep it.
-        scale_images: Observations the candidates are tried on.
-        parts: With the continuous schedule, in how many parts the store is renewed over a round.
-    """
-
-    batch_size: int | Literal["auto"] = "auto"
-    shard_size: int = 256
-    warm_start: float | None = 3.0
-    subset: int | None = 5000
-    scales: list[float] = field(default_factory=list)
-    scale_images: int = 16
-    parts: int = 8
-
-    def __post_init__(self) -> None:
-        check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images", "parts")
-        if self.batch_size != "auto":
-            check_positive("e_step", self, "batch_size")
-        good = all(0 < scale < math.inf for scale in self.scales)
-        check(good, "config", "e_step.scales", "to be positive and finite", self.scales)
-
-
-@dataclass
 class GaussianConfig:
     """The Gaussian prior that gives the first reconstructions where there are no clean images.
 
@@ -179,6 +149,8 @@ class Config:
 
     Args:
         output: The folder of the run; the same command again resumes it.
+        preset: Sizes of network and training to begin with, from the shape of the images: tiny (minutes on a CPU),
+            small (hours), paper (a large GPU). What else is given goes before it. In Python: `Config.with_preset`.
         model: A diffusers model folder as the initial model, instead of training one on clean images.
         data: Where the images come from.
         operator: The measurement operator A. By default Mask(missing=0.6) where observations are simulated, and where
@@ -207,10 +179,12 @@ class Config:
         accelerate: Computes the network with emfast's kernels; none: where they were measured to be faster, on CPUs
             and, in bfloat16, on GPUs.
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
-        tensorboard: Also write TensorBoard events.
+        trackers: Also write to these trackers of experiments, with commas between: tensorboard, wandb, mlflow and what
+            else accelerate knows. Each is a package of its own.
     """
 
     output: str = "runs/emfast"
+    preset: Literal["tiny", "small", "paper"] | None = None
     model: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     operator: Operator | None = None
@@ -231,10 +205,20 @@ class Config:
     device: str = "auto"
     accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    tensorboard: bool = False
-    usual = staticmethod(usual_classes)  # a file or a command line may give arguments without the class
+    trackers: str = ""
+
+    @staticmethod
+    def usual(tree: dict[str, Any]) -> dict[str, Any]:
+        """Returns what a file or a command line means beside what it says: a preset, classes of arguments alone.
+
+        Arguments:
+            tree: What they say; the name of a preset is taken out.
+        """
+        return {**expanded(tree), **usual_classes(tree)}
 
     def __post_init__(self) -> None:
+        fix = f"Write Config.with_preset({self.preset!r}, shape, ...)"
+        check(self.preset is None, "config", "preset", "to be read from a file or a command line", self.preset, fix)
         if self.operator is None and self.data.observations is None:
             self.operator = Mask(missing=0.6)
         self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
@@ -270,6 +254,20 @@ class Config:
     def first_sigma(self) -> float:
         """The noise level that the run begins with."""
         return self.sigma_start if self.sigma == "auto" else self.sigma
+
+    @classmethod
+    def with_preset(cls, name: str, shape: tuple[int, int, int], **settings: Any) -> Config:
+        """Returns a config with the network and training of a preset.
+
+        Arguments:
+            name: tiny, small or paper.
+            shape: (C, H, W) of the images.
+            settings: The other fields; a group that is given replaces that of the preset.
+        Raises:
+            ValueError: If there is no such preset, or a setting is not good.
+        """
+        config: Config = read_settings(cls, preset(name, shape), "config")
+        return replace(config, **settings)
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Config:

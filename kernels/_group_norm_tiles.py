@@ -223,9 +223,11 @@ def configure(
     torn = joined and not aligned
     once = torn and kernel == FORWARD and x.element_size() == 2 and rows(2 * MAX_TILE, block_c, pixels) >= pixels
     limit = 2 * MAX_TILE if once else MAX_TILE // 2 if torn else MAX_TILE
-    size = block_c * rows(limit, block_c, pixels) * x.element_size()
+    block_p = rows(limit, block_c, pixels)
+    size = block_c * block_p * x.element_size()
     warps = min(max(size // PER_WARP // (1 + once), 1), MOST_WARPS[kernel])
-    stages = [] if kernel == FORWARD else [3 if size == LARGE and whole and architecture() in PIPELINED else 1]
+    alone = size == LARGE and whole and block_p >= pixels
+    stages = [] if kernel == FORWARD else [3 if alone and architecture() in PIPELINED else 1]
     sizes = (x.element_size(), last, joined + aligned, channels, group, pixels, whole)
     limit, warps, wanted, *stages = tuned(kernel, x, sizes, (limit, warps, wanted, *stages))
     band, block_c, aligned = band_of(wanted, x, joined, channels, group)

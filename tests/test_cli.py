@@ -90,7 +90,7 @@ def test_the_saved_config_is_the_same_run(run):
 def test_more_rounds_go_on_with_the_run(tmp_path, capsys):
     assert train(tmp_path, "--final_rounds", "0") == 0
     capsys.readouterr()
-    assert train(tmp_path, "--final_rounds", "0", "--rounds", "2", "--tensorboard", "true") == 0
+    assert train(tmp_path, "--final_rounds", "0", "--rounds", "2", "--trackers", "tensorboard") == 0
     out = capsys.readouterr().out
     assert "e-step" in out
     assert "warm" in out

@@ -67,8 +67,8 @@ def test_a_forced_reference_holds_for_layers_too(monkeypatch):
         replace_way(monkeypatch, "convolution layer", name, unsupported=lambda *args, name=name: called.append(name))
     x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3)
     expected = torch.nn.functional.conv2d(x, weight, padding=1)
-    with backend("reference"):
-        torch.testing.assert_close(emfast.nn.convolution(x, weight, padding=1), expected)
+    with backend("reference"):  # sums of 144 terms, in an order of their own
+        torch.testing.assert_close(emfast.nn.convolution(x, weight, padding=1), expected, rtol=1e-5, atol=1e-4)
     assert not called
 
 

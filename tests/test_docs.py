@@ -98,12 +98,12 @@ def inside(folder, monkeypatch):
     monkeypatch.chdir(folder)
     train = emfast.train
 
-    def toy(config, callback=None):
+    def toy(config, callback=None, **given):
         small = {"network": NetworkConfig(**NETWORK), "m_step": MStepConfig(**STEPS), "rounds": 1, "final_rounds": 0}
         small |= {"gaussian": GaussianConfig(4, 1), "evaluation": EvaluationConfig(samples=0)}
         data = dataclasses.replace(config.data, limit=12)
         sampler = dataclasses.replace(config.sampler, steps=2) if config.sampler else MMPS(steps=2)
-        return train(dataclasses.replace(config, data=data, sampler=sampler, device="cpu", **small), callback)
+        return train(dataclasses.replace(config, data=data, sampler=sampler, device="cpu", **small), callback, **given)
 
     monkeypatch.setattr(emfast, "train", toy)
     return folder

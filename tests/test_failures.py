@@ -145,8 +145,8 @@ class Late(Identity):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("return super().misfit(x, y, parameters) if Late.calls < 4 else None", ["Late: expected misfit to return"]),
-        ("return super().misfit(x, y, parameters) if Late.calls < 4 else 1 / 0", ["late_1.py", "ZeroDivisionError"]),
+        ("return super().misfit(x, y, parameters) if Late.calls < 8 else None", ["Late: expected misfit to return"]),
+        ("return super().misfit(x, y, parameters) if Late.calls < 8 else 1 / 0", ["late_1.py", "ZeroDivisionError"]),
     ],
 )
 def test_an_operator_that_fails_in_the_middle_of_a_run(what, words, tmp_path, monkeypatch, capsys):

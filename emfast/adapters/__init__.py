@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +15,28 @@ from emfast.adapters.comparison import difference
 from emfast.adapters.parts import original_class, replaced_method
 from emfast.adapters.swap import STATE, Settings, Swapped, is_known, obstacle, swap, unswap
 
-ADAPTERS = (diffusers, guided_diffusion, edm)
+
+class Adapter(Protocol):
+    """What a family of networks has, as a module.
+
+    NETWORKS holds the names of its networks, `swaps` yields modules to swap, by what, and their place ("entry", "exit"
+    or ""), `covered` those that are left alone on purpose.
+    """
+
+    __name__: str
+
+    @property
+    def NETWORKS(self) -> tuple[str, ...]:
+        """The names of its networks."""
+
+    def swaps(self, model: nn.Module) -> Iterator[tuple[nn.Module, type[Swapped], str]]:
+        """Yields the modules of a network to swap."""
+
+    def covered(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Yields the modules that are left alone."""
+
+
+ADAPTERS: tuple[Adapter, ...] = (diffusers, guided_diffusion, edm)
 Model = TypeVar("Model")  # a module, or a pipeline with one
 _differences: Any = WeakKeyDictionary()  # a module that was compared -> how it differs
 

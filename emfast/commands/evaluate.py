@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,16 @@ from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import scores
 from emfast.data import Images, Store, load
+from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
+from emfast.evaluation.statistics import (
+    Statistics,
+    distance_to,
+    read_statistics,
+    statistics_of,
+    write_statistics,
+)
 from emfast.reporting import plain_table, read_metrics, round_folder
+from emfast.reporting.tables import columns_of, read_rows, to_latex, to_markdown
 
 STORE = "reconstructions"
 
@@ -30,13 +39,21 @@ class Options:
 
     Args:
         a: The images to judge.
-        b: The images to compare them with.
+        b: The images to compare them with; or a .npz file with statistics of their features (`mu` and `sigma`), for the
+            distance alone.
         features: Feature space of the distance; auto: "fashion-mnist" for one channel, "efficientnet-lite0" for RGB.
         weights: Path of the weights where the feature space needs a file ("inception").
         paired: Whether image i of A belongs to image i of B, so that PSNR and SSIM make sense; none: see above.
         size: Resize images read from files to this many pixels a side.
         crop: Centre crop of this many pixels before resizing.
         limit: Use only the first so many of both.
+        lpips: Also LPIPS, of pairs: the path of torchvision's weights of AlexNet (alexnet-owt-7be5be79.pth).
+        samples: Images for the distance in the place of A: those that the model itself draws.
+        reference: Images, or statistics, for the distance in the place of B; as many as they are.
+        statistics: Write the statistics of B's features to this .npz file, to be given as B another time.
+        table: How to write the table: plain, markdown or latex.
+        name: What to call A in the table.
+        beside: A CSV file with other rows of the table, whose first line names the columns: method,PSNR,FID.
     """
 
     a: str
@@ -47,6 +64,13 @@ class Options:
     size: int | None = None
     crop: int | None = None
     limit: int | None = None
+    lpips: str | None = None
+    samples: str | None = None
+    reference: str | None = None
+    statistics: str | None = None
+    table: Literal["plain", "markdown", "latex"] = "plain"
+    name: str | None = None
+    beside: str | None = None
 
 
 def run(options: Options, yaml: str) -> None:
@@ -56,23 +80,46 @@ def run(options: Options, yaml: str) -> None:
         options: What to compare.
         yaml: The options as text.
     """
+    if options.lpips is not None:  # what is missing is said before anything long begins
+        lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), weights=options.lpips)
+    others = read_rows(options.beside) if options.beside is not None else []
+    reference = read_statistics(options.reference or options.b)
     a, ids = _read(options.a, options)
-    b, others = _read(options.b, options)
-    check(a.shape == b.shape, "evaluate", "B", f"to have images of A's shape {a.shape}", b.shape, "Set size")
-    pair = _pair(options, a, ids, b, others)
+    space = _space(options, a, reference)
+    row = {"method": options.name or Path(options.a).name, "images": str(len(a))}
+    against: Images | Statistics | None = reference
+    if reference is not None and options.reference is None:
+        fix = "Give the images themselves as B for PSNR, SSIM and LPIPS"
+        check(options.lpips is None and not options.paired, "evaluate", "B", "to be images", options.b, fix)
+    else:
+        b, known = _read(options.b, options)
+        check(a.shape == b.shape, "evaluate", "B", f"to have images of A's shape {a.shape}", b.shape, "Set size")
+        row |= {"images B": str(len(b)), **_scores(options, a, ids, b, known)}
+        against = reference or b
+    if space is not None and against is not None:
+        if options.reference is not None and reference is None:
+            against = _all(options.reference, options)
+        drawn = a if options.samples is None else _all(options.samples, options)
+        row[space.metric] = f"{_distance(options, space, drawn, against):.2f}"
+    columns = columns_of([*others, row], ("PSNR", "SSIM", "LPIPS", space.metric if space is not None else "FD"))
+    if options.table == "plain":
+        plain_console().print(plain_table(columns))
+    else:
+        print((to_markdown if options.table == "markdown" else to_latex)(columns))
+
+
+def _scores(options: Options, a: Images, ids: Tensor | None, b: Images, known: Tensor | None) -> dict[str, str]:
+    """The scores of the images that belong together, as the table shows them."""
+    pair = _pair(options, a, ids, b, known)
     if pair is not None and options.paired is None and not _belong(*pair):
-        known = ids is not None or others is not None
-        fix = "Check that B holds the images observed" if known else "Write --paired true if they are pairs"
+        named = ids is not None or known is not None
+        fix = "Check that B holds the images observed" if named else "Write --paired true if they are pairs"
         requirement = "to be nearer to their partners in B than to others"
         print(message("evaluate", "the images of A", requirement, "no difference", fix), file=sys.stderr)
-        pair = pair if known else None
-    means = scores(*pair) if pair is not None else {}
-    name, distance = _distance(options, a, b)
-    columns = [("images A", [str(len(a))]), ("images B", [str(len(b))])]
-    for heading, key, spec in (("PSNR", "psnr", ".2f"), ("SSIM", "ssim", ".3f")):
-        value = means.get(key)
-        columns.append((heading, ["-" if value is None else format(value, spec)]))
-    plain_console().print(plain_table([*columns, (name, [distance])]))
+        pair = pair if named else None
+    means = scores(*pair, options.lpips) if pair is not None else {}
+    formats = {"psnr": ".2f", "ssim": ".3f", "lpips": ".3f"}
+    return {key.upper(): format(value, formats[key]) for key, value in means.items() if value is not None}
 
 
 def _read(source: str, options: Options) -> tuple[Images, Tensor | None]:
@@ -89,6 +136,11 @@ def _read(source: str, options: Options) -> tuple[Images, Tensor | None]:
         return load(source, crop=options.crop, size=options.size, limit=options.limit), None
     store = Store.open(path)
     return Images(store.load("images")[: options.limit]), store.load("ids")[: options.limit]
+
+
+def _all(source: str, options: Options) -> Images:
+    """The images of a set, all of them."""
+    return _read(source, replace(options, limit=None))[0]
 
 
 def _pair(
@@ -131,18 +183,27 @@ def _common(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _distance(options: Options, a: Images, b: Images) -> tuple[str, str]:
-    """The name of the Frechet distance and its value; a dash and the reason if "auto" finds no feature space."""
+def _space(options: Options, a: Images, reference: Statistics | None) -> Features | None:
+    """The feature space of the distance; none, and the reason is told, if "auto" finds none."""
     if options.features == "none":
-        return "FD", "-"
-    from emfast.evaluation import default_features, features, frechet_distance
+        return None
+    if options.features != "auto":
+        return features(options.features, options.weights)
+    if reference is not None and reference.space is not None:
+        return features(reference.space, options.weights)
+    try:
+        return default_features(a.shape[0])
+    except (ValueError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return None
 
-    if options.features == "auto":
-        try:
-            space = default_features(a.shape[0])
-        except (ValueError, RuntimeError) as error:
-            print(error, file=sys.stderr)
-            return "FD", "-"
-    else:
-        space = features(options.features, options.weights)
-    return space.metric, f"{float(frechet_distance(space.extract(a), space.extract(b))):.2f}"
+
+def _distance(options: Options, space: Features, a: Images, b: Images | Statistics) -> float:
+    """The Frechet distance of A from images or statistics; those of images are written where that is asked for."""
+    ours = space.extract(a)
+    if isinstance(b, Statistics):
+        return distance_to(ours, b)
+    theirs = space.extract(b)
+    if options.statistics is not None:
+        write_statistics(options.statistics, statistics_of(theirs, space.name))
+    return float(frechet_distance(ours, theirs))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from emfast._files import write_file
+
+BATCH = 256  # images that are measured together
 
 
 def gather(argv: list[str]) -> list[str]:
@@ -30,10 +34,25 @@ def write_images(path: str | os.PathLike[str], images: Tensor) -> None:
     write_file(path, lambda file: np.savez(file, images=images.float().cpu().numpy()))
 
 
-def scores(x: Tensor, truth: Tensor) -> dict[str, float | None]:
-    """Returns the means of `psnr` and `ssim`; no SSIM for images smaller than its window."""
-    from emfast.evaluation import psnr, ssim
+def scores(x: Tensor, truth: Tensor, lpips: str | None = None) -> dict[str, float | None]:
+    """Returns the means of `psnr`, `ssim` and `lpips`, a batch at a time; no SSIM for images smaller than its window.
 
-    window = 11
-    large = min(x.shape[-2:]) >= window
-    return {"psnr": float(psnr(x, truth).mean()), "ssim": float(ssim(x, truth).mean()) if large else None}
+    Arguments:
+        x: (N, C, H, W) the images.
+        truth: The true ones.
+        lpips: The weights of LPIPS; None: it is not measured.
+    Returns:
+        The means by name, None for what is not measured.
+    """
+    from emfast import evaluation
+
+    measures = {"psnr": evaluation.psnr, "ssim": evaluation.ssim}
+    if lpips is not None:
+        measures["lpips"] = partial(evaluation.lpips, weights=lpips)
+    if min(x.shape[-2:]) < 11:  # the side of SSIM's window
+        del measures["ssim"]
+    found: dict[str, float | None] = {"psnr": None, "ssim": None}
+    parts = list(zip(x.split(BATCH), truth.split(BATCH), strict=True))
+    for name, measure in measures.items():
+        found[name] = float(torch.cat([measure(*part).double() for part in parts]).mean())
+    return found

@@ -49,7 +49,8 @@ def run_settings(run: Path | None) -> dict[str, Any]:
 def is_ours(operator: Mapping[str, Any] | None) -> bool:
     """Returns whether an operator in a config is one of emfast's: no code of others runs for the sake of a folder."""
     module, _, name = str((operator or {}).get("class_path", "")).rpartition(".")
-    return module == "emfast.operators" and name in importlib.import_module(module).__all__
+    exported = vars(importlib.import_module("emfast.operators"))
+    return module == "emfast.operators" and not name.startswith("_") and callable(exported.get(name))
 
 
 def make(operator: Mapping[str, Any] | None) -> Operator | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
+from emfast._yaml import load_yaml
 from emfast.commands.display import Display
-from emfast.commands.tensorboard import TensorBoard
+from emfast.commands.trackers import Trackers
 from emfast.config import Config
-from emfast.em import Progress, RoundFinished, train
+from emfast.em import Event, Predicted, Progress, TrainingLogged, train
+from emfast.em.state import flat
 from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics, write_report
 
 Options = Config
@@ -22,20 +24,25 @@ def run(config: Config, yaml: str) -> None:
         yaml: The complete config as text.
     """
     output = Path(config.output)
-    tensorboard = TensorBoard(output) if config.tensorboard else None
+    trackers = Trackers(config.trackers, output, flat(load_yaml(yaml)))
 
-    def follow(event: Progress | RoundFinished) -> None:
+    def follow(event: Event) -> None:
         if isinstance(event, Progress):
             display.advance(f"round {event.round}: {event.phase}", event.done, event.total)
+            return
+        if isinstance(event, Predicted):
+            display.console.print(str(event), soft_wrap=True)
+            return
+        if isinstance(event, TrainingLogged):
+            trackers.write_training(event.row)
             return
         display.row(event.row)
         draw_round(event.folder)
         draw_summary(output)
         write_report([output])
-        if tensorboard is not None:
-            tensorboard.write(event.row, event.folder)
+        trackers.write_round(event.row, event.folder)
 
-    with Display(_earlier(output)) as display:
+    with Display(_earlier(output)) as display, closing(trackers):
         model = train(config, follow)
         if _main_process():
             display.show()  # a run that was finished before has shown nothing yet

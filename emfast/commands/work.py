@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from emfast._check import check
 from emfast.commands.display import Display
-from emfast.em import Progress, RoundFinished, work
+from emfast.em import Event, Progress, work
 
 
 @dataclass
@@ -42,7 +42,7 @@ def run(options: Options, yaml: str) -> None:
         yaml: The options as text.
     """
 
-    def follow(event: Progress | RoundFinished) -> None:
+    def follow(event: Event) -> None:
         if isinstance(event, Progress):
             display.advance(f"round {event.round}: {event.phase}", event.done, event.total)
 

@@ -63,9 +63,11 @@ def read_folder(folder: str | os.PathLike[str], *, scheduled: bool = True) -> Fo
         raise FileNotFoundError(message("load_model", str(folder), "to be a model folder", "nothing there"))
     _check_parts(path)
     unet = path / "unet" if (path / "unet").is_dir() else path
-    check((unet / "config.json").is_file(), "load_model", str(folder), "to hold a UNet2DModel", "none", FIX)
+    own = (path / "network.safetensors").is_file()
+    fix = "It is a network of your own: emfast.em.load_network(folder, network) loads it" if own else FIX
+    check((unet / "config.json").is_file(), "load_model", str(folder), "to hold a UNet2DModel", "none", fix)
     network = _network(unet)
-    scheduler = _scheduler(path) if scheduled else None
+    scheduler = read_scheduler_of(path) if scheduled else None
     return Folder(network, scheduler, (int(network.config.in_channels), *_sides(network, unet)))
 
 
@@ -109,7 +111,7 @@ def _network(folder: Path) -> Any:
     return network.eval()
 
 
-def _scheduler(path: Path) -> Any:
+def read_scheduler_of(path: Path) -> Any:
     """Returns the scheduler of a folder, or, if that is a pipeline's unet/, beside it."""
     folders = [path / "scheduler"] + ([path.parent / "scheduler"] if path.name == "unet" else [])
     files = [folder / "scheduler_config.json" for folder in folders]

@@ -37,19 +37,29 @@ def choose_batch_size(sampler: Sampler, denoiser: Denoiser, observations: Observ
         return _largest(sampler, denoiser, observations, ids)
     best, fastest = len(ids), 0.0
     for size in [size for size in SIZES if size <= len(ids)]:
-        rate = size / _seconds(sampler, denoiser, observations, ids[:size])
+        rate = size / step_seconds(sampler, denoiser, observations, ids[:size])[0]
         if rate < fastest * GAIN:
             break
         best, fastest = size, rate
     return best
 
 
-def _seconds(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> float:
-    """Returns the time of a sampler's second step (the first prepares weights and memory), in seconds."""
+def step_seconds(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> tuple[float, int]:
+    """Returns the time of a sampler's second step (the first prepares weights and memory), in seconds, and all steps.
+
+    Arguments:
+        sampler: The posterior sampler.
+        denoiser: The prior, on the device to use.
+        observations: The observations.
+        ids: (N,) ids of those to take together.
+    """
     device = next(denoiser.parameters()).device
     marks: list[float] = []
+    count = 1
 
     def stop(done: int, steps: int) -> None:
+        nonlocal count
+        count = steps
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
@@ -59,7 +69,7 @@ def _seconds(sampler: Sampler, denoiser: Denoiser, observations: Observations, i
     y = observations.read(ids).to(device)
     with suppress(_Enough):
         sampler(denoiser, y, observations.operator, sigma=observations.sigma, ids=ids.to(device), callback=stop)
-    return min(b - a for a, b in pairwise(marks)) if len(marks) > 1 else 1.0
+    return (min(b - a for a, b in pairwise(marks)) if len(marks) > 1 else 1.0), count
 
 
 def _largest(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> int:
@@ -72,7 +82,7 @@ def _largest(sampler: Sampler, denoiser: Denoiser, observations: Observations, i
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_reserved(device)
-        _seconds(sampler, denoiser, observations, ids[:size])
+        step_seconds(sampler, denoiser, observations, ids[:size])
         peaks.append(torch.cuda.max_memory_reserved(device) - before)
     torch.cuda.empty_cache()
     each = max(1.0, (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._files import settle_folder
-from emfast._records import write_record
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.e_steps import Reconstructions
@@ -133,7 +132,7 @@ class Continuous:
         """Makes the parts of a round that are not done yet, and writes the state of the training and the model."""
         folder, first, last = self.folder.round(number), parts[0].begin, parts[-1].end
         if trainer.step == first:
-            trainer.watch = Stopwatch()
+            trainer.begin()
         report = self.run.progress("sweep" if number else "initial training", number)
         training = None
         for part in parts:
@@ -152,7 +151,7 @@ class Continuous:
                     processes=self.processes,
                 )
             training.use(images)
-            training.advance(part.end, lambda done: report(done - first, last - first))
+            training.advance(part.end, lambda done: report(done - first, last - first), self.run.log.follow(number))
         if self.processes.main:
             trainer.save(folder / STATE)
         if training is not None:
@@ -160,7 +159,7 @@ class Continuous:
         else:
             trainer.finish()
         if self.processes.main:
-            write_record(folder / "seconds.json", {"m_step": trainer.watch.seconds})
+            self.run.log.write(number, trainer)
             save_model(denoiser, self.run.scheduler, folder / "model", self.run.note)
             if number > 1:
                 (self.folder.round(number - 2) / STATE).unlink(missing_ok=True)

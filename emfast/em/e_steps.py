@@ -99,20 +99,19 @@ class ESteps:
         shards = store.shards if shards is None else shards
         for index, *_ in shards[rank::world]:
             store.has(index)
-        if all(store.path(index).exists() for index, *_ in shards):
-            return
-        with shared(store, shards, place=rank / world, check=self.processes.check) as queue:
-            e_step(
-                sampler,
-                denoiser,
-                self.observations,
-                ids,
-                store,
-                batch_size=batch_size,
-                seed=self.run.seed("round", number, "e_step"),
-                work=queue,
-                callback=callback,
-            )
+        if not all(store.path(index).exists() for index, *_ in shards):
+            with shared(store, shards, place=rank / world, check=self.processes.check) as queue:
+                e_step(
+                    sampler,
+                    denoiser,
+                    self.observations,
+                    ids,
+                    store,
+                    batch_size=batch_size,
+                    seed=self.run.seed("round", number, "e_step"),
+                    work=queue,
+                    callback=callback,
+                )
         if self.processes.main:
             clear(store, shards)
 

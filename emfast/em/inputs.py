@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from emfast import random
 from emfast._check import check
 from emfast.data import Images, load
 from emfast.data.origin import check_range, read_origin
 from emfast.data.patches import cut_patches
-from emfast.em.observations import Observations
+from emfast.em.given import GIVEN, Given
+from emfast.em.observations import Observations, operator_of
+from emfast.operators import Operator
 
 if TYPE_CHECKING:
     from emfast.config import Config, DataConfig
@@ -42,21 +45,26 @@ class Inputs:
         return {"observations": self.observations.fingerprint, **prints}
 
 
-def read_inputs(config: Config) -> Inputs:
+def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     """Returns the data of a run, checked to fit together.
+
+    Arguments:
+        config: The run.
+        given: What was given in Python.
 
     Raises:
         ValueError: If a file is missing, damaged or of another shape than the rest.
     """
     data, cut = config.data, {"crop": config.data.crop, "size": config.data.size}
+    given = given or Given()
     clean_source = _source(data, data.clean, "sample:train")
     needs_clean = config.model is None and clean_source is not None and data.clean_count > 0
-    clean = load(clean_source or "", **cut) if needs_clean else None
+    clean = given.clean or load(clean_source or "", **cut) if needs_clean else None
     images = None
     if data.observations is None:
         check(data.images is not None, "train", "data.images or data.observations", "to be given", "neither")
-        same = clean is not None and clean_source == data.images
-        images = clean if same else load(data.images or "", **cut)
+        same = clean is not None and clean_source == data.images != GIVEN
+        images = clean if same else given.images or load(data.images or "", **cut)
     if clean is not None:
         fix = "Give more images, or a smaller clean_count"
         check(
@@ -65,7 +73,7 @@ def read_inputs(config: Config) -> Inputs:
         clean = clean.subset(slice(len(clean) - data.clean_count, None))
         images = images and _without(images, clean)
     images, clean = (_cut(each, data.patch) for each in (images, clean))
-    observations = _observations(config, images)
+    observations = _observations(config, images, given.observations)
     source = _source(data, data.reference, "sample:test")
     reference = load(source, **cut) if source is not None and config.evaluation.samples > 0 else None
     reference = _cut(reference, data.patch)
@@ -91,9 +99,17 @@ def _source(data: DataConfig, named: str | None, sample: str) -> str | None:
     return sample if data.observations is None else None
 
 
-def _observations(config: Config, images: Images | None) -> Observations:
+def _observations(config: Config, images: Images | None, given: dict[str, Tensor] | None) -> Observations:
     """Returns the observations of images, or without any those of the file."""
     data, operator, sigma = config.data, config.operator, config.first_sigma
+    if given is not None:
+        parameters = {name: value[: data.limit] for name, value in given.items()}
+        y = parameters.pop("y")
+        if operator is None or _draws(operator, y) - parameters.keys():  # not what observed them
+            operator = operator_of(y, parameters, None, "observations")
+        return Observations(
+            operator, sigma=sigma, y=y, given=parameters, name="observations", guessed=config.sigma == "auto"
+        )
     if images is None or operator is None:
         observations = Observations.from_file(
             data.observations or "",
@@ -109,6 +125,12 @@ def _observations(config: Config, images: Images | None) -> Observations:
         images = images.subset(slice(0, data.limit))
     noise, seed = sigma if data.sigma is None else data.sigma, random.derive(config.seed, "observations")
     return Observations(operator, sigma=noise, images=images, seed=seed).assuming(sigma)
+
+
+def _draws(operator: Operator, y: Tensor) -> set[str]:
+    """Returns the parameters that an operator draws anew for every observation."""
+    parameters = operator.parameters(torch.arange(2), tuple(y.shape[1:]))
+    return {name for name, v in parameters.items() if len(v) == 2 and not torch.equal(v[0], v[1])}
 
 
 def _cut(images: Images | None, patch: int | None) -> Images | None:

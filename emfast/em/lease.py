@@ -43,6 +43,12 @@ class Files(Protocol):
         """Returns the files that there were, some seconds ago at most."""
 
 
+def refresh(folder: str | os.PathLike[str]) -> None:
+    """Makes this machine see a shared folder as it is: one that it has changed itself it asks for anew."""
+    with suppress(OSError):
+        os.utime(folder)
+
+
 class Shared:
     """A folder on a file system that machines may share.
 
@@ -77,8 +83,7 @@ class Shared:
 
     def names(self) -> list[str]:
         """See `Files`."""
-        with suppress(OSError):  # a machine that changes a folder itself sees it as it is
-            os.utime(self.folder)
+        refresh(self.folder)
         try:
             return os.listdir(self.folder)
         except OSError:

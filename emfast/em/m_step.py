@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from emfast.em.noise_levels import training_times
 from emfast.em.processes import Processes
 from emfast.em.targets import stable_targets
 from emfast.em.trainer import Trainer
+from emfast.em.training_log import by_noise_level
 from emfast.graph import Graphed
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 RESIDENT = 0.1  # the share of a GPU's free memory that training images may take
-LOOK = 100  # steps between two looks at whether all is finite: each waits for the device
+LOOK = 100  # steps between two looks at whether all is finite, and two rows of the log: each waits for the device
 
 
 def m_step(
@@ -39,8 +40,9 @@ def m_step(
     checkpoint: str | os.PathLike[str],
     processes: Processes | None = None,
     callback: Callable[[int, int], None] | None = None,
-) -> float:
-    """Trains the denoiser's network on images, in place, and returns the seconds it took, interruptions left out.
+    logged: Callable[[dict[str, Any]], None] | None = None,
+) -> Trainer:
+    """Trains the denoiser's network on images, in place, and returns what trained it, with its seconds and its log.
 
     Every step's images, times, noise and dropout are a function of (seed, step): a resumed training ends with the same
     weights, and another number of processes with the same up to rounding. The network ends with the averaged weights.
@@ -54,6 +56,7 @@ def m_step(
         checkpoint: The file to write checkpoints to, and to go on from if it exists.
         processes: The processes that share each batch; this one alone by default.
         callback: Called as callback(steps done, steps in all).
+        logged: Called with every new row of the log.
     Raises:
         RuntimeError: If training diverges: a loss, a weight or the loss of the averaged weights is NaN or infinite. The
             last checkpoint stays.
@@ -62,9 +65,9 @@ def m_step(
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
     training = Training(trainer, denoiser, images, seed=seed, checkpoint=checkpoint, last=steps, processes=processes)
-    training.advance(steps, lambda done: callback(done, steps) if callback is not None else None)
+    training.advance(steps, lambda done: callback(done, steps) if callback is not None else None, logged)
     training.finish()
-    return trainer.watch.seconds
+    return trainer
 
 
 class Training:
@@ -102,18 +105,24 @@ class Training:
         """Takes other images for the steps to come, (N, C, H, W) on the CPU."""
         self.batch.use(images)
 
-    def step(self, k: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Returns the loss and the gradients of step k, the means over all processes."""
+    def step(self, k: int) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
+        """Returns the loss of step k, the gradients and the losses by noise level, the means over all processes."""
         found = self.graphed(*self.batch.inputs(k))
         self.processes.average([tensor for tensor in found if tensor is not None])
-        return found[0], found[1:]
+        return found[0], found[2:], found[1]
 
-    def advance(self, until: int, callback: Callable[[int], None]) -> None:
+    def advance(
+        self,
+        until: int,
+        callback: Callable[[int], None],
+        logged: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         """Trains until so many steps are done.
 
         Arguments:
             until: The steps done at the end.
             callback: Called as callback(steps done).
+            logged: Called with every new row of the log.
         """
         trainer, config = self.trainer, self.trainer.config
         trainer.network.train()
@@ -122,8 +131,11 @@ class Training:
             while trainer.step < until:
                 trainer.update(*self.step(trainer.step))
                 writes = trainer.step % config.checkpoint == 0 and trainer.step < self.last
-                if writes or trainer.step % LOOK == 0:
+                if writes or trainer.step % LOOK == 0 or trainer.step == until:
                     trainer.look()
+                    row = trainer.note()
+                    if logged is not None:
+                        logged(row)
                 if writes and self.processes.main:
                     trainer.save(self.checkpoint)
                 callback(trainer.step)
@@ -186,7 +198,7 @@ class _Batch:
         return _sent(self.images[_sent(ids, self.images.device)], self.device)
 
     def gradients(self, x_0: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Returns the loss of step k, and its gradients to all parameters."""
+        """Returns the loss of step k, that of each noise level, and its gradients to all parameters."""
         u, noise = draws(tuple(x_0.shape[1:]), self.place, self.seed, k)
         if self.config.flip:
             x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
@@ -198,14 +210,15 @@ class _Batch:
         network = self.denoiser.network
         dropout = Dropout(network, self.place, self.seed, k) if self.drops else None
         with dropout or nullcontext():
-            loss = self.denoiser.loss(x_0, t, noise).mean()
-            loss = loss if self.weight == 1 else self.weight * loss
+            losses = self.denoiser.loss(x_0, t, noise)
+            loss = losses.mean() if self.weight == 1 else self.weight * losses.mean()
         if dropout is None:
             loss.backward()
         else:
             dropout.backward(loss)
             self.drops = dropout.used or has_dropout(network)
-        return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
+        levels = self.weight * by_noise_level(self.denoiser.schedule, t, losses).to(loss.dtype)
+        return loss.detach(), levels, *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 
 def _resident(images: Tensor, device: torch.device) -> Tensor:

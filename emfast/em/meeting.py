@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from emfast._check import message
-from emfast.em.lease import LEFT, Lease, Shared, Watch
+from emfast.em.lease import LEFT, Lease, Shared, Watch, refresh
 
 PREFIX = ".job-"
 GRACE = 5.0  # seconds that a process has to end by itself, after another one has died
@@ -35,7 +35,7 @@ class Meeting:
         self.rank, self.world, self.waits = rank, world, 0
         files = Shared(Path(folder) / f"{PREFIX}{job}")
         files.folder.mkdir(parents=True, exist_ok=True)
-        self.folder = files.folder
+        self.files, self.folder = files, files.folder
         self.lease, self.watch = Lease(files, stall=float("inf"), name=str(rank)), Watch(files)
         self.dead: int | None = None  # a process that is known to have died
         self.ending = threading.Event()
@@ -79,6 +79,18 @@ class Meeting:
                 pause = min(1.5 * pause, PAUSES[1])
         if self.rank == 0:
             self.lease.tell(self.waits)
+            return
+        rounds = self.folder.parent / "rounds"
+        for folder in (self.folder.parent, rounds, *sorted(rounds.glob("*"))[-2:]):
+            refresh(folder)
+
+    def agree(self, text: str) -> str:
+        """Waits for the others, and returns the text of the first process."""
+        name = f"said-{self.waits + 1}"  # nobody has looked for it before: it is nowhere known to be missing
+        if self.rank == 0:
+            self.files.create(name, text)
+        self.wait()
+        return self.files.read(name) or ""
 
     def check(self) -> None:
         """Raises a RuntimeError if a process of the job has died."""

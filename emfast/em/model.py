@@ -18,8 +18,9 @@ from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
 from emfast.diffusion.denoiser import halvings
 from emfast.diffusion.labels import classes
-from emfast.diffusion.loading import read_folder
+from emfast.diffusion.loading import read_folder, read_scheduler_of
 from emfast.diffusion.schedulers import PREDICTIONS
+from emfast.em.own_network import is_own, read_own, reset, write_own
 
 if TYPE_CHECKING:
     from emfast.config import NetworkConfig
@@ -72,7 +73,7 @@ def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -
     }
     with seeded(random.derive(seed, "weights")):
         network: Any = UNet2DModel(**arguments)
-    scheduler = _scheduler(config)
+    scheduler = make_scheduler(config)
     return Denoiser(network, scheduler, multiple=factor), scheduler
 
 
@@ -80,6 +81,8 @@ def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
     """Returns a denoiser with a network of the same architecture and new random weights."""
     network: Any = denoiser.network
     with seeded(seed):
+        if is_own(denoiser, scheduler):
+            return reset(denoiser)
         network = type(network).from_config(network.config)
     return Denoiser(network, scheduler, multiple=denoiser.multiple)
 
@@ -92,7 +95,8 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _scheduler(config: NetworkConfig) -> Any:
+def make_scheduler(config: NetworkConfig) -> Any:
+    """Returns the diffusers scheduler of a config."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(
@@ -120,8 +124,11 @@ def save_model(
     check_finite(denoiser.network.state_dict(), "save_model", "the model")
 
     def fill(path: Path) -> None:
-        pipeline: Any = DDPMPipeline(denoiser.network, scheduler)
-        pipeline.save_pretrained(path)
+        if is_own(denoiser, scheduler):
+            write_own(denoiser, scheduler, path)
+        else:
+            pipeline: Any = DDPMPipeline(denoiser.network, scheduler)
+            pipeline.save_pretrained(path)
         write_json(path / NOTE, {**(note or {}), "files": _checksums(path)})
 
     write_folder(folder, fill)
@@ -187,22 +194,32 @@ def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[
     return Denoiser(network, scheduler, multiple=halvings(network)).eval(), scheduler, shape
 
 
-def load_whole(folder: str | os.PathLike[str], fix: str) -> tuple[Denoiser, Any]:
+def load_whole(folder: str | os.PathLike[str], fix: str, like: Denoiser | None = None) -> tuple[Denoiser, Any]:
     """Returns the denoiser that `save_model` wrote, and its scheduler, if every file is as it was written.
 
     Arguments:
         folder: The folder.
         fix: What to do if one is not.
+        like: A denoiser of the network, if that is a user's own.
     Raises:
         ValueError: If one is not; it is named.
     """
     settle_folder(folder)
     bad = damaged_file(folder)
     check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or no file", fix)
+    if like is not None:
+        scheduled = (Path(folder) / "scheduler").is_dir()
+        return read_own(Path(folder), like), read_scheduler_of(Path(folder)) if scheduled else None
     return load_pipeline(folder)[:2]
 
 
-def publish_model(source: str | os.PathLike[str], folder: str | os.PathLike[str], number: int, fix: str) -> None:
+def publish_model(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    number: int,
+    fix: str,
+    like: Denoiser | None = None,
+) -> None:
     """Writes the model of a round to another folder, unless that holds it, whole.
 
     Arguments:
@@ -210,10 +227,11 @@ def publish_model(source: str | os.PathLike[str], folder: str | os.PathLike[str]
         folder: Where to.
         number: The round, noted there.
         fix: What to do if the source is damaged.
+        like: A denoiser of the network, if that is a user's own.
     """
     settle_folder(folder)
     if damaged_file(folder) or read_json(Path(folder) / NOTE).get("round") != number:
-        model = load_whole(source, fix)
+        model = load_whole(source, fix, like)
         note = {key: value for key, value in read_note(source).items() if key != "files"}
         save_model(*model, folder, {**note, "round": number})
 

@@ -63,6 +63,10 @@ class Processes:
         if self.meeting is not None:
             self.meeting.wait()
 
+    def agree(self, text: str) -> str:
+        """Returns the text of the first process: others may see files of the run seconds later."""
+        return text if self.meeting is None else self.meeting.agree(text)
+
     def check(self) -> None:
         """Raises a RuntimeError if one of the others has died."""
         if self.meeting is not None:

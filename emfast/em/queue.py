@@ -237,8 +237,9 @@ def shared(
 
 
 def is_open(store: Store) -> bool:
-    """Returns whether the shards of a whole store are being made."""
-    return _folder(store, store.shards).is_dir()
+    """Returns whether the shards of a whole store are being made, and some are not there."""
+    there = _folder(store, store.shards).is_dir()
+    return there and not all(store.path(index).exists() for index, *_ in store.shards)
 
 
 def clear(store: Store, shards: Sequence[Shard] | None = None) -> None:

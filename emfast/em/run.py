@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check, check_finite
 from emfast._files import read_tensors, settle_folder, write_tensors
-from emfast._records import read_record, write_record
+from emfast._records import write_record
 from emfast.diffusion import Denoiser
 from emfast.em.continuous import Continuous
 from emfast.em.e_steps import ESteps, Reconstructions
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
+from emfast.em.given import Given
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
@@ -31,7 +33,9 @@ from emfast.em.model import (
     save_model,
 )
 from emfast.em.noise_estimate import estimate_sigma
+from emfast.em.own_network import is_own
 from emfast.em.processes import Processes
+from emfast.em.run_log import RunLog
 from emfast.em.state import RunFolder, Stopwatch
 from emfast.samplers import MMPS
 
@@ -48,16 +52,27 @@ class Run:
         config, callback: Those of `train`.
         device: The device to use.
         processes: The processes that share the run.
+        given: What was given in Python.
     """
 
     def __init__(
-        self, config: Config, callback: Callable[[Event], None] | None, device: torch.device, processes: Processes
+        self,
+        config: Config,
+        callback: Callable[[Event], None] | None,
+        device: torch.device,
+        processes: Processes,
+        given: Given | None = None,
     ) -> None:
         self.config, self.callback, self.device, self.processes = config, callback, device, processes
-        self.inputs = read_inputs(config)
+        given = given or Given()
+        self.inputs = read_inputs(config, given)
         self.observations = self.inputs.observations
         shape = self.observations.shape
-        if config.model is not None:
+        self.own: Denoiser | None = None  # where only the user's code can build the network
+        if given.model is not None:
+            self.denoiser, self.scheduler = given.model
+            self.own = copy.deepcopy(self.denoiser) if is_own(*given.model) else None
+        elif config.model is not None:
             self.denoiser, self.scheduler, model_shape = load_pipeline(config.model)
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
         else:
@@ -69,7 +84,7 @@ class Run:
             self.folder.claim(config.to_yaml(), self.inputs.fingerprints)
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
-        self.e_steps = ESteps(self)
+        self.log, self.e_steps = RunLog(self), ESteps(self)
         self.continuous = Continuous(self)
 
     @property
@@ -207,7 +222,7 @@ class Run:
 
     def model(self, number: int) -> Denoiser:
         """Returns the model of a finished M-step, on the device."""
-        return self.prepare(load_whole(self.folder.round(number) / "model", self.folder.again(number))[0])
+        return self.prepare(load_whole(self.folder.round(number) / "model", self.folder.again(number), self.own)[0])
 
     def prepare(self, denoiser: Denoiser) -> Denoiser:
         """Returns the denoiser on the device, computing as the run asks for."""
@@ -218,7 +233,7 @@ class Run:
         folder = self.folder.round(number)
         settle_folder(folder / "model")
         if not (folder / "model").exists():
-            seconds = m_step(
+            trained = m_step(
                 self.prepare(denoiser),
                 images,
                 steps=steps,
@@ -227,9 +242,10 @@ class Run:
                 checkpoint=folder / "training.safetensors",
                 processes=self.processes,
                 callback=self.progress(phase, number),
+                logged=self.log.follow(number),
             )
             if self.processes.main:
-                write_record(folder / "seconds.json", {"m_step": seconds})
+                self.log.write(number, trained)
                 save_model(denoiser, self.scheduler, folder / "model", self.note)
         self.processes.wait()
         if self.processes.main:
@@ -251,8 +267,8 @@ class Run:
             denoiser = self.model(number)
             callback = self.progress("samples", number)
             samples, distance = self.evaluator.samples(denoiser, self.config.seed, callback)
-            timing = folder / "seconds.json"
-            seconds = read_record(timing, m_step=(int, float))["m_step"] if timing.exists() else 0.0
+            seconds, logged = self.log.read(number)
+            row |= logged
             row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}
             row["seconds"] = seconds + watch.seconds + (row["seconds_e_step"] or 0.0)
             shown = self.config.evaluation.pictures**2
@@ -267,4 +283,4 @@ class Run:
         """Copies the newest model to `model/`, if it is not there yet, whole."""
         if self.processes.main:
             last = self.folder.rows()[-1]["round"]
-            publish_model(self.folder.round(last) / "model", self.folder.model, last, self.folder.again(last))
+            publish_model(self.folder.round(last) / "model", self.folder.model, last, self.folder.again(last), self.own)

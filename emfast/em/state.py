@@ -22,7 +22,7 @@ FREE = {
     "output",
     "device",
     "accelerate",
-    "tensorboard",
+    "trackers",
     "rounds",
     "final_rounds",
     "e_step.batch_size",
@@ -39,7 +39,11 @@ FREE = {
 
 LATER = ("reference images",)  # what a run may be given after it began
 NUMBER = (int, float, type(None))
-NUMBERS = ("psnr", "ssim", "misfit", "fd", "scale", "network_evaluations", "seconds_e_step", "seconds_m_step")
+NUMBERS = (
+    *("psnr", "ssim", "misfit", "fd", "scale", "network_evaluations", "seconds_e_step", "seconds_m_step"),
+    *("training_steps", "loss", "gradient_norm", "learning_rate", "images_per_second"),
+)
+TRAINING = "seconds.json"  # of a round: the seconds and the log of its training
 
 
 def check_row(function: str, name: str, row: Any) -> None:
@@ -61,9 +65,10 @@ class Stopwatch:
 
 
 class RunFolder:
-    """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run.
+    """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run, and `e_step.json` for guests.
 
-    A round folder holds `scale.json`, `reconstructions/`, `training.safetensors` (only while it trains), `model/`,
+    A round folder holds `scale.json`, `reconstructions/`, `training.safetensors` (only while it trains),
+    `seconds.json` (with the log of the training), `model/`,
     `preview.safetensors` and, written last, `row.json`: the round is finished if that exists.
     """
 
@@ -134,7 +139,7 @@ class RunFolder:
         import yaml
 
         if (path := self.path / "config.yaml").exists():
-            before, now = _read_config(path), _flat(yaml.safe_load(config))
+            before, now = _read_config(path), flat(yaml.safe_load(config))
             fix = "Put it back, or choose another output"
             for key in sorted((before.keys() | now.keys()) - _free(now)):
                 old, new = before.get(key), now.get(key)
@@ -165,19 +170,19 @@ def _read_config(path: Path) -> dict[str, Any]:
     check_regular("train", path)
     check_yaml(path, "train")
     try:
-        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError, ValueError, RecursionError):  # of a date, of depth
         fix = "Delete the file: it is written again, as the command has it"
         raise ValueError(message("train", str(path), "to be the config of a run", "a damaged file", fix)) from None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns {"a.b": value} of nested mappings; `init_args` and `class_path` levels are left out of the names."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         name = prefix.rstrip(".") if key == "class_path" else prefix if key == "init_args" else f"{prefix}{key}"
         if isinstance(value, dict):
-            flat |= _flat(value, name if key == "init_args" else f"{name}.")
+            found |= flat(value, name if key == "init_args" else f"{name}.")
         else:
-            flat[name] = value
-    return flat
+            found[name] = value
+    return found

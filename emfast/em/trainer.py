@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from emfast._check import check, check_finite
 from emfast._files import read_tensors_and_metadata, write_tensors
+from emfast._json import to_json
 from emfast.em.muon import Muon
 from emfast.em.state import Stopwatch
+from emfast.em.training_log import Meter
 
 if TYPE_CHECKING:
     from emfast._m_step_config import MStepConfig
@@ -69,17 +72,23 @@ class Trainer:
         kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
         self.optimizer = kind(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.step = 0
-        self.watch = Stopwatch()
         device = self.parameters[0].device
+        self.meter, self.log = Meter(device), list[dict[str, Any]]()
+        self.begin()
         self.total = torch.zeros((), device=device)  # of the losses: once it is NaN or infinite it stays so
         self.sound = torch.zeros((), dtype=torch.int64, device=device)  # the last step of a finite total
 
-    def update(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+    def begin(self) -> None:
+        """Begins to count the seconds, and a new log."""
+        self.watch, self.log, self.noted = Stopwatch(), [], 0.0
+
+    def update(self, loss: Tensor, gradients: Sequence[Tensor | None], levels: Tensor | None = None) -> None:
         """Makes one optimizer step and moves the average towards the new weights; does not wait for the device.
 
         Arguments:
             loss: The loss that the gradients are of, 0-dimensional.
             gradients: One for each parameter; those of a graph are overwritten by its next replay.
+            levels: The losses by their noise levels, for the log, as `by_noise_level` gives them.
         """
         self.total += loss
         self.sound += self.total.isfinite()
@@ -87,7 +96,7 @@ class Trainer:
             p.grad = gradient
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.span)
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.meter.add(loss, nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm), levels)
         self.optimizer.step()
         self.optimizer.zero_grad()
         kept = averaging(self.config, self.step)
@@ -109,6 +118,17 @@ class Trainer:
         step = self.step
         check(finite, "train", "the weights", "to be finite", f"NaN or infinity at step {step}", fix, RuntimeError)
 
+    def note(self) -> dict[str, Any]:
+        """Adds a row about the steps since the one before to the log, and returns it; waits for the device."""
+        steps, row = self.meter.steps, self.meter.read()
+        seconds = self.watch.seconds - self.noted
+        self.noted += seconds
+        rate = learning_rate(self.config, self.step - 1, self.span)
+        speed = steps * self.config.batch_size / max(seconds, 1e-9)
+        row = {"step": self.step, "steps": steps, "seconds": seconds, "images_per_second": speed, **row}
+        self.log.append({**row, "learning_rate": rate})
+        return self.log[-1]
+
     def tensors(self) -> dict[str, Tensor]:
         """Returns what training changes, by the names that a checkpoint has for it."""
         tensors: dict[str, Tensor] = {f"network/{i}": p for i, p in enumerate(self.parameters)}
@@ -120,6 +140,7 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint."""
         metadata = {"identity": self.identity, "step": str(self.step), "seconds": str(self.watch.seconds)}
+        metadata["log"] = to_json(self.log)
         write_tensors(path, self.tensors(), metadata)
 
     @torch.no_grad()
@@ -147,7 +168,8 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = int(metadata["step"])
         self.sound.fill_(self.step)
-        self.watch = Stopwatch(float(metadata["seconds"]))
+        self.watch, self.noted = Stopwatch(float(metadata["seconds"])), float(metadata["seconds"])
+        self.log, self.meter = json.loads(metadata.get("log", "[]")), Meter(self.parameters[0].device)
 
     @torch.no_grad()
     def finish(self) -> None:

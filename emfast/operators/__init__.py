@@ -1,24 +1,12 @@
 """Measurement operators A of y = A x + n."""
 
-from emfast.operators.base import Operator
-from emfast.operators.downsample import Downsample
-from emfast.operators.from_deepinv import from_deepinv
-from emfast.operators.gaussian_blur import GaussianBlur
-from emfast.operators.given import Given
-from emfast.operators.identity import Identity
-from emfast.operators.linear import Linear, as_operator
-from emfast.operators.mask import Mask
-from emfast.operators.motion_blur import MotionBlur
-
-__all__ = [
-    "Downsample",
-    "GaussianBlur",
-    "Given",
-    "Identity",
-    "Linear",
-    "Mask",
-    "MotionBlur",
-    "Operator",
-    "as_operator",
-    "from_deepinv",
-]
+from emfast.operators.base import Operator as Operator
+from emfast.operators.downsample import Downsample as Downsample
+from emfast.operators.from_deepinv import from_deepinv as from_deepinv
+from emfast.operators.gaussian_blur import GaussianBlur as GaussianBlur
+from emfast.operators.given import Given as Given
+from emfast.operators.identity import Identity as Identity
+from emfast.operators.linear import Linear as Linear
+from emfast.operators.linear import as_operator as as_operator
+from emfast.operators.mask import Mask as Mask
+from emfast.operators.motion_blur import MotionBlur as MotionBlur

@@ -18,6 +18,9 @@ from torch import Tensor
 from emfast._check import check
 from emfast._files import read_json, read_tensors, write_text
 from emfast._json import to_json
+from emfast._records import read_record
+from emfast.em.state import TRAINING
+from emfast.em.training_log import LEVELS
 from emfast.reporting.pictures import to_grid
 from emfast.reporting.run import COLUMNS, PREVIEW, cells, read_metrics, round_folder
 
@@ -30,6 +33,13 @@ CURVES = (
     ("network_evaluations", "network evaluations per image"),
     ("seconds", "seconds of a round"),
 )
+LOGGED = (  # and whether its axis is logarithmic
+    ("loss", "training loss", True),
+    ("gradient_norm", "gradient norm", True),
+    ("learning_rate", "learning rate", False),
+    ("images_per_second", "images per second", False),
+)
+POINTS = 400  # of a curve
 
 
 def write_report(folders: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str] | None = None) -> Path:
@@ -50,7 +60,8 @@ def write_report(folders: Sequence[str | os.PathLike[str]], path: str | os.PathL
     runs = [_run(Path(folder), name, pictures) for folder, name in zip(folders, names, strict=True)]
     curves = [[key, name] for key, name in CURVES]
     # No "<" in it: the text of a file cannot end the element that holds it.
-    data = to_json({"runs": runs, "pictures": pictures.urls, "curves": curves}).replace("<", "\\u003c")
+    content = {"runs": runs, "pictures": pictures.urls, "curves": curves, "training": LOGGED, "levels": LEVELS}
+    data = to_json(content).replace("<", "\\u003c")
     commands = "".join(f"<pre>{html.escape(run['command'])}</pre>" for run in runs)
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     path = Path(path) if path is not None else Path(folders[0]) / REPORT
@@ -102,7 +113,7 @@ def _run(folder: Path, name: str, pictures: _Pictures) -> dict[str, Any]:
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
     command = f"emfast {'restore' if restored else 'train'} --config {config}"
-    known: dict[str, Any] = {"name": name, "command": command, "config": text, "rows": [], "final": {}}
+    known: dict[str, Any] = {"name": name, "command": command, "config": text, "rows": [], "log": [], "final": {}}
     if restored:
         metrics = read_json(folder / "metrics.json")
         check(isinstance(metrics, dict), "report", str(folder / "metrics.json"), "to hold an object", metrics)
@@ -111,7 +122,15 @@ def _run(folder: Path, name: str, pictures: _Pictures) -> dict[str, Any]:
     rows = read_metrics(folder)
     numbers = [row["round"] for row in rows]
     previews = [_preview(round_folder(folder, number) / PREVIEW, number, pictures) for number in numbers]
-    return {**known, "rows": rows, "final": rows[-1], "previews": previews}
+    return {**known, "rows": rows, "log": _log(folder, numbers), "final": rows[-1], "previews": previews}
+
+
+def _log(folder: Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns what the trainings of some rounds have logged, as many rows as a curve shows."""
+    paths = [round_folder(folder, number) / TRAINING for number in numbers]
+    rows = [row for path in paths if path.is_file() for row in read_record(path).get("log", [])]
+    kept = rows[:: -(-len(rows) // POINTS)] if rows else []
+    return [{key: row[key] for key in ("step", "loss_by_noise", *(key for key, *_ in LOGGED))} for row in kept]
 
 
 def _preview(path: Path, number: int, pictures: _Pictures) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def networks(family):
 def output(model):
     """What a network makes of two images."""
     torch.manual_seed(3)
-    channels = 1 if isinstance(model, diffusers.UNet2DModel) else 3
+    channels = next(weight.shape[1] for weight in model.parameters() if weight.dim() == 4)  # of the first convolution
     x = torch.randn(2, channels, 8, 8)
     arguments = (None,) if hasattr(model, "map_label") else ()
     with torch.no_grad():

@@ -18,7 +18,7 @@ from emfast.samplers import DPS, MMPS
     ],
 )
 def test_the_fastest_wins(monkeypatch, seconds, best):
-    monkeypatch.setattr(batch_size, "_seconds", lambda sampler, denoiser, data, ids: seconds[len(ids)])
+    monkeypatch.setattr(batch_size, "step_seconds", lambda sampler, denoiser, data, ids: (seconds[len(ids)], 1))
     assert choose_batch_size(DPS(), Model(), None, torch.arange(1000)) == best
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from emfast.compilation.compiling import Layout, compiling
 triton = pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
 
 pytestmark = pytest.mark.aot
+KERNELS = Path(__file__).parent.parent.parent / "kernels"
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB per block
 WIDE_LOAD = re.compile(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\.shared\.global .*, 0x10")
 TENSOR_CORE = re.compile(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma")
@@ -164,6 +166,11 @@ def sums_of_lanes_apart(code: str) -> list[str]:
         if places and places[-1] - places[0] >= len(places):
             found.append(layout)
     return found
+
+
+def test_every_kernel_has_a_case() -> None:
+    stems = {path.stem.removesuffix("_backward") for path in KERNELS.glob("*.py") if not path.stem.startswith("_")}
+    assert stems - {"random"} <= {function.__name__ for function, _ in CASES}
 
 
 every_case = pytest.mark.parametrize(

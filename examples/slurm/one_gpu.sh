@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One EM run on a cluster that may take the node back at any time:
-#   sbatch examples/slurm.sh examples/cifar10_inpainting.yaml
+#   sbatch examples/slurm/one_gpu.sh examples/cifar10_inpainting.yaml
 # The job ends a preemption (SIGTERM) in an orderly way, and asks to be queued again shortly before its time is up. The
 # same command then goes on from the last finished shard or checkpoint.
 #SBATCH --job-name=emfast
@@ -11,7 +11,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 set -u
-config=${1:?"usage: sbatch examples/slurm.sh CONFIG [--option VALUE ...]"}
+config=${1:?"usage: sbatch examples/slurm/one_gpu.sh CONFIG [--option VALUE ...]"}
 shift
 
 requeue() {

@@ -1,0 +1,128 @@
+"""Sizes of network and training to begin with, from the shape of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from emfast._check import check
+
+Settings = dict[str, Any]
+NAMES = ("tiny", "small", "paper")
+WIDTHS = {
+    "tiny": [32, 64, 64, 64],
+    "small": [64, 128, 128, 128, 256],
+    "paper": [128, 256, 256, 256],
+    "paper, larger": [128, 128, 256, 256, 512, 512],  # from 48 pixels a side on
+}
+
+
+def preset(name: str, shape: tuple[int, int, int]) -> dict[str, Settings]:
+    """Returns the settings of a preset, by the groups of the config.
+
+    `tiny` takes minutes on a CPU for hundreds of small images, and is EM without rounds as in examples/demo.yaml;
+    `small` takes hours on a CPU or a smaller GPU; `paper` is the network and the training of the paper, for a big one.
+
+    Arguments:
+        name: tiny, small or paper.
+        shape: (C, H, W) of the images.
+    Returns:
+        The settings; `Config.with_preset` makes a config of them.
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    check(name in NAMES, "preset", "name", f"to be one of {', '.join(NAMES)}", repr(name))
+    side = min(shape[1:])
+    widths = WIDTHS["paper, larger" if name == "paper" and side >= 48 else name]
+    levels = 1
+    while levels < len(widths) and -(-side // 2**levels) >= 4:
+        levels += 1
+    sides = [-(-side // 2**level) for level in range(levels)]
+    last = {"tiny": 8, "small": 16, "paper": 16 if side < 48 else 4}[name]
+    attention = [level for level, size in enumerate(sides) if size <= last][:1]
+    network: Settings = {"channels": widths[:levels], "attention": attention, "head_dim": 32 if name == "tiny" else 64}
+    network |= {"layers": 1, "groups": 8, "prediction": "v"} if name == "tiny" else {"layers": 2}
+    return {"network": network, **_TRAINING[name]}
+
+
+_TRAINING: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "schedule": "continuous",
+        "gaussian": {"always": True},
+        "e_step": {"batch_size": 64, "shard_size": 64, "warm_start": 1.5},
+        "m_step": {
+            "initial_steps": 150,
+            "steps": 200,
+            "batch_size": 32,
+            "optimizer": "muon",
+            "learning_rate": 5.0e-3,
+            "warmup": 50,
+            "decay": 0.5,
+            "ema": 0.99,
+            "noise_levels": "log-normal",
+            "noise_mean": -0.8,
+            "noise_std": 1.3,
+            "schedule_share": 0.25,
+            "target_images": 1000,
+            "checkpoint": 100,
+        },
+        "evaluation": {"samples": 256, "steps": 25, "order": 2},
+        "rounds": 6,
+        "final_rounds": 0,
+    },
+    "small": {
+        "m_step": {"initial_steps": 1000, "steps": 1500, "batch_size": 64, "checkpoint": 250},
+        "evaluation": {"samples": 1024, "steps": 25, "order": 2},
+        "e_step": {"subset": 5000},
+        "rounds": 6,
+        "final_rounds": 0,
+    },
+    "paper": {
+        "m_step": {"batch_size": 512, "initial_steps": 10000, "steps": 9766, "final_steps": 97559},
+        "evaluation": {"samples": 5000, "steps": 100},
+        "e_step": {"subset": 5000},
+        "rounds": 8,
+        "final_rounds": 3,
+    },
+}
+
+
+def shape_of(data: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns the shape (C, H, W) of the images that a run is to learn.
+
+    Arguments:
+        data: The group `data` of a config.
+    Raises:
+        ValueError: If there are no data, or damaged ones.
+    """
+    from emfast.data import load, load_observations
+
+    patch, size, crop = (_number(data.get(key)) for key in ("patch", "size", "crop"))
+    side, observed = patch or size, data.get("observations")
+    if observed not in (None, "null"):
+        y, _ = load_observations(str(observed))
+        good = y.ndim == 4
+        fix = "Name data.size, or set network and m_step without a preset"
+        check(good or side is not None, "config", "preset", "to know the size of the images", tuple(y.shape), fix)
+        shape = tuple(y.shape[1:]) if good else (1, 0, 0)
+    else:
+        shape = load(str(data.get("images", "sample:train")), crop=crop, limit=1).shape if side is None else (1, 0, 0)
+    return (shape[0], side, side) if side is not None else (shape[0], shape[1], shape[2])
+
+
+def _number(value: Any) -> int | None:
+    """Returns a setting that is a whole number, perhaps as text; None for others, which are judged with the rest."""
+    return int(str(value)) if str(value).isdecimal() else None
+
+
+def expanded(tree: Settings) -> dict[str, Any]:
+    """Returns the settings of the preset that a config names, and takes its name out; nothing where none is named.
+
+    Arguments:
+        tree: What a config gives. What the preset means is written to config.yaml, not its name.
+    """
+    name = tree.pop("preset", None)
+    if name in (None, "null"):
+        return {}
+    check(name in NAMES, "config", "preset", f"to be one of {', '.join(NAMES)}", repr(str(name)))
+    return preset(str(name), shape_of(tree.get("data") or {}))

@@ -1,0 +1,157 @@
+"""A run of what is given in Python: tensors, datasets, pipelines, and networks that only the user can build."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import emfast
+from emfast.config import Config, EStepConfig, EvaluationConfig, GaussianConfig, MStepConfig, NetworkConfig
+from emfast.diffusion import Denoiser, VPSchedule
+from emfast.em import RoundFinished, load_network
+from emfast.operators import Identity, Linear, Mask
+from emfast.samplers import MMPS
+
+IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
+
+
+class Network(nn.Module):
+    """An engineer's own network."""
+
+    def __init__(self, channels=1):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(channels + 1, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, channels, 1))
+
+    def forward(self, x, t):
+        level = (t / 1000).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        return self.layers(torch.cat((x, level), 1))
+
+
+def small(folder, **changes):
+    steps = MStepConfig(initial_steps=2, steps=2, final_steps=2, batch_size=4)
+    settings = {
+        "output": str(folder),
+        "sampler": MMPS(steps=2, iterations=1),
+        "network": NetworkConfig(channels=[8], attention=[], head_dim=8, groups=4, layers=1),
+        "gaussian": GaussianConfig(rank=2, rounds=1),
+        "e_step": EStepConfig(batch_size=8),
+        "m_step": steps,
+        "evaluation": EvaluationConfig(samples=2, steps=2, pictures=2),
+        "rounds": 1,
+        "final_rounds": 0,
+        "accelerate": False,
+    }
+    return Config(**{**settings, **changes})
+
+
+def rows_of(config, **given):
+    events = []
+    folder = emfast.train(config, events.append, **given)
+    return folder, [event.row for event in events if isinstance(event, RoundFinished)]
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, index):
+        return IMAGES[index], 3
+
+
+@pytest.mark.parametrize("images", [IMAGES, TensorDataset(IMAGES), Pictures(), emfast.data.Images(IMAGES)])
+def test_images(tmp_path, images):
+    folder, rows = rows_of(small(tmp_path, rounds=0), images=images)
+    assert rows[0]["psnr"] is not None
+    assert rows[0]["observations"] == 12
+    assert "images: (given in Python)" in (tmp_path / "config.yaml").read_text()
+    assert Denoiser.from_pretrained(folder)
+
+
+def test_clean_images_are_taken_out(tmp_path):
+    _, rows = rows_of(small(tmp_path), images=IMAGES, clean=IMAGES[:4])
+    assert rows[0]["observations"] == 0
+    assert rows[1]["observations"] == 8
+    with pytest.raises(ValueError, match=r"the observations .* others"):
+        emfast.train(small(tmp_path), images=IMAGES * 0.9, clean=IMAGES[:4])
+
+
+def test_observations_with_their_masks(tmp_path):
+    mask = (torch.rand(12, 1, 8, 8) > 0.5).float()
+    y = torch.where(mask != 0, IMAGES, torch.nan)
+    _, rows = rows_of(small(tmp_path), observations={"y": y, "mask": mask})
+    assert rows[1]["psnr"] is None
+    assert rows[1]["misfit"] < 1
+    with pytest.raises(ValueError, match="to hold mask or kernel, or the operator to be named, got y only"):
+        emfast.train(small(tmp_path / "none", rounds=0), observations=IMAGES)
+
+
+def blurred(x):
+    return 0.5 * (x + x.roll(1, -1))
+
+
+def test_own_network_tensors_and_function(tmp_path):
+    """What a PyTorch engineer has: a U-Net, tensors, and a function A."""
+    torch.manual_seed(0)
+    network = Network()
+    before = [p.clone() for p in network.parameters()]
+    config = small(tmp_path, operator=Linear(blurred, shape=(1, 8, 8)), sigma=0.05, final_rounds=1)
+    folder, rows = rows_of(config, observations=blurred(IMAGES), network=network)
+    assert len(rows) == 3
+    assert all(torch.equal(p, q) for p, q in zip(before, network.parameters(), strict=True))
+    denoiser = load_network(folder, network)
+    found = list(denoiser.network.parameters())
+    assert not any(torch.equal(p, q) for p, q in zip(before, found, strict=True))
+    x = config.sampler(denoiser, blurred(IMAGES), config.operator, sigma=0.05)
+    assert x.shape == IMAGES.shape
+    again, rows = rows_of(config, observations=blurred(IMAGES), network=Network())
+    assert again == folder
+    assert rows == []
+    with pytest.raises(ValueError, match=r"layers\.0\.bias of .* to fit the network|layers\.0\.weight of "):
+        load_network(folder, Network(channels=2))
+    with pytest.raises(ValueError, match=r"a network of your own: emfast\.em\.load_network"):
+        Denoiser.from_pretrained(folder)
+
+
+def test_a_trained_model_is_where_the_run_begins(tmp_path):
+    model = Denoiser(Network(), VPSchedule.linear())
+    folder, rows = rows_of(small(tmp_path, operator=Identity(), sigma=0.1), images=IMAGES, model=model)
+    assert rows[0]["loss"] is None
+    assert rows[1]["loss"] > 0
+    found = load_network(folder, model)
+    assert isinstance(found.schedule, VPSchedule)
+
+
+def test_a_pipeline(tmp_path):
+    from diffusers import DDPMPipeline
+
+    first = emfast.train(small(tmp_path / "first", rounds=0), images=IMAGES)
+    pipeline = DDPMPipeline.from_pretrained(first)
+    folder = emfast.train(small(tmp_path / "second", operator=Mask(missing=0.3)), images=IMAGES, model=pipeline)
+    assert DDPMPipeline.from_pretrained(folder).unet.state_dict().keys() == pipeline.unet.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"images": IMAGES * 255}, "images to be in .* uint8"),
+        ({"images": [1, 2]}, "tensors as items"),
+        ({"images": 7}, "a tensor or a dataset"),
+        ({"images": IMAGES, "observations": IMAGES}, "Leave one of them out"),
+        ({"images": IMAGES, "model": "a folder"}, "to be a model"),
+        ({"observations": [IMAGES]}, "tensors by name"),
+        ({"images": [IMAGES[0], IMAGES[1, :, :4]]}, "images of one shape"),
+    ],
+)
+def test_what_does_not_fit_is_said(tmp_path, given, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        emfast.train(small(tmp_path / "run"), **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_config_of_the_caller_stays(tmp_path):
+    config = small(tmp_path, rounds=0)
+    before = dataclasses.replace(config)
+    emfast.train(config, images=IMAGES)
+    assert config == before

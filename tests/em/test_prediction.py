@@ -1,0 +1,108 @@
+"""What a run says before it begins, and that saying it changes nothing; the presets of its sizes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import train as run_command
+from tiny_run import write_config
+
+import emfast
+from emfast._files import read_tensors
+from emfast.cli import main
+from emfast.commands.parser import parse
+from emfast.config import Config, DataConfig
+from emfast.em import Predicted, train
+from emfast.em.model import build_model
+from emfast.presets import NAMES, preset, shape_of
+
+SMALL = ("--final_rounds", "0", "--accelerate", "false", "--evaluation.samples", "0", "--network.dropout", "0.2")
+
+
+def run(folder, callback=None):
+    folder.mkdir()
+    return train(parse("train", Config, ["--config", str(write_config(folder)), *SMALL])[0], callback)
+
+
+def test_the_prediction_comes_first_and_changes_nothing(tmp_path):
+    events = []
+    torch.manual_seed(0)
+    told = run(tmp_path / "told", events.append)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    silent = run(tmp_path / "silent")
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = (read_tensors(path / "unet/diffusion_pytorch_model.safetensors") for path in (told, silent))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    found = events[0]
+    assert isinstance(found, Predicted)
+    assert found.parameters == sum(value.numel() for value in first.values())
+    assert found.rounds == 1
+    assert sum(found.seconds.values()) > 0
+    assert found.total > sum(found.seconds.values())
+    assert sum(isinstance(event, Predicted) for event in events) == 1
+    again = []
+    run_again = parse("train", Config, ["--config", str(tmp_path / "told/config.yaml"), *SMALL])[0]
+    train(run_again, again.append)
+    assert again == []
+
+
+def test_the_line_says_what_to_lower():
+    seconds = {"e-step": 7200.0, "m-step": 120.0, "evaluation": 0.3}
+    text = str(Predicted(35_700_000, 2_300_000_000, "cpu", seconds, 8, 90000.0, "sampler.steps"))
+    assert text == (
+        "35.7 million parameters, 2.3 GB of memory, about 2.0 h a round (e-step 2.0 h, m-step 2.0 min, evaluation "
+        "under 1 s), 25.0 h in all on cpu. If that is too long, lower sampler.steps, or try --preset tiny."
+    )
+
+
+def test_the_command_prints_it(tmp_path, capsys):
+    assert run_command(tmp_path, *SMALL, "--rounds", "0") == 0
+    assert capsys.readouterr().out.startswith("0.0 million parameters, ")
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 45, 37)])
+def test_presets_fit_the_images(shape):
+    config = Config.with_preset("tiny", shape, output="x")
+    denoiser, _ = build_model(config.network, shape, 0)
+    assert denoiser(torch.zeros(1, *shape), torch.zeros(1)).shape == (1, *shape)
+    for name in NAMES:
+        channels = Config.with_preset(name, shape).network.channels
+        assert min(-(-side // 2 ** (len(channels) - 1)) for side in shape[1:]) >= 3
+        assert all(width % 32 == 0 for width in channels)
+
+
+def test_the_preset_paper_is_the_config_of_the_paper():
+    paper = Config.from_yaml(Path(__file__).parents[2] / "examples/cifar10_inpainting.yaml")
+    found = Config.with_preset("paper", (3, 32, 32))
+    assert found.network == paper.network
+    assert found.m_step == paper.m_step
+
+
+def test_what_is_given_goes_before_a_preset(tmp_path):
+    words = ["--preset", "tiny", "--data.size", "16", "--m_step.steps", "7", "--network.channels", "[8, 8]"]
+    config, text = parse("train", Config, words)
+    assert (config.m_step.steps, config.network.channels, config.preset) == (7, [8, 8], None)
+    assert config.m_step.optimizer == "muon"
+    (tmp_path / "config.yaml").write_text(text)
+    assert Config.from_yaml(tmp_path / "config.yaml").to_yaml() == text
+    (tmp_path / "short.yaml").write_text("preset: tiny\ndata: {size: 16}\nm_step: {steps: 7}\n")
+    assert Config.from_yaml(tmp_path / "short.yaml").m_step == config.m_step
+
+
+def test_the_shape_is_that_of_the_data(tmp_path):
+    path = tmp_path / "y.npz"
+    emfast.data.save_observations(path, torch.zeros(4, 1, 9, 13), {"mask": torch.ones(4, 1, 9, 13)})
+    assert shape_of({"observations": str(path)}) == (1, 9, 13)
+    assert shape_of({"observations": str(path), "patch": 8})[1:] == (8, 8)
+    assert shape_of({}) == (1, 28, 28)
+    assert shape_of({"size": "12"})[1:] == (12, 12)
+
+
+def test_a_preset_is_refused_where_it_means_nothing(capsys):
+    with pytest.raises(ValueError, match=r"Write Config\.with_preset\('tiny', shape"):
+        Config(preset="tiny", data=DataConfig(size=16))
+    with pytest.raises(ValueError, match="one of tiny, small, paper"):
+        preset("huge", (1, 8, 8))
+    assert main(["train", "--preset", "tinny"]) == 2
+    assert "one of tiny, small, paper" in capsys.readouterr().err
