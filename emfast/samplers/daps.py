@@ -19,9 +19,10 @@ class DAPS(Sampler):
     No backward pass through the network. The paper samples x_0 by Langevin dynamics; for a linear operator the
     distribution is Gaussian, and is sampled exactly (a sample of the prior term, corrected by the regularised inverse).
     Langevin dynamics as short as the paper's never reach the full width sigma_t / alpha_t, far wider than the
-    denoiser's own uncertainty; here kappa says so. The samples are biased, and they vary too much: 1.8 times the variance of the
-    posterior for a Gaussian prior, A = I, noise of 0.2 and 250 steps. It is for single restorations without
-    gradients of the network; for EM, which learns the spread of its samples, take MMPS or ReverseFromObservation.
+    denoiser's own uncertainty; here kappa says so. The samples are biased, and they vary too much: 1.8 times the
+    variance of the posterior for a Gaussian prior, A = I, noise of 0.2 and 250 steps. It is for single restorations
+    without gradients of the network; for EM, which learns the spread of its samples, take MMPS or
+    ReverseFromObservation.
 
     Arguments:
         steps: The number of noise levels.
