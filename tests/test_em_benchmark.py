@@ -32,6 +32,7 @@ def test_rounds_and_bounds_are_measured(tmp_path, monkeypatch, capsys):
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump({**tiny_run.CONFIG, "data": {"size": 12, "limit": 24}}))
     monkeypatch.setattr(em, "TASKS", {"mask-60": (str(tmp_path / "demo.yaml"), {"final_rounds": 0})})
     monkeypatch.setattr(em, "FILE", tmp_path / "em.jsonl")
+    monkeypatch.setattr(em, "BOUND_STEPS", 8)
     (tmp_path / "em.jsonl").touch()
     for method in (em.OURS, *em.BOUNDS):
         em.run("mask-60", method, 0, tmp_path / "runs", set(), True)
