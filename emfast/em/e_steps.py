@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._records import read_record, write_record
+from emfast.data.rows import Rows, mapped
 from emfast.data.store import MANIFEST, Store
 from emfast.diffusion import Denoiser
 from emfast.em.batch_size import choose_batch_size
@@ -25,11 +27,16 @@ SHOWN = 8  # observations that every round has, so that their pictures can be co
 class Reconstructions(NamedTuple):
     """What an E-step gives: the images and the ids of their observations, and how it came to them."""
 
-    images: Tensor  # (N, C, H, W)
+    images: Tensor | Rows  # (N, C, H, W)
     ids: Tensor  # (N,)
     scale: float | None
     evaluations: float  # of the network, per image
     seconds: float
+
+
+def clamped(images: Tensor | Rows) -> Tensor | Rows:
+    """Returns images with no value outside [-1, 1]."""
+    return mapped(images, partial(torch.clamp, min=-1, max=1))
 
 
 class ESteps:
@@ -63,7 +70,7 @@ class ESteps:
             callback=self.run.progress("e-step", number),
         )
         seconds = float(store.load("seconds").sum())
-        return Reconstructions(store.load("images"), ids, scale, self.evaluations(sampler, ids), seconds)
+        return Reconstructions(store.rows("images"), ids, scale, self.evaluations(sampler, ids), seconds)
 
     def whole(self, number: int) -> Store:
         """Returns the reconstructions of a finished round; what was lost of them is made again, the same as before."""
@@ -83,7 +90,7 @@ class ESteps:
         if noise is None or not sampler.begins_at_noise or number == 1:
             return sampler
         before = self.whole(number - 1)
-        return WarmStart(sampler, before.load("images").clamp(-1, 1), before.load("ids"), noise)
+        return WarmStart(sampler, clamped(before.rows("images")), before.load("ids"), noise)
 
     def evaluations(self, sampler: Sampler, ids: Tensor) -> float:
         """Returns the network evaluations per image, the mean over a round's observations."""
@@ -122,7 +129,8 @@ class ESteps:
         size = self.config.e_step.shard_size
         if (folder / MANIFEST).exists():  # it may have begun with another size
             size = Store.open(folder).shard_size
-        arguments: dict[str, Any] = {"count": count, "shard_size": size, "identity": identity}
+        dtype = getattr(torch, self.config.e_step.reconstructions)
+        arguments: dict[str, Any] = {"count": count, "shard_size": size, "identity": identity, "dtype": dtype}
         if self.processes.main:
             Store(folder, **arguments)
         self.processes.wait()
