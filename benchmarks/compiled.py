@@ -58,7 +58,7 @@ class Compiled:
         names = kernel.src.fn.arg_names
         constants = {names[path[0]]: value for path, value in kernel.src.constants.items() if len(path) == 1}
         if loop and meta.name == "group_norm_backward_kernel":
-            trips = -(-shape[0] * -(-shape[1] // constants["BAND"]) // programs)
+            trips = -(-shape[0] * -(-shape[1] // constants["FORM"].band) // programs)
         elif loop and meta.name in LOOPS:
             trips = -(-shape[-2] // constants[LOOPS[meta.name]])
         sizes = (meta.num_warps, registers, stack, meta.shared)

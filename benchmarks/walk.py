@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from emfast.compilation.compiling import Call, layouts
 from emfast.dispatch import way
-from emfast.kernels.group_norm_silu import BACKWARD, FORWARD, configure
+from emfast.kernels._group_norm_tiles import BACKWARD, FORWARD, configure
 
 BANDWIDTH, RATE = 3.0e12, 790e12  # bytes/s of a copy, bf16 FLOP/s of a matrix product: an H100's, rounded
 EXPONENTIALS = 16 * 132 * 1.755e9  # per second: 16 per clock and multiprocessor, by NVIDIA's tables
@@ -176,10 +176,10 @@ def group_norm(node: Node, args: Any, backward: bool) -> None:
     pixels = x.shape[2] * x.shape[3]
     groups = args[7] if backward else args[5]
     whole = not (backward and args[9])
-    _, splits = configure(
+    form, _ = configure(
         BACKWARD if backward else FORWARD, x, skip is not None, channels, channels // groups, pixels, whole
     )
-    if splits > 1:
+    if form.block_s > 1:
         node.launches = 2
         node.again = (2 if backward else 1) * x.shape[0] * channels * pixels * x.itemsize
     node.launches += backward and args[9]

@@ -56,9 +56,11 @@ def ways(network: nn.Module, shape: tuple[int, int, int]) -> list[dict[str, Any]
     like = next(network.parameters())
     x = torch.zeros(1, *shape, dtype=like.dtype, device=like.device, requires_grad=True)
     training = network.training
-    with recorded() as choices, frozen(network.eval()), torch.enable_grad():
-        network(x, torch.zeros(1, device=like.device))
-    network.train(training)
+    try:
+        with recorded() as choices, frozen(network.eval()), torch.enable_grad():
+            network(x, torch.zeros(1, device=like.device))
+    finally:
+        network.train(training)
     return list(_layers(network, choices))
 
 

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._group_norm_tiles import memory_format
 from ._launch import launch
 from ._tuned import tuned
-from .group_norm_silu import memory_format
 
 TILE, WARPS = 4096, 4  # elements and warps: four 16-byte loads of bfloat16 for each thread, from every term
 

@@ -86,6 +86,13 @@ def test_every_layer_of_a_network_says_which_way_it_goes():
         assert list(row["not"]) == names[: names.index(row["way"])]
 
 
+def test_a_network_that_raises_stays_in_training_mode():
+    network = torch.nn.Conv2d(1, 1, 1).train()
+    with pytest.raises(TypeError):
+        ways(network, (1, 8, 8))  # which takes no time
+    assert network.training
+
+
 def test_one_autograd_function_computes_convolutions():
     files = sorted((PACKAGE / "nn").rglob("*.py"))
     found = [path.name for path in files if "torch.autograd.Function" in path.read_text()]

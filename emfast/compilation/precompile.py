@@ -64,16 +64,18 @@ def trace(denoiser: Denoiser, shape: tuple[int, int, int], batch: int) -> list[C
     blurs = (GaussianBlur(size), GaussianBlur(size, padding="circular"), MotionBlur(size))
     mask, *others = [(operator, operator.parameters(ids, shape)) for operator in (Mask(missing=0.5), *blurs)]
     training = denoiser.training
-    with FakeTensorMode(allow_non_fake_inputs=True), rehearsed(), recording() as calls:
-        y = torch.empty(batch, *shape)
-        problem = Problem(denoiser.eval(), y, *mask, 0.0, ids, 0, table)
-        sampler.step(problem, sampler.initial(problem), y, torch.zeros((), dtype=torch.int64))
-        for operator, parameters in others:
-            operator.misfit(y, y, parameters)
-            operator.adjoint(operator.apply(y, parameters), parameters)
-        learned = [p for p in denoiser.train().parameters() if p.requires_grad]
-        torch.autograd.grad(denoiser.loss(y, torch.empty(batch), y).mean(), learned)
-    denoiser.train(training)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), rehearsed(), recording() as calls:
+            y = torch.empty(batch, *shape)
+            problem = Problem(denoiser.eval(), y, *mask, 0.0, ids, 0, table)
+            sampler.step(problem, sampler.initial(problem), y, torch.zeros((), dtype=torch.int64))
+            for operator, parameters in others:
+                operator.misfit(y, y, parameters)
+                operator.adjoint(operator.apply(y, parameters), parameters)
+            learned = [p for p in denoiser.train().parameters() if p.requires_grad]
+            torch.autograd.grad(denoiser.loss(y, torch.empty(batch), y).mean(), learned)
+    finally:
+        denoiser.train(training)
     return list(dict.fromkeys(layouts(op, args) for op, args in calls if _has_kernel(op, args)))
 
 

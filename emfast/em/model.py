@@ -249,7 +249,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def prepare(denoiser: Denoiser, device: torch.device, precision: str = "auto", *, fast: bool | None = None) -> Denoiser:
-    """Returns the denoiser on a device, its network computing in a precision; the weights stay as they are.
+    """Returns the denoiser on a device, its network computing in a precision; the values of the weights stay.
 
     Arguments:
         denoiser: The denoiser.
@@ -264,4 +264,6 @@ def prepare(denoiser: Denoiser, device: torch.device, precision: str = "auto", *
         accelerate(denoiser.network, dtype=dtype)
     else:
         denoiser.dtype = dtype
+        if device.type == "cuda" and dtype == torch.bfloat16:  # tensor cores read channels innermost
+            denoiser.network.to(memory_format=torch.channels_last)
     return denoiser.to(device)

@@ -161,8 +161,10 @@ class Trainer:
         own, training = [p.detach().clone() for p in self.parameters], self.network.training
         self.finish()
         self.network.eval()
-        yield
-        with torch.no_grad():
-            for p, value in zip(self.parameters, own, strict=True):
-                p.copy_(value)
-        self.network.train(training)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(self.parameters, own, strict=True):
+                    p.copy_(value)
+            self.network.train(training)

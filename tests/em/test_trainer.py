@@ -116,9 +116,10 @@ def test_the_averaged_weights_are_lent():
     trainer.average[0] += 1
     before = network.weight.detach().clone()
     network.train()
-    with trainer.averaged():
+    with pytest.raises(RuntimeError, match="a failed E-step"), trainer.averaged():
         assert torch.equal(network.weight, before + 1)
         assert not network.training
+        raise RuntimeError("a failed E-step")
     assert torch.equal(network.weight, before)
     assert network.training
 
