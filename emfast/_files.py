@@ -138,6 +138,16 @@ def settle_folder(path: str | os.PathLike[str]) -> None:
         os.replace(aside, path)
 
 
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Removes a folder: its name is gone at once. What a kill leaves of it goes with the next call for that name."""
+    path = Path(path)
+    gone = path.parent / f".gone-{path.name}"
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.exists():
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Removes the temporaries of killed writers in a folder; those of living writers are locked and stay."""
     if fcntl is None:

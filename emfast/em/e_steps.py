@@ -16,6 +16,7 @@ from emfast.data.store import MANIFEST, Store
 from emfast.diffusion import Denoiser
 from emfast.em.batch_size import choose_batch_size
 from emfast.em.e_step import e_step
+from emfast.em.state import RECONSTRUCTIONS
 from emfast.samplers import DPS, Sampler, WarmStart, choose_scale
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class ESteps:
 
     def store(self, number: int, phase: str, count: int) -> Store:
         """Returns the store of a round's reconstructions, created by the main process."""
-        folder = self.folder.round(number) / "reconstructions"
+        folder = self.folder.round(number) / RECONSTRUCTIONS
         identity = {"round": number, "phase": phase, "seed": self.config.seed}
         size = self.config.e_step.shard_size
         if (folder / MANIFEST).exists():  # it may have begun with another size

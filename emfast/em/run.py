@@ -227,7 +227,8 @@ class Run:
         self.processes.wait()
 
     def publish(self) -> None:
-        """Copies the newest model to `model/`, if it is not there yet, whole."""
+        """Copies the newest model to `model/`, if it is not there yet, whole, and drops old reconstructions."""
         if self.processes.main:
             last = self.folder.rows()[-1]["round"]
             publish_model(self.folder.round(last) / "model", self.folder.model, last, self.folder.again(last))
+            self.folder.drop(self.config.keep)
