@@ -18,22 +18,19 @@ from torch import Tensor
 from emfast import _safetensors
 from emfast._check import check, message
 from emfast._json import to_json
+from emfast._process import identity, is_gone
 from emfast._safetensors import CHECKSUM
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: leftovers of killed writers stay where they are
-    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp-"
 
 
-def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, replace: bool = True) -> None:
     """Writes a file atomically: after a kill at any moment the path holds the old or the new content.
 
     Arguments:
         path: The file. Missing parent folders are created.
         write: Writes the content to the open binary file that it is given (readable and seekable too).
+        replace: Whether a file that is there is replaced. If not, it stays: the first of several writers wins.
     Raises:
         OSError: If the folder cannot be written or the disk is full; nothing partial is left.
     """
@@ -41,14 +38,16 @@ def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) 
     with _sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        descriptor, temporary = _create(path)
+        temporary = _temporary(path)
         try:
-            with os.fdopen(descriptor, "w+b") as file:
+            with open(temporary, "x+b") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-                # Renamed while the lock is held, so that no other writer takes the file for a leftover.
+            if replace:
                 os.replace(temporary, path)
+            else:
+                _place(temporary, path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -56,13 +55,13 @@ def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) 
         _sync(path.parent)
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], content: bytes, *, replace: bool = True) -> None:
     """Writes bytes to a file atomically."""
 
     def write(file: BinaryIO) -> None:
         file.write(content)
 
-    write_file(path, write)
+    write_file(path, write, replace=replace)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
@@ -76,7 +75,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    replace: bool = True,
 ) -> None:
     """Writes tensors to a safetensors file atomically, with a checksum that `read_tensors` verifies.
 
@@ -84,10 +87,11 @@ def write_tensors(
         path: The file.
         tensors: The tensors by name, on any device; views and shared storage are fine.
         metadata: Texts stored in the header beside the tensors.
+        replace: Whether a file that is there is replaced; see `write_file`.
     Raises:
         OSError: If the file cannot be written.
     """
-    write_file(path, lambda file: _safetensors.write(file, tensors, metadata or {}))
+    write_file(path, lambda file: _safetensors.write(file, tensors, metadata or {}), replace=replace)
 
 
 def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
@@ -107,7 +111,8 @@ def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> 
     with _sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        descriptor, temporary = _create(path, folder=True)
+        temporary = _temporary(path)
+        temporary.mkdir()
         try:
             fill(temporary)
             for entry in sorted(temporary.rglob("*"), reverse=True):
@@ -120,8 +125,6 @@ def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> 
             shutil.rmtree(temporary, ignore_errors=True)
             settle_folder(path)
             raise
-        finally:
-            os.close(descriptor)
         _sync(path.parent)
         settle_folder(path)
 
@@ -149,20 +152,18 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Removes the temporaries of killed writers in a folder; those of living writers are locked and stay."""
-    if fcntl is None:
-        return
+    """Removes the temporaries of writers on this machine that were killed.
+
+    Whose they are is in their names. Those of other machines stay: a lock that would tell whether their writers live
+    holds on one machine only, on many shared file systems.
+    """
     for entry in Path(folder).glob(TEMPORARY + "*"):
-        with suppress(OSError):
-            descriptor = os.open(entry, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_gone(entry.name.removeprefix(TEMPORARY).split("-")[0].rpartition(".")[0]):
+            with suppress(OSError):
                 if entry.is_dir():
                     shutil.rmtree(entry, ignore_errors=True)
                 else:
                     entry.unlink()
-            finally:
-                os.close(descriptor)
 
 
 def is_unused(folder: str | os.PathLike[str], *others: str) -> bool:
@@ -246,24 +247,22 @@ def _aside(path: Path) -> Path:
     return path.parent / f".old-{path.name}"
 
 
-def _create(path: Path, folder: bool = False) -> tuple[int, Path]:
-    """A new locked temporary beside the path; the lock dies with the process, which marks a leftover."""
-    while True:
-        temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}"
-        if folder:
-            temporary.mkdir()
-            descriptor = os.open(temporary, os.O_RDONLY)
-        else:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        if fcntl is None:
-            return descriptor, temporary
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Another writer may have taken it for a leftover before it was locked.
-        with suppress(FileNotFoundError):
-            if os.stat(temporary).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor, temporary
-        os.close(descriptor)
+def _temporary(path: Path) -> Path:
+    """A new name beside the path, with this process in it: a leftover is known by that its process is gone."""
+    return path.parent / f"{TEMPORARY}{identity()}.{secrets.token_hex(4)}-{path.name}"
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Gives a file its name, unless another one has it; the temporary name ends."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: between the look and the renaming another one may come
+        if not path.exists():
+            os.replace(temporary, path)
+            return
+    temporary.unlink()
 
 
 def _sync(path: Path) -> None:

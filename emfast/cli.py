@@ -210,7 +210,7 @@ def _enter() -> None:
 
 
 def _interrupted(what: str, code: int, argv: list[str]) -> int:
-    resumable = bool(argv) and argv[0] in ("train", "restore")
+    resumable = bool(argv) and argv[0] in ("train", "restore", "work")
     print(f"{what}. " + ("The same command resumes." if resumable else "Nothing was written."), file=sys.stderr)
     return code
 

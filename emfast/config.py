@@ -33,6 +33,7 @@ class DataConfig:
             none where observations are given.
         size: Resize to this many pixels a side.
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
+        sigma: The noise that is added to simulated observations, where the `sigma` of the run is another, or auto.
         limit: Use only the first so many observations.
         patch: Cut images into patches of this many pixels a side, and learn from those (observations: those of a Mask
             or the Identity only). Whole ones are then restored by tiles.
@@ -45,11 +46,13 @@ class DataConfig:
     reference: str | None = "auto"
     size: int | None = None
     crop: int | None = None
+    sigma: float | None = None
     limit: int | None = None
     patch: int | None = None
 
     def __post_init__(self) -> None:
         check_positive("data", self, "size", "crop", "limit", "patch")
+        check_sigma(self.sigma or 0.0, "config")
         good = 0 <= self.clean_count <= MANY
         check(good, "config", "data.clean_count", f"to be in 0 ... {MANY}", self.clean_count)
 
@@ -184,7 +187,9 @@ class Config:
         operator: The measurement operator A. By default Mask(missing=0.6) where observations are simulated, and where
             they are given that of the parameters in the file (`mask`, `kernel`).
         sigma: Standard deviation of the measurement noise, in data units ([-1, 1]); of observations that were imported
-            (`emfast import`), in the units of their files.
+            (`emfast import`), in the units of their files. auto: estimated before every round, from samples under the
+            model of the round before.
+        sigma_start: Where the estimate begins, in the units of sigma; three times too much or too little will do.
         sampler: The posterior sampler of the E-step; by default the best one for the operator.
         network: The U-Net.
         gaussian: The first prior where there are no clean images.
@@ -213,7 +218,8 @@ class Config:
     model: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     operator: Operator | None = None
-    sigma: float = 0.0
+    sigma: float | Literal["auto"] = 0.0
+    sigma_start: float = 0.1
     sampler: Sampler | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
     gaussian: GaussianConfig = field(default_factory=GaussianConfig)
@@ -239,7 +245,10 @@ class Config:
         self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
         check_posterior(self.sampler, "config")
         # That of observations, which may be in units of their own, is checked with them.
-        check_sigma(self.sigma if self.data.observations is None else min(self.sigma, 1), "config")
+        check_sigma(self.first_sigma if self.data.observations is None else min(self.first_sigma, 1), "config")
+        check(self.sigma_start > 0, "config", "sigma_start", "to be > 0", self.sigma_start)
+        known = self.sigma != "auto" or self.data.observations is not None or self.data.sigma is not None
+        check(known, "config", "data.sigma", "to be given where observations are simulated and sigma is auto", None)
         most = MOST["rounds"]
         check(0 <= self.rounds <= most, "config", "rounds", f"to be in 0 ... {most}", self.rounds)
         check(0 <= self.final_rounds <= most, "config", "final_rounds", f"to be in 0 ... {most}", self.final_rounds)
@@ -261,7 +270,12 @@ class Config:
         if isinstance(self.sampler, ReverseFromObservation):
             identity, fix = isinstance(self.operator, Identity), "Use another sampler"
             check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
-            check(self.sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
+            check(self.first_sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
+
+    @property
+    def first_sigma(self) -> float:
+        """The noise level that the run begins with."""
+        return self.sigma_start if self.sigma == "auto" else self.sigma
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Config:

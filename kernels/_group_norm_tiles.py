@@ -197,6 +197,18 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
+def band_of(wanted: int, x: Tensor, joined: bool, channels: int, group: int) -> tuple[int, int, bool]:
+    """Returns the channels of a band, the fewest whole groups with those wanted; of its tiles; if it is aligned."""
+    band = group * min(triton.cdiv(max(wanted, 1), group), channels // group)
+    return band, triton.next_power_of_2(band), joined and x.shape[1] % band == 0
+
+
+def rows(limit: int, block_c: int, pixels: int) -> int:
+    """Returns the pixels of a tile: those of a whole image if it has at most `limit` elements then."""
+    whole_image: int = triton.next_power_of_2(pixels)
+    return whole_image if block_c * whole_image <= limit else max(limit // 2 // block_c, 1)
+
+
 def configure(
     kernel: str, x: Tensor, joined: bool, channels: int, group: int, pixels: int, whole: bool = True
 ) -> tuple[Form, dict[str, int]]:
@@ -207,22 +219,17 @@ def configure(
     """
     last = memory_format(x) != torch.contiguous_format
     wanted = 32 // x.element_size() if last else min(1024 // triton.next_power_of_2(pixels), 64)
-    band = group * min(triton.cdiv(max(wanted, 1), group), channels // group)
-    block_c, whole_image = triton.next_power_of_2(band), triton.next_power_of_2(pixels)
-    aligned = joined and x.shape[1] % band == 0
+    band, block_c, aligned = band_of(wanted, x, joined, channels, group)
     torn = joined and not aligned
-    once = torn and kernel == FORWARD and x.element_size() == 2 and block_c * whole_image <= 2 * MAX_TILE
+    once = torn and kernel == FORWARD and x.element_size() == 2 and rows(2 * MAX_TILE, block_c, pixels) >= pixels
     limit = 2 * MAX_TILE if once else MAX_TILE // 2 if torn else MAX_TILE
-
-    def rows(limit: int) -> int:
-        return whole_image if block_c * whole_image <= limit else max(limit // 2 // block_c, 1)
-
-    size = block_c * rows(limit) * x.element_size()
+    size = block_c * rows(limit, block_c, pixels) * x.element_size()
     warps = min(max(size // PER_WARP // (1 + once), 1), MOST_WARPS[kernel])
     stages = [] if kernel == FORWARD else [3 if size == LARGE and whole and architecture() in PIPELINED else 1]
     sizes = (x.element_size(), last, joined + aligned, channels, group, pixels, whole)
-    limit, warps, *stages = tuned(kernel, x, sizes, (limit, warps, *stages))
-    block_p = rows(limit)
+    limit, warps, wanted, *stages = tuned(kernel, x, sizes, (limit, warps, wanted, *stages))
+    band, block_c, aligned = band_of(wanted, x, joined, channels, group)
+    block_p = rows(limit, block_c, pixels)
     even = block_c == band and channels % band == 0 and pixels % block_p == 0 and joined == aligned
     full = block_c * block_p == 64 * 32 * warps and torch.version.hip is None
     options = {"num_warps": warps} | ({"maxnreg": 128} if full else {}) | ({"STAGES": stages[0]} if stages else {})

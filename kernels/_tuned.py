@@ -17,7 +17,7 @@ from torch import Tensor
 from ._archive import folder as cache_folder
 
 FILE = "emfast-tuned.json"
-VERSION = 1  # of the file: another number for every change of what a key or a row means
+VERSION = 2  # of the file: another number for every change of what a key or a row means
 Row = tuple[int, ...]
 _trial: dict[str, Row | bool] = {}
 _asked: list[dict[str, Row | bool]] = []

@@ -16,6 +16,7 @@ import torch
 from tiny_run import one_sentence, train, write_config
 
 from emfast import cli
+from emfast._process import machine
 from emfast.cli import main
 from emfast.data import Store
 
@@ -357,10 +358,11 @@ def test_a_manifest_that_counts_what_is_not_there(count, tmp_path):
 
 
 def test_leftovers_of_killed_writers_do_not_count(run, tmp_path):
+    killed = f".tmp-{machine()}.{os.getpid()}.0.01234567"  # an earlier process of this number
     for name in ("run", "restored/reconstructions"):
-        (tmp_path / name / ".tmp-01234567-model").mkdir(parents=True)
-        (tmp_path / name / ".tmp-01234567-data.json").write_text("{")
-        (tmp_path / name / ".tmp-01234567-model" / "config.json").write_text("{")
+        (tmp_path / name / f"{killed}-model").mkdir(parents=True)
+        (tmp_path / name / f"{killed}-data.json").write_text("{")
+        (tmp_path / name / f"{killed}-model" / "config.json").write_text("{")
     assert train(tmp_path, "--rounds", "0", "--final_rounds", "0") == 0
     argv = ["restore", run, "--images", "sample:test", "--size", "12", "--limit", "4", "--sampler.steps", "2"]
     assert main([*map(str, argv), "--device", "cpu", "--output", str(tmp_path / "restored")]) == 0

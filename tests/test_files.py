@@ -249,7 +249,6 @@ def test_an_interrupt_leaves_nothing_partial(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(_files.fcntl is None, reason="leftovers are told apart by POSIX locks")
 def test_living_writers_are_left_alone(tmp_path: Path) -> None:
     def nested(file: object) -> None:
         write_text(tmp_path / "b", "b")
@@ -259,3 +258,24 @@ def test_living_writers_are_left_alone(tmp_path: Path) -> None:
     write_file(tmp_path / "a", nested)
     assert read_json(tmp_path / "a") == "a"
     assert temporaries(tmp_path) == []
+
+
+def test_temporaries_of_other_machines_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("emfast._process.machine", lambda: "01234567")
+        assert run_killed(lambda: write_file(tmp_path / "a", lambda file: kill_self())) == -signal.SIGKILL
+    (tmp_path / ".tmp-notes").touch()  # and those of whoever
+    write_text(tmp_path / "b", "b")
+    assert len(temporaries(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_of_two_writers_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*paths: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for text in (b"first", b"second"):
+        _files.write_bytes(tmp_path / "a", text, replace=False)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"first")]

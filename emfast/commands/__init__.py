@@ -3,6 +3,7 @@
 COMMANDS = {
     "import": "read a folder of observations of your own into one file",
     "train": "train a clean diffusion model from corrupted observations",
+    "work": "join the E-steps of a run that goes on elsewhere",
     "restore": "reconstruct new observations with a trained model",
     "sample": "draw images from a trained model",
     "evaluate": "compare two sets of images: PSNR, SSIM, Frechet distance",

@@ -11,6 +11,7 @@ from typing import Any
 from emfast._check import check
 from emfast._files import check_regular
 from emfast._yaml import NotYaml, load_yaml
+from emfast.em.model import read_note
 from emfast.operators import Operator
 
 TAKEN = ("operator", "sigma")  # the options that restoring takes from the run
@@ -35,6 +36,8 @@ def run_settings(run: Path | None) -> dict[str, Any]:
     settings: Any = None
     with suppress(NotYaml, UnicodeDecodeError):
         settings = load_yaml(path.read_text(encoding="utf-8"))
+    if isinstance(settings, dict) and settings.get("sigma") == "auto":
+        settings["sigma"] = read_note(run / "model").get("sigma")
     good = isinstance(settings, dict) and isinstance(settings.get("sigma", 0.0), int | float)
     operator = settings.get("operator") if isinstance(settings, dict) else None
     good = good and (operator is None or (isinstance(operator, dict) and isinstance(operator.get("class_path"), str)))

@@ -25,8 +25,8 @@ MANIFEST = "manifest.json"
 class Store:
     """A folder of tensors with one row per observation, in shards that are finished one by one.
 
-    Several processes may write to one store as long as they write different shards. A shard is there whole or not at
-    all, and carries a checksum and the identity of its store.
+    Several processes may write to one store, the same shard too: the first one's stays. A shard is there whole or not
+    at all, and carries a checksum and the identity of its store.
 
     Arguments:
         folder: The folder; created, or re-opened if it holds a store of the same identity.
@@ -77,7 +77,9 @@ class Store:
         fix = f"Give the folder that holds {MANIFEST}"
         check((folder / MANIFEST).is_file(), "Store.open", str(folder), "to be a store", "no manifest there", fix)
         manifest = _manifest(folder)
-        return cls(folder, count=manifest["count"], shard_size=manifest["shard_size"], identity=manifest["identity"])
+        dtype = torch.bfloat16 if manifest.get("dtype") == "bfloat16" else torch.float32
+        sizes = {"count": manifest["count"], "shard_size": manifest["shard_size"]}
+        return cls(folder, **sizes, identity=manifest["identity"], dtype=dtype)
 
     @property
     def missing(self) -> list[tuple[int, int, int]]:
@@ -101,7 +103,7 @@ class Store:
         return True
 
     def write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Writes a shard, whole or not at all.
+        """Writes a shard, whole or not at all; one that is there stays.
 
         Arguments:
             index: The shard.
@@ -123,7 +125,7 @@ class Store:
                 fix = "The sampler diverged: reduce its scale or its learning rate"
                 raise ValueError(message("Store.write", f"{name!r}", "to be finite", f"NaN or inf in row {row}", fix))
         kept = {name: tensor.to(self.dtype) if name == "images" else tensor for name, tensor in tensors.items()}
-        write_tensors(path, kept, self._stamp(index))
+        write_tensors(path, kept, self._stamp(index), replace=False)
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Returns the tensors of a finished shard, verified.
@@ -204,6 +206,7 @@ class Store:
             "count": self.count,
             "shard_size": self.shard_size,
             "identity": self.identity,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "shards": shards,
             "store": self._stamp(0)["store"],
         }

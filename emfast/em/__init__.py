@@ -5,5 +5,6 @@ from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.loop import train
 from emfast.em.model import load_model, prepare
 from emfast.em.observations import Observations
+from emfast.em.work import work
 
-__all__ = ["Event", "Observations", "Progress", "RoundFinished", "e_step", "load_model", "prepare", "train"]
+__all__ = ["Event", "Observations", "Progress", "RoundFinished", "e_step", "load_model", "prepare", "train", "work"]

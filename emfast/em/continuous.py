@@ -13,7 +13,6 @@ from emfast._records import write_record
 from emfast.data.rows import Rows, joined, picked
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
-from emfast.em.e_step import e_step
 from emfast.em.e_steps import Reconstructions, clamped
 from emfast.em.m_step import Training
 from emfast.em.model import save_model
@@ -166,7 +165,7 @@ class Continuous:
             trainer.finish()
         if self.processes.main:
             write_record(folder / "seconds.json", {"m_step": trainer.watch.seconds})
-            save_model(denoiser, self.run.scheduler, folder / "model")
+            save_model(denoiser, self.run.scheduler, folder / "model", self.run.note)
             if number > 1:
                 (self.folder.round(number - 2) / STATE).unlink(missing_ok=True)
 
@@ -178,15 +177,6 @@ class Continuous:
             return
         ids, seconds = torch.arange(len(self.observations)), trainer.watch.seconds
         with trainer.averaged():
-            e_step(
-                sampler,
-                denoiser,
-                self.observations,
-                ids,
-                store,
-                shards=part.shards,
-                batch_size=self.run.e_steps.batch_size(sampler, denoiser, ids),
-                seed=self.run.seed("round", number, "e_step"),
-                processes=self.processes,
-            )
+            size = self.run.e_steps.batch_size(sampler, denoiser, ids)
+            self.run.e_steps.make(number, sampler, denoiser, ids, store, batch_size=size, shards=part.shards)
         trainer.watch = Stopwatch(seconds)

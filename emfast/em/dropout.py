@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from emfast import random
@@ -40,6 +41,7 @@ class Dropout(TorchFunctionMode):
     def __init__(self, network: nn.Module, place: Tensor, seed: int, step: Tensor) -> None:
         super().__init__()
         self.network, self.place, self.seed, self.step = network, place, seed, step
+        self.used = False  # whether anything has been dropped
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -70,6 +72,7 @@ class Dropout(TorchFunctionMode):
         whole = len(input) % len(self.place) == 0
         requirement = f"to drop features of {len(self.place)} images, one after the other"
         check(whole, "m_step", "the network", requirement, input, "Train it without dropout")
+        self.used = True
         shape = input.shape if axes is None else (*input.shape[:axes], *[1] * (input.dim() - axes))
         key = random.derive(self.seed, "dropout", *self._layer())
         z = random.normal((math.prod(shape) // len(self.place),), ids=self.place, seed=key, step=self.step)
@@ -112,3 +115,8 @@ class Dropout(TorchFunctionMode):
     @cached_property
     def _names(self) -> dict[int, str]:
         return {id(module): name for name, module in self.network.named_modules()}
+
+
+def has_dropout(network: nn.Module) -> bool:
+    """Returns whether a network has layers that drop; what its functions drop is seen by a `Dropout` alone."""
+    return any(isinstance(module, _DropoutNd) and module.p > 0 for module in network.modules())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
@@ -15,7 +15,7 @@ from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.batch_size import choose_batch_size
 from emfast.em.observations import Observations
-from emfast.em.processes import Processes
+from emfast.em.shards import Alone, Shard, Work
 from emfast.em.state import Stopwatch
 from emfast.graph import graphs
 from emfast.samplers import Sampler
@@ -29,10 +29,9 @@ def e_step(
     ids: Tensor,
     store: Store,
     *,
-    shards: Sequence[tuple[int, int, int]] | None = None,
     batch_size: int | Literal["auto"] = 64,
     seed: int = 0,
-    processes: Processes | None = None,
+    work: Work | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> None:
     """Reconstructs observations into the shards that the store still lacks.
@@ -46,32 +45,34 @@ def e_step(
         observations: The observations.
         ids: (N,) ids of those to reconstruct, N = the store's count; row i of the store belongs to ids[i].
         store: The store; each shard gets `images`, `ids` and the `seconds` that each took.
-        shards: Which of the store's shards, as it has them; all by default.
         batch_size: Observations reconstructed together, of whatever shards; auto: see `choose_batch_size`. It is halved
             where a GPU has no memory for it.
         seed: The key of the sampler's noise.
-        processes: The processes that share the shards; this one alone by default.
-        callback: Called as callback(sampler steps of single observations done, in all) of this process's work.
+        work: Where this process gets the shards to make; by default all that the store lacks.
+        callback: Called as callback(sampler steps of single observations done, in all), by all processes.
     Raises:
         ValueError: If the sampler does not read the observations.
         RuntimeError: If a sample diverges twice; its id is named.
     """
     check_posterior(sampler, "e_step")
-    processes = processes or Processes()
     device = next(denoiser.parameters()).device
-    wanted = store.shards if shards is None else shards
-    todo = [shard for shard in wanted[processes.rank :: processes.world] if not store.has(shard[0])]
-    rows = torch.cat([torch.arange(start, stop) for _, start, stop in todo] or [torch.arange(0)])
+    work = Alone(store, store.shards) if work is None else work
+    total = sum(stop - start for _, start, stop in work.missing)
     if batch_size == "auto":
-        batch_size = choose_batch_size(sampler, denoiser, observations, ids) if todo else 1
-    cut = Shards(todo)
-    with graphs(), Writer(store, device) as writer:
+        batch_size = choose_batch_size(sampler, denoiser, observations, ids) if total else 1
+
+    def report(done: int, steps: int) -> None:
+        work.worked()
+        if callback is not None:
+            callback(min(done + work.elsewhere * steps, total * steps), total * steps)
+
+    with graphs(), Writer(store, device, work.made) as writer:
+        cut = Shards(work, writer)
         for x, seconds in reconstructions(
-            sampler, denoiser, observations, ids[rows], batch_size=batch_size, seed=seed, callback=callback
+            sampler, denoiser, observations, ids, cut.rows, batch_size=batch_size, seed=seed, callback=report
         ):
             for index, part, images, times in cut.add(x, seconds):
                 writer.write(index, {"images": images, "ids": ids[part], "seconds": times})
-    processes.wait()
 
 
 def reconstructions(
@@ -79,24 +80,34 @@ def reconstructions(
     denoiser: Denoiser,
     observations: Observations,
     ids: Tensor,
+    more: Callable[[int, bool], Tensor],
     *,
     batch_size: int,
     seed: int,
-    callback: Callable[[int, int], None] | None,
+    callback: Callable[[int, int], None],
 ) -> Iterator[tuple[Tensor, float]]:
     """Yields the samples of one batch after the other, and the seconds that each of its images took; see `e_step`.
 
     A batch for which the GPU has no memory is done in halves, and so are those behind it.
+
+    Arguments:
+        more: Called as more(count, wait) for the rows of so many ids, or more, or of fewer if no more are to be had
+            now. To be waited for is only with nothing else to do; none are left at all if it then gives none.
+        sampler, denoiser, observations, ids, batch_size, seed: See `e_step`.
+        callback: Called as callback(steps of single observations done here, steps of each).
     """
     device = next(denoiser.parameters()).device
-    finished = 0
+    finished, rows = 0, torch.empty(0, dtype=torch.int64)
 
     def progress(done: int, steps: int) -> None:
-        if callback is not None:
-            callback(finished * steps + done * len(part), len(ids) * steps)
+        callback(finished * steps + done * len(part), steps)
 
-    while finished < len(ids):
-        part = ids[finished : finished + batch_size]
+    while True:
+        if len(rows) < batch_size:
+            rows = torch.cat((rows, more(batch_size - len(rows), not len(rows))))
+        if not len(rows):
+            return
+        part = ids[rows[:batch_size]]
         # One shape, one graph: a partial batch on a GPU is filled with its last observation again.
         full = pad(part, batch_size) if device.type == "cuda" else part
         watch = Stopwatch()
@@ -109,7 +120,7 @@ def reconstructions(
             torch.cuda.empty_cache()
             warnings.warn(f"e_step: out of memory, it goes on with batches of {batch_size}.", stacklevel=2)
             continue
-        finished += len(part)
+        finished, rows = finished + len(part), rows[len(part) :]
         yield x[: len(part)], watch.seconds / len(part)
 
 
@@ -119,15 +130,36 @@ def pad(ids: Tensor, count: int) -> Tensor:
 
 
 class Shards:
-    """Cuts what batches give, in their order, into shards: batches need not fit them.
+    """Takes shards, and cuts what batches give of them, in their order, into shards: batches need not fit them.
 
     Arguments:
-        todo: The (index, start, stop) of the shards, in order.
+        work: Where the shards come from.
+        writer: Where they go.
     """
 
-    def __init__(self, todo: Sequence[tuple[int, int, int]]) -> None:
-        self.todo = list(todo)
+    def __init__(self, work: Work, writer: Writer) -> None:
+        self.work, self.writer = work, writer
+        self.todo: list[Shard] = []
         self.images, self.seconds = torch.empty(0), torch.empty(0)  # of no whole shard yet
+
+    def rows(self, count: int, wait: bool) -> Tensor:
+        """Returns the rows of shards taken now, so many or more; fewer if no more are to be had.
+
+        Arguments:
+            count: How many rows.
+            wait: Whether to wait, if there are none, for what other processes do not bring to an end.
+        """
+        taken: list[Shard] = []
+        while sum(stop - start for _, start, stop in taken) < count:
+            shard = self.work.take()
+            if shard is None and wait and not taken:
+                self.writer.settle()
+                shard = self.work.rest()
+            if shard is None:
+                break
+            taken.append(shard)
+        self.todo += taken
+        return torch.cat([torch.arange(start, stop) for _, start, stop in taken] or [torch.arange(0)])
 
     def add(self, images: Tensor, seconds: float) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
         """Yields the index, the rows, the images and the seconds of every shard that is whole now.
@@ -150,20 +182,20 @@ class Writer:
     Arguments:
         store: The store.
         device: The device that samples.
+        made: Called with the index of each shard that was written.
     """
 
-    def __init__(self, store: Store, device: torch.device) -> None:
-        self.store = store
+    def __init__(self, store: Store, device: torch.device, made: Callable[[int], None]) -> None:
+        self.store, self.made = store, made
         self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self.pending: Future[None] | None = None
+        self.pending: tuple[int, Future[None]] | None = None
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *error: object) -> None:
         try:
-            if self.pending is not None:
-                self.pending.result()
+            self.settle()
         finally:
             if self.pool is not None:
                 self.pool.shutdown()
@@ -172,10 +204,17 @@ class Writer:
         """Writes a shard; raises what the writing of the one before raised."""
         if self.pool is None:
             self.store.write(index, shard)
+            self.made(index)
             return
+        self.settle()
+        self.pending = (index, self.pool.submit(self.store.write, index, shard))
+
+    def settle(self) -> None:
+        """Waits until all shards are written; raises what the writing raised."""
         if self.pending is not None:
-            self.pending.result()
-        self.pending = self.pool.submit(self.store.write, index, shard)
+            (index, future), self.pending = self.pending, None
+            future.result()
+            self.made(index)
 
 
 def reconstruct(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,13 +15,18 @@ from emfast._records import read_record, write_record
 from emfast.data.rows import Rows, mapped
 from emfast.data.store import MANIFEST, Store
 from emfast.diffusion import Denoiser
+from emfast.em.announcement import Announcement
 from emfast.em.batch_size import choose_batch_size
 from emfast.em.e_step import e_step
+from emfast.em.model import resolve_precision
+from emfast.em.queue import clear, shared
+from emfast.em.shards import Shard
 from emfast.em.state import RECONSTRUCTIONS
 from emfast.samplers import DPS, Sampler, WarmStart, choose_scale
 
 if TYPE_CHECKING:
     from emfast.em.run import Run
+    from emfast.em.work import Guest
 
 SHOWN = 8  # observations that every round has, so that their pictures can be compared
 
@@ -44,34 +50,79 @@ class ESteps:
     """The E-steps of a run in this process; everything that matters is on disk.
 
     Arguments:
-        run: The run, begun.
+        run: The run, begun, or joined.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run | Guest) -> None:
         self.run, self.config, self.folder = run, run.config, run.folder
         self.processes, self.observations = run.processes, run.observations
 
     def reconstruct(self, number: int, phase: str, denoiser: Denoiser) -> Reconstructions:
         """Returns the reconstructions of a round, the missing ones made with the model of the round before."""
+        sampler, ids, scale = self.plan(number, phase, denoiser)
+        store = self.store(number, phase, len(ids))
+        size = self.batch_size(sampler, denoiser, ids)
+        if self.processes.main:
+            precision = str(resolve_precision(self.config.precision, self.run.device)).removeprefix("torch.")
+            Announcement(number, phase, size, precision).write(self.folder.path)
+        callback = self.run.progress("e-step", number)
+        self.make(number, sampler, denoiser, ids, store, batch_size=size, callback=callback)
+        seconds = float(store.load("seconds").sum())
+        return Reconstructions(store.rows("images"), ids, scale, self.evaluations(sampler, ids), seconds)
+
+    def plan(self, number: int, phase: str, denoiser: Denoiser) -> tuple[Sampler, Tensor, float | None]:
+        """Returns the sampler of a round, the ids of its observations in the order of the store, and the scale."""
+        self.take_sigma(number)
         ids = self.subset(number, phase)
         scaled, scale = self.scaled(number, denoiser)
         sampler = self.warm(number, scaled)
         if isinstance(sampler, WarmStart):  # one batch at most is mixed
             ids = torch.cat((ids[sampler.known(ids)], ids[~sampler.known(ids)]))
-        store = self.store(number, phase, len(ids))
-        e_step(
-            sampler,
-            denoiser,
-            self.observations,
-            ids,
-            store,
-            batch_size=self.batch_size(sampler, denoiser, ids),
-            seed=self.run.seed("round", number, "e_step"),
-            processes=self.processes,
-            callback=self.run.progress("e-step", number),
-        )
-        seconds = float(store.load("seconds").sum())
-        return Reconstructions(store.rows("images"), ids, scale, self.evaluations(sampler, ids), seconds)
+        return sampler, ids, scale
+
+    def take_sigma(self, number: int) -> None:
+        """Takes the noise level that was estimated before a round for that of the observations, if it is unknown."""
+        if self.config.sigma == "auto":
+            path = self.folder.round(number) / "sigma.json"
+            self.observations.sigma = read_record(path, sigma=(int, float))["sigma"]
+
+    def make(
+        self,
+        number: int,
+        sampler: Sampler,
+        denoiser: Denoiser,
+        ids: Tensor,
+        store: Store,
+        *,
+        batch_size: int,
+        shards: Sequence[Shard] | None = None,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Makes shards of a round's store together with the other processes; returns when all are there.
+
+        Raises:
+            ValueError: If a shard is there but damaged; the sentence names the file.
+        """
+        rank, world = self.processes.rank, self.processes.world
+        shards = store.shards if shards is None else shards
+        for index, *_ in shards[rank::world]:
+            store.has(index)
+        if all(store.path(index).exists() for index, *_ in shards):
+            return
+        with shared(store, shards, place=rank / world, check=self.processes.check) as queue:
+            e_step(
+                sampler,
+                denoiser,
+                self.observations,
+                ids,
+                store,
+                batch_size=batch_size,
+                seed=self.run.seed("round", number, "e_step"),
+                work=queue,
+                callback=callback,
+            )
+        if self.processes.main:
+            clear(store, shards)
 
     def whole(self, number: int) -> Store:
         """Returns the reconstructions of a finished round; what was lost of them is made again, the same as before."""
@@ -82,7 +133,9 @@ class ESteps:
         if missing and self.config.schedule == "continuous" and phase == "warm":
             check(False, "train", str(store.folder), "to be whole", "shards missing", self.folder.again(number))
         if missing:
+            sigma = self.observations.sigma
             self.reconstruct(number, phase, self.run.model(number - 1))
+            self.observations.sigma = sigma
         return store
 
     def warm(self, number: int, sampler: Sampler) -> Sampler:

@@ -94,16 +94,22 @@ def _source(data: DataConfig, named: str | None, sample: str) -> str | None:
 
 def _observations(config: Config, images: Images | None) -> Observations:
     """Returns the observations of images, or without any those of the file."""
-    data, operator, sigma = config.data, config.operator, config.sigma
+    data, operator, sigma = config.data, config.operator, config.first_sigma
     if images is None or operator is None:
         observations = Observations.from_file(
-            data.observations or "", operator, sigma=sigma, limit=data.limit, patch=data.patch
+            data.observations or "",
+            operator,
+            sigma=sigma,
+            guessed=config.sigma == "auto",
+            limit=data.limit,
+            patch=data.patch,
         )
         _check_size(data.size, observations.shape)
         return observations
     if data.limit is not None:
         images = images.subset(slice(0, data.limit))
-    return Observations(operator, sigma=sigma, images=images, seed=random.derive(config.seed, "observations"))
+    noise, seed = sigma if data.sigma is None else data.sigma, random.derive(config.seed, "observations")
+    return Observations(operator, sigma=noise, images=images, seed=seed).assuming(sigma)
 
 
 def _cut(images: Images | None, patch: int | None) -> Images | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emfast._check import message
+from emfast._process import identity, is_gone
 
 NAME = ".lock"
 BEAT = 10.0  # seconds between two touches
@@ -39,8 +40,7 @@ def held(folder: str | os.PathLike[str], *, beat: float = BEAT, patience: float 
     """
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    host, process = socket.gethostname(), os.getpid()
-    own = {"host": host, "process": process, "born": _born(process), "token": secrets.token_hex(8)}
+    own = {"host": socket.gethostname(), "process": os.getpid(), "identity": identity(), "token": secrets.token_hex(8)}
     _acquire(path, own, patience)
     ended = threading.Event()
 
@@ -84,8 +84,11 @@ def _acquire(path: Path, own: dict[str, Any], patience: float) -> None:
 
 def _is_alive(path: Path, other: dict[str, Any], own: dict[str, Any], patience: float) -> bool:
     """Returns whether the holder of a file is still there."""
-    if other.get("host") == own["host"]:
-        return other.get("born") is not None and _born(int(other["process"])) == other["born"]
+    who = str(other.get("identity", ""))
+    if is_gone(who):
+        return False
+    if who.split(".")[0] == own["identity"].split(".")[0]:
+        return True
     before, end = _touched(path), time.monotonic() + patience
     while time.monotonic() < end:
         if _touched(path) != before:
@@ -105,22 +108,7 @@ def _holder(path: Path) -> dict[str, Any]:
 
 def _touched(path: Path) -> int | None:
     try:
-        return path.stat().st_mtime_ns
+        with open(path, "rb") as file:  # what is opened is asked for anew on a shared file system
+            return os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return None
-
-
-def _born(process: int) -> str | None:
-    """Returns what tells a process from an earlier one of its number; None if it is not alive."""
-    if Path("/proc/self/stat").exists():
-        try:
-            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-        except OSError:
-            return None
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:  # it is there, and somebody else's
-        pass
-    return ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emfast._check import check
 from emfast.em.events import Event
 from emfast.em.lock import held
-from emfast.em.processes import is_main
+from emfast.em.model import resolve_device
+from emfast.em.plan import next_phase
+from emfast.em.processes import is_main, join
 from emfast.em.run import Run
 
 if TYPE_CHECKING:
@@ -37,28 +39,12 @@ def train(config: Config, callback: Callable[[Event], None] | None = None) -> Pa
     fix = "Give emfast.Config(...), or Config.from_yaml(file)"
     check(hasattr(config, "to_yaml"), "train", "config", "to be an emfast.Config", type(config), fix, TypeError)
     free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
-    with held(config.output) if is_main() and free else nullcontext():
-        run = Run(config, config.to_yaml(), callback)
+    holding = held(config.output) if is_main() and free else nullcontext()
+    with holding, join(device := resolve_device(config.device), config.output) as processes:
+        run = Run(config, callback, device, processes)
         if not run.folder.rows():
             run.initial_round()
         while phase := next_phase(run.folder.rows(), config):
             run.round(len(run.folder.rows()), phase)
         run.publish()
     return run.folder.model
-
-
-def next_phase(rows: list[dict[str, Any]], config: Config) -> str | None:
-    """Returns "warm", "final" or, at the end, None: what the round after these rows is.
-
-    The paper's rule ends the warm-started rounds early: the best scale has not fallen for 3 rounds, or is below
-    `switch_scale`.
-    """
-    phases = [row["phase"] for row in rows]
-    scales = [row["scale"] for row in rows if row["phase"] == "warm" and row["scale"] is not None]
-    stalled = len(scales) > 3 and min(scales[-3:]) >= min(scales[:-3])
-    switch = (
-        config.switch and bool(config.e_step.scales) and bool(scales) and (stalled or scales[-1] < config.switch_scale)
-    )
-    if "final" not in phases and phases.count("warm") < config.rounds and not switch:
-        return "warm"
-    return "final" if phases.count("final") < config.final_rounds else None

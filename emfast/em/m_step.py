@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from emfast import random
 from emfast._check import check
 from emfast.data.rows import Rows, pieces, small
 from emfast.diffusion import Denoiser
-from emfast.em.dropout import Dropout
+from emfast.em.dropout import Dropout, has_dropout
 from emfast.em.noise_levels import training_times
 from emfast.em.processes import Processes
 from emfast.em.targets import stable_targets
@@ -94,8 +95,7 @@ class Training:
         self.trainer, self.checkpoint, self.last = trainer, checkpoint, last
         self.processes = processes or Processes()
         world, size = self.processes.world, trainer.config.batch_size
-        requirement = f"to be a multiple of {world}, the number of processes"
-        check(size % world == 0, "m_step", "batch_size", requirement, size)
+        check(size >= world, "m_step", "batch_size", f"to be at least {world}, the number of processes", size)
         self.batch = _Batch(trainer, denoiser, images, seed, self.processes)
         self.graphed = Graphed(self.batch.gradients, state=denoiser.network.buffers())
 
@@ -152,10 +152,13 @@ class _Batch:
     ) -> None:
         self.trainer, self.denoiser, self.seed, self.processes = trainer, denoiser, seed, processes
         self.config, self.device = trainer.config, trainer.parameters[0].device
+        self.drops = True  # until a step has dropped nothing: every function of torch goes through the context
         self.use(images)
         self.part = slice(processes.rank, None, processes.world)
         # In the batch, whatever the number of processes.
         self.place = torch.arange(self.config.batch_size, device=self.device)[self.part]
+        # Where the number of processes does not divide the batch, the mean over processes is not that over images.
+        self.weight = len(self.place) * processes.world / self.config.batch_size
 
     def use(self, images: Tensor | Rows) -> None:
         """Takes the images of the steps to come."""
@@ -198,10 +201,16 @@ class _Batch:
         for images in others:
             x_0, noise = stable_targets(self.denoiser.schedule, x_0, t, noise, images)
         self.trainer.optimizer.zero_grad()
-        dropout = Dropout(self.denoiser.network, self.place, self.seed, k)
-        with dropout:
+        network = self.denoiser.network
+        dropout = Dropout(network, self.place, self.seed, k) if self.drops else None
+        with dropout or nullcontext():
             loss = self.denoiser.loss(x_0, t, noise).mean()
-        dropout.backward(loss)
+            loss = loss if self.weight == 1 else self.weight * loss
+        if dropout is None:
+            loss.backward()
+        else:
+            dropout.backward(loss)
+            self.drops = dropout.used or has_dropout(network)
         return loss.detach(), *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 

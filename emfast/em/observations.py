@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -57,6 +59,7 @@ class Observations:
         given: Parameters of the operator that came with y, e.g. {"mask": (N, 1, H, W)}.
         seed: The key of the simulated noise.
         name: What the errors call y.
+        guessed: Whether sigma is a guess, by which y is not judged.
         origin: The files that y was imported from, and their range.
     Raises:
         ValueError: If the operator does not fit the images, or an observed value is not finite; if y is far outside
@@ -73,12 +76,13 @@ class Observations:
         given: Mapping[str, Tensor | Rows] | None = None,
         seed: int = 0,
         name: str = "y",
+        guessed: bool = False,
         origin: Origin | None = None,
     ) -> None:
         check((images is None) != (y is None), "Observations", "images or y", "to be given", "both or none of them")
         check_sigma(sigma, "Observations")
         self.operator = Given(operator, given) if given else operator
-        self.sigma, self.images, self.y, self.seed = sigma, images, y, seed
+        self.sigma, self.noise, self.images, self.y, self.seed = sigma, sigma, images, y, seed
         self.origin = origin
         rows = {key: len(value) for key, value in (given or {}).items()}
         requirement = f"to have a row for each of the {len(self)} observations"
@@ -87,7 +91,7 @@ class Observations:
             check(y.dtype == torch.float32, "Observations", name, "to be float32", y, error=TypeError)
         self._check_operator(given or {})
         if y is not None:
-            self._check_values(y, name)
+            self._check_values(y, name, math.inf if guessed else sigma)
 
     @classmethod
     def from_file(
@@ -97,6 +101,7 @@ class Observations:
         *,
         usual: Operator | None = None,
         sigma: float = 0.0,
+        guessed: bool = False,
         limit: int | None = None,
         patch: int | None = None,
     ) -> Observations:
@@ -109,6 +114,7 @@ class Observations:
             usual: The operator instead of None, if it belongs to the parameters in the file, or needs none.
             sigma: The standard deviation of the noise, in the units of the files if they were imported, else in data
                 units.
+            guessed: Whether sigma is a guess, by which the values are not judged.
             limit: Only the first so many.
             patch: Cut each into patches of this side, with its mask, and leave out those that show nothing.
         Raises:
@@ -122,7 +128,13 @@ class Observations:
         y, given = picked(y, first), {name: picked(value, first) for name, value in given.items()}
         if patch is not None:
             y, given = _patches(y, checked(operator, given), operator, patch)
-        return cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", origin=origin)
+        return cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", guessed=guessed, origin=origin)
+
+    def assuming(self, sigma: float) -> Observations:
+        """Returns the same observations where those who read `sigma` take their noise to be another."""
+        other = copy.copy(self)
+        other.sigma = sigma
+        return other
 
     def __len__(self) -> int:
         source = self.images if self.images is not None else self.y
@@ -154,7 +166,7 @@ class Observations:
         ids = torch.linspace(0, len(self) - 1, count).round().long()
         check_linear(self.operator, ids, self.shape, tuple(y.shape[1:]))
 
-    def _check_values(self, y: Tensor | Rows, name: str) -> None:
+    def _check_values(self, y: Tensor | Rows, name: str, sigma: float) -> None:
         """Finds values that no detector gives, and y in other units than those of the images."""
         low, high, square, count = 0.0, 0.0, 0.0, 0
         gains: list[float | None] = []
@@ -173,8 +185,8 @@ class Observations:
         if len(known) < len(gains):
             return
         # The mean square is at most gain^2 + sigma^2. Twice the range, and noise half as strong again, may be meant.
-        limit = (2 * max(known)) ** 2 + (1.5 * self.sigma) ** 2
-        expected = f"to hold floats in [-{max(known):.4g}, {max(known):.4g}] and noise of sigma = {self.sigma:g}"
+        limit = (2 * max(known)) ** 2 + (1.5 * sigma) ** 2
+        expected = f"to hold floats in [-{max(known):.4g}, {max(known):.4g}] and noise of sigma = {sigma:g}"
         fix = "Scale y and sigma to images in [-1, 1] (x / 127.5 - 1 from 0 ... 255)"
         check(square <= limit * count, "Observations", name, expected, f"values from {low:.4g} to {high:.4g}", fix)
 
@@ -183,7 +195,7 @@ class Observations:
         if self.y is not None:
             y = self.y[ids]
             return self.operator.project(y, self.operator.parameters(ids, tuple(y.shape[1:])))
-        return self.operator.observe(self.truth_of(ids), self.sigma, ids=ids, seed=self.seed)
+        return self.operator.observe(self.truth_of(ids), self.noise, ids=ids, seed=self.seed)
 
     def truth_of(self, ids: Tensor) -> Tensor:
         """Returns the clean images of the ids, (B, C, H, W) float32.
@@ -212,7 +224,7 @@ class Observations:
         source = fingerprint(self.y) if self.y is not None else source
         ids = torch.tensor(sorted({0, len(self) - 1}))
         sample = self.read(ids).contiguous().numpy().tobytes()
-        text = f"{source} {self.sigma} {self.seed}".encode()
+        text = f"{source} {self.noise} {self.seed}".encode()
         return hashlib.blake2b(text + sample, digest_size=8).hexdigest()
 
 

@@ -1,20 +1,24 @@
 """The processes that share a run: one, or those of `accelerate launch`, torchrun or Slurm."""
 
+from __future__ import annotations
+
 import os
+import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emfast._check import check, message
+from emfast.em.meeting import Meeting, broken, remove_meetings
 
 MEETING = timedelta(minutes=3)  # a launcher starts all processes at once
-# NCCL ends a process after 10 minutes in a barrier; there it may wait for all that another one has to sample.
-PATIENCE = timedelta(days=7)
+PATIENCE = timedelta(minutes=10)  # in a collective of a training step; for all that takes longer they wait on files
 FIX = "Start all processes by one launcher, or unset WORLD_SIZE to train with one"
 
 
@@ -22,13 +26,28 @@ FIX = "Start all processes by one launcher, or unset WORLD_SIZE to train with on
 class Processes:
     """This process's place among those that work together; alone by default.
 
+    A context: who leaves it by an error ends the others too.
+
     Arguments:
         rank: Its number.
         world: How many there are.
+        meeting: Where they wait for each other.
     """
 
     rank: int = 0
     world: int = 1
+    meeting: Meeting | None = field(default=None, compare=False)
+
+    def __enter__(self) -> Processes:
+        if self.meeting is not None:
+            self.meeting.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.meeting is not None:
+            self.meeting.__exit__(kind, error, trace)
 
     @property
     def main(self) -> bool:
@@ -36,16 +55,28 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Waits for the others."""
-        if self.world > 1:
-            torch.distributed.barrier()
+        """Waits for the others, however long, on files.
+
+        Raises:
+            RuntimeError: If one of them has died.
+        """
+        if self.meeting is not None:
+            self.meeting.wait()
+
+    def check(self) -> None:
+        """Raises a RuntimeError if one of the others has died."""
+        if self.meeting is not None:
+            self.meeting.check()
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replaces tensors, on one device and of one dtype, by their means over the processes, in place."""
         if self.world == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message
-        torch.distributed.all_reduce(flat)
+        try:
+            torch.distributed.all_reduce(flat)
+        except RuntimeError as error:  # the connection broke, or nothing came
+            raise RuntimeError(broken(f"{type(error).__name__}: {error}")) from error
         parts = flat.div_(self.world).split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
@@ -55,11 +86,12 @@ def is_main() -> bool:
     return _environment()[0] == 0
 
 
-def join(device: torch.device) -> Processes:
+def join(device: torch.device, folder: str | os.PathLike[str]) -> Processes:
     """Returns the processes a launcher started, joined into a group; this one alone if none did.
 
     Arguments:
         device: The device of this process: its type decides the communication backend.
+        folder: The folder of the run, which all of them share and the first one holds.
     Raises:
         ValueError: If the launcher's environment is not whole.
         RuntimeError: If the others do not come.
@@ -75,7 +107,11 @@ def join(device: torch.device) -> Processes:
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-    return Processes(rank, world)
+    if rank == 0:
+        remove_meetings(folder)
+    job = [secrets.token_hex(4)]
+    distributed.broadcast_object_list(job, 0)
+    return Processes(rank, world, Meeting(folder, job[0], rank, world))
 
 
 def _environment() -> tuple[int, int]:

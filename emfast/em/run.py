@@ -29,27 +29,32 @@ from emfast.em.model import (
     prepare,
     publish_model,
     reinitialise,
-    resolve_device,
     save_model,
 )
-from emfast.em.processes import join
+from emfast.em.noise_estimate import estimate_sigma
+from emfast.em.processes import Processes
 from emfast.em.state import RunFolder, Stopwatch
+from emfast.samplers import MMPS
 
 if TYPE_CHECKING:
     from emfast.config import Config
+
+SAMPLED = 32  # observations that an unknown noise level is estimated from
 
 
 class Run:
     """The state of a run in this process; everything that matters is on disk.
 
     Arguments:
-        config, yaml, callback: Those of `train`.
+        config, callback: Those of `train`.
+        device: The device to use.
+        processes: The processes that share the run.
     """
 
-    def __init__(self, config: Config, yaml: str, callback: Callable[[Event], None] | None) -> None:
-        self.config, self.callback = config, callback
-        self.device = resolve_device(config.device)
-        self.processes = join(self.device)
+    def __init__(
+        self, config: Config, callback: Callable[[Event], None] | None, device: torch.device, processes: Processes
+    ) -> None:
+        self.config, self.callback, self.device, self.processes = config, callback, device, processes
         self.inputs = read_inputs(config)
         self.observations = self.inputs.observations
         shape = self.observations.shape
@@ -62,7 +67,7 @@ class Run:
         self.evaluator = Evaluator(*measured) if self.processes.main else None
         self.folder = RunFolder(config.output)
         if self.processes.main:
-            self.folder.claim(yaml, self.inputs.fingerprints)
+            self.folder.claim(config.to_yaml(), self.inputs.fingerprints)
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
         self.e_steps = ESteps(self)
@@ -73,7 +78,38 @@ class Run:
         """What stands beside every model: the shape of its images, and the range of the values that they stand for."""
         origin = self.observations.origin
         note: dict[str, Any] = {"shape": list(self.observations.shape), "patch": self.config.data.patch}
+        note |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
         return note if origin is None else {**note, "range": list(origin.range)}
+
+    @property
+    def sigma(self) -> float:
+        """The noise level that the observations are taken to have, in the units of `sigma` in the config."""
+        origin = self.observations.origin
+        return self.observations.sigma * (1.0 if origin is None else origin.range.half)
+
+    def settle_sigma(self, number: int) -> None:
+        """Takes the noise level of a round for that of the observations, estimated by the model of the round before.
+
+        By MMPS at its defaults, unless the sampler begins at the observation: that of an E-step may have been chosen
+        for PSNR, and its samples then lack some of the posterior's spread, which counts here.
+        """
+        if self.config.sigma != "auto" or number == 0:
+            return
+        path, sampler = self.folder.round(number) / "sigma.json", self.config.sampler
+        if self.processes.main and not path.exists():
+            if number > 1:
+                self.e_steps.take_sigma(number - 1)  # where the search begins
+            found = estimate_sigma(
+                MMPS() if sampler is None or sampler.begins_at_noise else sampler,
+                self.model(number - 1),
+                self.observations,
+                torch.linspace(0, len(self.observations) - 1, min(SAMPLED, len(self.observations))).long(),
+                batch_size=SAMPLED,
+                seed=self.seed("round", number, "sigma"),
+            )
+            write_record(path, {"sigma": found})
+        self.processes.wait()
+        self.e_steps.take_sigma(number)
 
     def seed(self, *names: str | int) -> int:
         """Returns the seed of a purpose."""
@@ -83,6 +119,7 @@ class Run:
         """Returns a callback(done, total) that reports a phase."""
 
         def report(done: int, total: int) -> None:
+            self.processes.check()
             if self.callback is not None and self.processes.main:
                 self.callback(Progress(phase, number, done, total))
 
@@ -146,6 +183,7 @@ class Run:
 
     def round(self, number: int, phase: str) -> None:
         """One E-step with the model of the round before, one M-step on its reconstructions; or both in turn."""
+        self.settle_sigma(number)
         if phase == "warm" and self.config.schedule == "continuous":
             found = self.continuous.sweep(number)
         else:
@@ -154,6 +192,7 @@ class Run:
             self.processes.wait()
             return
         row = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
+        row |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
         row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
         row |= {"network_evaluations": found.evaluations, "seconds_e_step": found.seconds}
         self.finish(number, row, self.preview(found.images, found.ids))

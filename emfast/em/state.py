@@ -12,7 +12,9 @@ from emfast._files import check_regular, is_unused, remove_folder, write_text
 from emfast._json import to_json
 from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml
+from emfast.em.announcement import NAME as ANNOUNCEMENT
 from emfast.em.lock import NAME as LOCK
+from emfast.em.meeting import PREFIX as MEETING
 
 RECONSTRUCTIONS = "reconstructions"  # in the folder of a round
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
@@ -124,7 +126,7 @@ class RunFolder:
             ValueError: If the folder belongs to another run, or holds something else; the difference is named.
             OSError: If it cannot be written.
         """
-        if not is_unused(self.path, LOCK):
+        if not is_unused(self.path, LOCK, MEETING):
             ours = self.path.is_dir() and any((self.path / name).exists() for name in ("config.yaml", "data.json"))
             fix = "Choose another output, or delete the folder"
             check(ours, "train", f"output {self.path}", "to be empty or an emfast run", "other files", fix)
@@ -135,7 +137,7 @@ class RunFolder:
                 raise
             for path in (self.path / "rounds", self.path / "model"):
                 shutil.rmtree(path, ignore_errors=True)
-            for name in ("data.json", "batch_size.json"):
+            for name in ("data.json", "batch_size.json", ANNOUNCEMENT):
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / "data.json").exists():
             write_record(self.path / "data.json", data)
@@ -151,6 +153,10 @@ class RunFolder:
             for key in sorted((before.keys() | now.keys()) - _free(now)):
                 old, new = before.get(key), now.get(key)
                 check(old == new, "train", key, f"to stay {old}, as in {path}", f"{new}", fix)
+        self.check_data(data)
+
+    def check_data(self, data: dict[str, str]) -> None:
+        """Raises a ValueError unless data are those of the folder, as far as it has any; fingerprints by name."""
         if (path := self.path / "data.json").exists():
             noted = read_record(path)
             fix = "Put them back, or choose another output"

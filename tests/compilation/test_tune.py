@@ -43,7 +43,7 @@ def search(configuration, folder, cost):
 def test_it_climbs_to_the_fastest_right_configuration(configuration, tmp_path):
     found = search(configuration, tmp_path, lambda size, warps: 100 / size + abs(warps - 1))
     assert found == {KEY: [32, 1]}
-    assert json.loads((tmp_path / tuned_module.FILE).read_text()) == {"version": 1, "gpus": {"cpu": found}}
+    assert json.loads((tmp_path / tuned_module.FILE).read_text()) == {"version": 2, "gpus": {"cpu": found}}
 
 
 def test_the_table_stays_where_nothing_is_faster(configuration, tmp_path):
@@ -86,7 +86,7 @@ def test_a_file_of_another_version_is_refused(content, configuration, tmp_path, 
     monkeypatch.setenv("EMFAST_TUNED", str(file))
     tuned_module.table.cache_clear()
     try:
-        with pytest.raises(ValueError, match=r"^kernels: expected .*tuned\.json to be of version 1, got .*--tune"):
+        with pytest.raises(ValueError, match=r"^kernels: expected .*tuned\.json to be of version 2, got .*--tune"):
             tuned_module.tuned("residual_sum", torch.empty(2), (4,), (8, 4))
         search(configuration, tmp_path, lambda size, warps: 1 / warps)  # writes another
         tuned_module.table.cache_clear()

@@ -1,9 +1,9 @@
 """Kills a tiny run at every file that it puts into its place, resumes it, and compares its end with a whole run's.
 
-What a killed run leaves is its files, and these change by renaming alone. Each process here brings one file that was
-not there before and dies at the next rename, as by kill -9, with what it was writing left behind; so every state that
-the files go through is gone on from. Run as a process of its own: it forks, so that the imports are paid once. Prints
-one JSON object.
+What a killed run leaves is its files, and these change by renaming alone, but for shards, whose names are links. Each
+process here brings one file that was not there before and dies at the next one, as by kill -9, with what it was writing
+left behind; so every state that the files go through is gone on from. Run as a process of its own: it forks, so that
+the imports are paid once. Prints one JSON object.
 """
 
 import json
@@ -12,6 +12,8 @@ import re
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,12 +26,12 @@ import emfast  # noqa: E402
 from emfast._files import read_tensors  # noqa: E402
 
 KILLED = 9
-replace, rmtree = os.replace, shutil.rmtree
+replace, link, rmtree = os.replace, os.link, shutil.rmtree
 
 
 def place(folder: Path, target: Path) -> str:
     """Returns where a file of a run belongs, whatever the temporary folder that it is written in is called."""
-    return re.sub(r"\.tmp-[0-9a-f]+-", "", str(target.relative_to(folder)))
+    return re.sub(r"\.tmp-[0-9a-f.]+-", "", str(target.relative_to(folder)))
 
 
 def run(folder: Path, files: int | None = None) -> int:
@@ -37,11 +39,11 @@ def run(folder: Path, files: int | None = None) -> int:
     ledger, new = folder / "renames", 0
     seen = set(ledger.read_text().split("\n")) if ledger.exists() else set()
 
-    def counted(source: object, target: object) -> None:
+    def counted(source: object, target: object, rename: Callable[..., None] = replace) -> None:
         nonlocal new
         if new == files:
             os._exit(KILLED)
-        replace(source, target)
+        rename(source, target)
         counted_as(place(folder, Path(str(target))))
 
     def counted_as(name: str) -> None:
@@ -61,14 +63,14 @@ def run(folder: Path, files: int | None = None) -> int:
             counted_as(f"half of {place(folder, first)}")
         rmtree(path, ignore_errors=ignore_errors)
 
-    os.replace, shutil.rmtree = counted, half_removed
+    os.replace, os.link, shutil.rmtree = counted, partial(counted, rename=link), half_removed
     try:
         emfast.train(emfast.Config.from_yaml(write_config(folder, keep=1)))
     except Exception:
         (folder / "log").write_text(traceback.format_exc())
         return 1
     finally:
-        os.replace, shutil.rmtree = replace, rmtree
+        os.replace, os.link, shutil.rmtree = replace, link, rmtree
     return 0
 
 

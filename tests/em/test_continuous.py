@@ -11,7 +11,7 @@ import torch
 from contracts import rms_norm
 from tiny_run import snapshot, write_config
 
-from emfast._files import read_tensors
+from emfast._files import read_json, read_tensors
 from emfast.commands.parser import parse
 from emfast.config import Config
 from emfast.data.store import Store
@@ -53,6 +53,11 @@ def tensors(run):
         for name, value in read_tensors(path).items()
         if name != "seconds"
     }
+
+
+def test_its_models_note_their_images(whole):
+    for model in ("model", "rounds/000/model", "rounds/003/model"):
+        assert read_json(whole / "run" / model / "emfast.json")["shape"] == [1, 12, 12]
 
 
 def equal(one, two):

@@ -15,7 +15,6 @@ from emfast.em import Observations, e_step
 from emfast.em.e_step import Writer, pad, reconstruct
 from emfast.em.evaluation import Evaluator
 from emfast.em.initialisation import fit_gaussian
-from emfast.em.processes import Processes
 from emfast.operators import Downsample, GaussianBlur, Identity, Mask, MotionBlur, Operator
 from emfast.samplers import DPS, MMPS, Sampler
 
@@ -61,7 +60,7 @@ def test_samples_do_not_depend_on_batches_shards_order_or_processes(tmp_path):
             part = slice(2 * index, 2 * index + 2)
             shard = {"images": whole[part], "ids": IDS[part], "seconds": torch.zeros(len(IDS[part]))}
             store.write(index, shard)
-    e_step(sampler, model, data, IDS, store, seed=2, processes=Processes(0, 1))
+    e_step(sampler, model, data, IDS, store, seed=2)
     torch.testing.assert_close(store.load("images"), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -107,14 +106,16 @@ def test_a_batch_without_memory_is_halved(tmp_path, monkeypatch):
 
 def test_on_a_gpu_shards_are_written_beside_the_next_ones_sampling(tmp_path, monkeypatch):
     store, images = new_store(tmp_path), torch.randn(len(IDS), *Gaussian.shape)
-    with Writer(store, torch.device("cuda")) as writer:
+    made = []
+    with Writer(store, torch.device("cuda"), made.append) as writer:
         for index, *bounds in store.shards:
             part = slice(*bounds)
             shard = {"images": images[part], "ids": IDS[part], "seconds": torch.zeros(len(IDS[part]))}
             writer.write(index, shard)
     assert torch.equal(store.load("images"), images)
+    assert made == [0, 1, 2]
     monkeypatch.setattr(store, "write", None)
-    with pytest.raises(TypeError), Writer(store, torch.device("cuda")) as writer:
+    with pytest.raises(TypeError), Writer(store, torch.device("cuda"), made.append) as writer:
         writer.write(0, {})
 
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from emfast._process import machine
 from emfast.em import lock
 from emfast.em.lock import NAME, held
 
@@ -52,7 +53,7 @@ def test_a_damaged_file_is_replaced_when_nobody_touches_it(content, tmp_path):
 
 
 def test_a_process_on_another_machine_is_known_by_its_touch(tmp_path, monkeypatch):
-    write(tmp_path, host="elsewhere", process=1, born="1", token="")
+    write(tmp_path, host="elsewhere", process=1, identity="01234567.1.1", token="")
     times = iter(range(1, 100))
     monkeypatch.setattr(lock, "_touched", lambda path: next(times))
     with pytest.raises(RuntimeError, match="got process 1 on elsewhere"), held(tmp_path, patience=0.5):
@@ -63,7 +64,7 @@ def test_a_process_on_another_machine_is_known_by_its_touch(tmp_path, monkeypatc
 
 
 def test_a_number_that_another_process_has_by_now_is_no_holder(tmp_path):
-    write(tmp_path, host=lock.socket.gethostname(), process=os.getpid(), born="0", token="")
+    write(tmp_path, host="here", process=os.getpid(), identity=f"{machine()}.{os.getpid()}.0", token="")
     with held(tmp_path):
         pass
 

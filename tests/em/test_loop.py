@@ -10,7 +10,7 @@ from tiny_run import snapshot, train
 
 from emfast.config import Config, EStepConfig
 from emfast.em import load_model
-from emfast.em.loop import next_phase
+from emfast.em.plan import next_phase
 
 
 def rows(*rounds):

@@ -93,7 +93,7 @@ def test_each_process_draws_its_part_of_the_batch():
             assert torch.equal(ours, all_of_them[part])
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 5])
 def test_dropout_does_not_depend_on_the_processes(world):
     def gradients(rank, world):
         denoiser = fresh()
@@ -106,6 +106,23 @@ def test_dropout_does_not_depend_on_the_processes(world):
         for index, value in enumerate(expected):
             mean = sum(part[k][index] for part in parts) / world
             torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize("by_function", [False, True])
+def test_the_context_of_dropout_is_left_where_nothing_is_dropped(p, by_function):
+    class Functional(Network):
+        def forward(self, x, time):
+            return nn.functional.dropout(super().forward(x, time), p, self.training)
+
+    network = Functional() if by_function else Network()
+    network.layers[2].p = 0.0 if by_function else p
+    network.train()
+    batch = _Batch(Trainer(network, CONFIG, ""), Denoiser(network, VPSchedule.linear()), IMAGES, 1, Processes())
+    first = batch.gradients(*batch.inputs(0))
+    assert batch.drops == (p > 0)
+    for one, other in zip(first, batch.gradients(*batch.inputs(0)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_step_stays_on_the_device():

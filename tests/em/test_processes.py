@@ -57,8 +57,8 @@ def test_an_environment_that_is_not_whole(variables, word, environment, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_one_process_is_alone(environment):
+def test_one_process_is_alone(environment, tmp_path):
     for variables in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}):
         environment(**variables)
         assert is_main()
-        assert join(torch.device("cpu")) == Processes(0, 1)
+        assert join(torch.device("cpu"), tmp_path) == Processes(0, 1)

@@ -78,11 +78,16 @@ def test_a_power_function_average_is_a_share_of_the_steps():
 
 def test_orthogonal_matrices():
     x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
-    for y in (orthogonal(x), orthogonal(x.mT).mT):
+    other, tall, flat = orthogonal([torch.ones(2, 16, 20), x.mT, x])  # of one height, they go together
+    assert other.shape == (2, 16, 20)
+    for y in (tall.mT, flat):
         values = torch.linalg.svdvals(y)
         assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
         cosine = (x * y).sum((1, 2)) / (x.norm(dim=(1, 2)) * y.norm(dim=(1, 2)))
         assert float(cosine.min()) > 0.9
+    deficient = torch.cat((x[:, :8], x[:, :8]), 1)  # of half the rank
+    assert torch.linalg.svdvals(orthogonal([deficient])[0])[:, 8:].max() < 1e-2
+    assert torch.equal(orthogonal([torch.zeros(1, 16, 40)])[0], torch.zeros(1, 16, 40))
 
 
 def test_muon_leaves_narrow_layers_to_adamw():
@@ -116,10 +121,15 @@ def test_the_averaged_weights_are_lent():
     trainer.average[0] += 1
     before = network.weight.detach().clone()
     network.train()
-    with pytest.raises(RuntimeError, match="a failed E-step"), trainer.averaged():
-        assert torch.equal(network.weight, before + 1)
-        assert not network.training
-        raise RuntimeError("a failed E-step")
+
+    def failed_e_step():
+        with trainer.averaged():
+            assert torch.equal(network.weight, before + 1)
+            assert not network.training
+            raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        failed_e_step()
     assert torch.equal(network.weight, before)
     assert network.training
 

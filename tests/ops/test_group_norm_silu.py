@@ -64,6 +64,24 @@ def test_parameters_may_be_float32_beside_half_precision(backend, device):
         assert torch.equal(group_norm_silu(num_groups=2, **arguments), group_norm_silu(num_groups=2, **wide))
 
 
+@pytest.mark.parametrize(
+    ("x", "layout"), [(((1, 24, 4, 4), (1, 8, 4, 4)), "channels_last"), ((1, 32, 4, 4), "contiguous")]
+)
+def test_bands_of_every_width_give_the_same(x, layout, backend, device):
+    if backend != "triton":
+        pytest.skip("the kernels of others have no bands")
+    from emfast.kernels._tuned import asking, trying
+
+    arguments = draw({"x": x, "num_groups": 8, "weight": (32,), "bias": (32,)}, torch.float32, layout, device)
+    with forced(backend), asking() as asked:
+        expected = evaluate(group_norm_silu, arguments)
+    (forward, row), (backward, other) = asked.items()
+    for wanted in (8, 64):  # some groups, more than there are; the default is a group or two
+        with forced(backend), trying(forward, (64, row[1], wanted)), trying(backward, (64, row[1], wanted, *other[3:])):
+            for one, two in zip(evaluate(group_norm_silu, arguments), expected, strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
 def test_second_derivatives_are_refused(device):
     x = torch.ones(1, 2, 3, 4, device=device, requires_grad=True).mT  # strides with which native torch is not taken
     (gradient,) = torch.autograd.grad(group_norm_silu(x, 1).sum(), x, create_graph=True)

@@ -1,0 +1,300 @@
+"""How far an E-step scales: the real claims of `emfast.em.queue`, with samplers that only sleep, in simulated time.
+
+python benchmarks/scale.py                       # the table
+python benchmarks/scale.py --workers 64 --save   # one row, appended to benchmarks/results/scale.jsonl
+
+Every worker is a thread that runs the code of the queue on a folder in memory; one runs at a time, and sleeping moves a
+common clock. Of 20 workers one is three times slower, the time of a batch varies by 10 %, a listing is 5 seconds old,
+and a worker dies once in so many hours (a new one comes two minutes later). The ideal is the work over the speed of all
+that live.
+"""
+
+import argparse
+import heapq
+import math
+import random
+import threading
+from bisect import bisect_right
+from contextlib import suppress
+from dataclasses import dataclass
+
+from emfast.em import lease as leases
+from emfast.em.lease import Lease, Watch
+from emfast.em.queue import Queue
+
+DELAY = 120.0  # seconds until another worker takes the place of a dead one
+
+
+class Dead(BaseException):
+    """Ends the thread of a worker that dies."""
+
+
+class Clock:
+    """Simulated time: of all threads and calls, the one whose moment comes first goes on, alone."""
+
+    def __init__(self):
+        self.now, self.events, self.number = 0.0, [], 0
+        self.back = threading.Semaphore(0)  # to the one who lets the others go on
+
+    def at(self, moment, call):
+        """Calls something at a moment."""
+        self.number += 1
+        heapq.heappush(self.events, (moment, self.number, call))
+
+    def start(self, function, death=math.inf):
+        """Runs a function in a thread, which ends in its first sleep after a moment; returns that moment's check."""
+        turn = threading.Semaphore(0)
+
+        def go():
+            turn.release()
+            self.back.acquire()
+
+        def sleep(seconds):
+            self.at(min(self.now + seconds, max(death, self.now)), go)
+            self.back.release()
+            turn.acquire()
+            if self.now >= death:
+                raise Dead
+
+        def run():
+            turn.acquire()
+            with suppress(Dead):
+                function(sleep)
+            self.back.release()
+
+        threading.Thread(target=run, daemon=True).start()
+        self.at(self.now, go)
+
+    def run(self, until):
+        """Lets everything happen until a condition holds; returns the time."""
+        while not until():
+            self.now, _, call = heapq.heappop(self.events)
+            call()
+        return self.now
+
+
+class Memory:
+    """A shared folder in memory, as `emfast.em.lease.Shared`: whose listing is old, and which counts what is asked."""
+
+    def __init__(self, clock, age):
+        self.clock, self.age = clock, age
+        self.files, self.listed, self.since, self.operations = {}, [], [], {}
+
+    def count(self, operations=1):
+        """Counts operations."""
+        second = int(self.clock.now)
+        self.operations[second] = self.operations.get(second, 0) + operations
+
+    def create(self, name, text):
+        """See `Files`."""
+        self.count()
+        if name in self.files:
+            return False
+        self.files[name] = text
+        self.listed.append(name)
+        self.since.append(self.clock.now)
+        return True
+
+    def write(self, name, text):
+        """See `Files`."""
+        self.count()
+        self.files[name] = text
+
+    def read(self, name):
+        """See `Files`."""
+        self.count()
+        return self.files.get(name)
+
+    def names(self):
+        """See `Files`."""
+        self.count(2 + len(self.listed) // 1000)  # a touch, and about so many requests
+        return self.listed[: bisect_right(self.since, self.clock.now - self.age)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated.
+
+    Arguments:
+        workers: How many there are.
+        batches: How many batches of the usual speed each of them would make.
+        seconds: The time of a batch.
+        shards: Shards in a batch.
+        hours: The mean time until a worker dies.
+    """
+
+    workers: int
+    batches: int = 50
+    seconds: float = 30.0
+    shards: int = 4
+    hours: float = 100.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What came out.
+
+    Arguments:
+        case: What was simulated.
+        efficiency: The ideal time over the time until all shards are there.
+        seconds: That time.
+        operations: Of the file system, in all.
+        operations_per_second: The mean.
+        operations_at_peak: In the busiest second but the first ten, in which all begin.
+        deaths: How many workers died.
+        doubled: Shards that were made twice, as a share.
+    """
+
+    case: Case
+    efficiency: float
+    seconds: float
+    operations: int
+    operations_per_second: float
+    operations_at_peak: int
+    deaths: int
+    doubled: float
+
+
+class Simulation:
+    """An E-step.
+
+    Arguments:
+        case: What to simulate.
+        age: Seconds that a listing is old.
+        seed: The key of everything random.
+    """
+
+    def __init__(self, case, age=5.0, seed=0):
+        self.case, self.random = case, random.Random(seed)
+        self.clock = Clock()
+        self.claims, self.store = Memory(self.clock, age), Memory(self.clock, age)
+        self.shards = [(index, index, index + 1) for index in range(case.workers * case.batches * case.shards)]
+        self.lives, self.made, self.deaths = [], 0, 0  # (begin, end, speed) of every worker
+
+    def worker(self, number):
+        """Starts a worker, and its successor when it dies."""
+        speed = 1 / 3 if number % 20 == 19 else 1.0
+        lives = self.random.expovariate(1 / (3600 * self.case.hours))
+        begin, death = self.clock.now, self.clock.now + lives
+        self.lives.append((begin, death, speed))
+
+        def run(sleep):
+            lease = Lease(self.claims, clock=lambda: self.clock.now, name=f"worker-{number}-{begin}")
+            lease.begin()
+            self.clock.at(begin + self.random.random() * lease.beat, lambda: renew(lease))
+            watch = Watch(self.claims, clock=lambda: self.clock.now)
+            queue = Queue(
+                self.shards,
+                lambda: [int(name) for name in self.store.names()],
+                self.claims,
+                lease,
+                watch,
+                place=number / self.case.workers if begin == 0 else self.random.random(),
+                clock=lambda: self.clock.now,
+                sleep=sleep,
+            )
+            queue.look()
+            self.work(queue, sleep, speed)
+
+        def renew(lease):
+            if self.clock.now < death:
+                lease.worked()
+                lease.renew()
+                self.clock.at(self.clock.now + lease.beat, lambda: renew(lease))
+
+        def replace():
+            self.deaths += 1
+            self.clock.at(self.clock.now + DELAY, lambda: self.worker(number))
+
+        self.clock.at(death, replace)
+        self.clock.start(run, death)
+
+    def work(self, queue, sleep, speed):
+        """What `e_step` does: batches of shards, and what others leave when there are no more."""
+        while True:
+            batch = []
+            while len(batch) < self.case.shards:
+                shard = queue.take()
+                if shard is None and not batch:
+                    shard = queue.rest()
+                if shard is None:
+                    break
+                batch.append(shard[0])
+            if not batch:
+                return
+            part = len(batch) / self.case.shards
+            sleep(self.case.seconds * part / speed * math.exp(self.random.gauss(0, 0.1)))
+            for index in batch:
+                self.made += 1
+                self.store.create(str(index), "")
+                queue.made(index)
+
+    def run(self):
+        """Returns what comes out."""
+        for number in range(self.case.workers):
+            self.worker(number)
+        end = self.clock.run(lambda: len(self.store.files) == len(self.shards))
+        counts = {}
+        for folder in (self.claims, self.store):
+            for second, count in folder.operations.items():
+                counts[second] = counts.get(second, 0) + count
+        total = sum(counts.values())
+        peak = max((count for second, count in counts.items() if second >= 10), default=0)
+        doubled = self.made / len(self.shards) - 1
+        return Scale(self.case, self.ideal() / end, end, total, total / end, peak, self.deaths, doubled)
+
+    def ideal(self):
+        """Returns when all would be done if no living worker ever waited, and nothing was made twice or lost."""
+        work, now, speed = self.case.workers * self.case.batches * self.case.seconds, 0.0, 0.0
+        changes = [(begin, speed) for begin, _, speed in self.lives] + [(end, -speed) for _, end, speed in self.lives]
+        for moment, change in sorted(changes):
+            if work <= (moment - now) * speed:
+                break
+            work, now, speed = work - (moment - now) * speed, moment, speed + change
+        return now + work / speed
+
+
+def main():
+    """Simulates, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1000])
+    parser.add_argument("--batches", type=int, default=Case.batches, help="of each worker")
+    parser.add_argument("--seconds", type=float, default=Case.seconds, help="of a batch")
+    parser.add_argument("--shards", type=int, default=Case.shards, help="in a batch")
+    parser.add_argument("--hours", type=float, default=Case.hours, help="until a worker dies")
+    parser.add_argument("--save", action="store_true")
+    options = parser.parse_args()
+    threading.stack_size(256 * 1024)
+    print(f"a process is taken for dead after {leases.PATIENCE:g} seconds")
+    print("| workers | shards | minutes | efficiency | deaths | made twice | operations / s | at peak |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for workers in options.workers:
+        case = Case(workers, options.batches, options.seconds, options.shards, options.hours)
+        found = Simulation(case).run()
+        shards = workers * case.batches * case.shards
+        print(
+            f"| {workers} | {shards} | {found.seconds / 60:.1f} | {found.efficiency:.1%} | {found.deaths} "
+            f"| {found.doubled:.2%} | {found.operations_per_second:.1f} | {found.operations_at_peak} |",
+            flush=True,
+        )
+        if options.save:
+            save(found)
+
+
+def save(found):
+    """Appends a row to the results."""
+    import measure
+    import torch
+
+    measure.save([Saved(**vars(found), environment=measure.environment(torch.device("cpu")))], "scale")
+
+
+@dataclass(frozen=True)
+class Saved(Scale):
+    """A row of the results."""
+
+    environment: dict
+
+
+if __name__ == "__main__":
+    main()
