@@ -16,6 +16,8 @@ class EStepConfig:
     Args:
         batch_size: Observations reconstructed together; auto: found by trying, once for the run.
         shard_size: Observations in one file of the store: what an interruption costs at most.
+        reconstructions: What they are kept in on disk. bfloat16 takes half of it, and rounds a value by 1/512 at most,
+            a quarter of a grey level of 8 bits.
         warm_start: From the second round on, begin at the reconstruction of the round before, brought to this noise
             level (in data units), instead of at pure noise: fewer steps. Nothing changes for a sampler that begins at
             the observation. null: always at pure noise.
@@ -27,6 +29,7 @@ class EStepConfig:
 
     batch_size: int | Literal["auto"] = "auto"
     shard_size: int = 256
+    reconstructions: Literal["float32", "bfloat16"] = "float32"
     warm_start: float | None = 3.0
     subset: int | None = 5000
     scales: list[float] = field(default_factory=list)

@@ -7,23 +7,21 @@ import os
 import secrets
 import shutil
 import stat
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
+from emfast import _safetensors
 from emfast._check import check, message
 from emfast._json import to_json
 from emfast._process import identity, is_gone
+from emfast._safetensors import CHECKSUM
 
 TEMPORARY = ".tmp-"
-CHECKSUM = "crc32"
 
 
 def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, replace: bool = True) -> None:
@@ -93,15 +91,7 @@ def write_tensors(
     Raises:
         OSError: If the file cannot be written.
     """
-    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    seen: set[int] = set()
-    for name, tensor in owned.items():
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
-            owned[name] = tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-    header = {**(metadata or {}), CHECKSUM: checksum(owned, metadata)}
-    write_bytes(path, safetensors.torch.save(owned, header), replace=replace)
+    write_file(path, lambda file: _safetensors.write(file, tensors, metadata or {}), replace=replace)
 
 
 def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
@@ -149,6 +139,16 @@ def settle_folder(path: str | os.PathLike[str]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     else:
         os.replace(aside, path)
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Removes a folder: its name is gone at once. What a kill leaves of it goes with the next call for that name."""
+    path = Path(path)
+    gone = path.parent / f".gone-{path.name}"
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.exists():
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -211,30 +211,28 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def read_tensors_and_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors of a safetensors file, as `read_tensors` does, and the texts of its header."""
+    found, metadata = verified(path)
+    with safetensors.safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in found}, metadata
+
+
+def verified(path: str | os.PathLike[str]) -> tuple[dict[str, _safetensors.Place], dict[str, str]]:
+    """Returns where the tensors of a safetensors file lie, and its texts; the checksum is verified if it has one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged; the sentence names it.
+    """
     _present("read_tensors", path)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        found, metadata = _safetensors.places(path)
     except safetensors.SafetensorError as error:
         requirement = "to be a whole safetensors file"
         raise ValueError(message("read_tensors", str(path), requirement, str(error), DELETE)) from error
     expected = metadata.pop(CHECKSUM, None)
-    if expected is not None and expected != (found := checksum(tensors, metadata)):
-        raise ValueError(message("read_tensors", str(path), f"to have checksum {expected}", found, DELETE))
-    return tensors, metadata
-
-
-def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Returns the CRC-32 of the names, dtypes, shapes and bytes of tensors, and of texts, as 8 hexadecimal digits."""
-    value = 0
-    for name, text in sorted((metadata or {}).items()):
-        value = zlib.crc32(f"{name}={text}".encode(), value)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
-    return f"{value:08x}"
+    if expected is not None and expected != (own := _safetensors.file_checksum(path, found, metadata)):
+        raise ValueError(message("read_tensors", str(path), f"to have checksum {expected}", own, DELETE))
+    return found, metadata
 
 
 DELETE = "The file is damaged: delete it, or restore it from a copy, and run again"

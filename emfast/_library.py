@@ -174,6 +174,6 @@ def triton_error() -> str | None:
 @cache
 def triton_launcher(stem: str, name: str) -> Callable[..., Any]:
     """Returns the launch function of a Triton kernel, which is imported at the first call."""
-    importlib.import_module("emfast.kernels._cache").settle(os.environ.get("TRITON_CACHE_DIR", ""))
+    importlib.import_module("emfast.kernels._archive").settled()
     launcher: Callable[..., Any] = getattr(importlib.import_module(f"emfast.kernels.{stem}"), name)
     return launcher

@@ -7,8 +7,9 @@ import zlib
 from typing import Any
 
 from emfast._check import check
-from emfast._files import CHECKSUM, DELETE, read_json, write_json
+from emfast._files import DELETE, read_json, write_json
 from emfast._json import to_json
+from emfast._safetensors import CHECKSUM
 
 
 def write_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:

@@ -141,8 +141,7 @@ def _dispatch(argv: list[str]) -> int:
     module = importlib.import_module(f"emfast.commands.{argv[0]}")
     arrange = getattr(module, "arrange", list)  # of a command that takes several paths
     options, yaml = parse(argv[0], module.Options, arrange(argv[1:]))
-    module.run(options, yaml)
-    return 0
+    return module.run(options, yaml) or 0
 
 
 def _text(error: BaseException) -> str:

@@ -179,6 +179,7 @@ class Config:
         accelerate: Computes the network with emfast's kernels; none: where they were measured to be faster, on CPUs
             and, in bfloat16, on GPUs.
         precision: Compute precision; auto: bfloat16 where the hardware is good at it.
+        keep: Of how many of the last rounds the reconstructions stay on disk; the models of all rounds do.
         trackers: Also write to these trackers of experiments, with commas between: tensorboard, wandb, mlflow and what
             else accelerate knows. Each is a package of its own.
     """
@@ -205,6 +206,7 @@ class Config:
     device: str = "auto"
     accelerate: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    keep: int = 2
     trackers: str = ""
 
     @staticmethod
@@ -233,6 +235,7 @@ class Config:
         check(0 <= self.final_rounds <= most, "config", "final_rounds", f"to be in 0 ... {most}", self.final_rounds)
         good = 0 <= self.switch_scale < math.inf
         check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
+        check(0 < self.keep <= most, "config", "keep", f"to be in 1 ... {most}", self.keep)
         check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
         kind, fix = (Operator, type(None)), "Give operators.Linear(function, shape=(C, H, W)) for a function"
         check(isinstance(self.operator, kind), "config", "operator", "to be an Operator", self.operator, fix)

@@ -24,16 +24,22 @@ def settle(folder: str) -> None:
     if not folder or not note.is_file() or json.loads(note.read_text()) == here:
         return
     try:
-        for group in Path(here).glob("*/__grp__*.json"):
-            names = json.loads(group.read_text())["child_paths"]
-            _replace(group, {"child_paths": {name: str(group.parent / name) for name in names}})
-        _replace(note, here)
+        relocate(Path(here), Path(here))
     except OSError as error:
         warnings.warn(
             f"kernels: expected {folder} to be writable, since it was moved and Triton notes paths in it, got {error}. "
             "Kernels are compiled again.",
             stacklevel=2,
         )
+
+
+def relocate(folder: Path, place: Path) -> None:
+    """Writes the paths in a cache as they are when it lies in a place."""
+    for group in folder.glob("*/__grp__*.json"):
+        names = json.loads(group.read_text())["child_paths"]
+        own = place.resolve() / group.parent.name
+        _replace(group, {"child_paths": {name: str(own / name) for name in names}})
+    _replace(folder / NOTE, str(place.resolve()))
 
 
 def mark(folder: Path) -> None:

@@ -14,6 +14,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ._archive import folder as cache_folder
+
 FILE = "emfast-tuned.json"
 VERSION = 2  # of the file: another number for every change of what a key or a row means
 Row = tuple[int, ...]
@@ -59,7 +61,7 @@ def table() -> dict[str, dict[str, Row | bool]]:
     Raises:
         ValueError: If it was written for kernels of another version.
     """
-    folder = os.environ.get("TRITON_CACHE_DIR")
+    folder = cache_folder()
     path = os.environ.get("EMFAST_TUNED") or (os.path.join(folder, FILE) if folder else "")
     if not os.path.isfile(path):
         return {}

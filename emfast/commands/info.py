@@ -20,29 +20,46 @@ class Options:
         json: Prints JSON instead.
         model: A model folder, or that of a run: also lists which of its modules `accelerate` knows, which it leaves as
             they are, and which way each layer is computed here, and why not others.
+        check: Says in a few lines instead what would compile, download or write where on this machine, for the model if
+            one is given; the exit code is 1 if anything would.
     """
 
     json: bool = False
     model: str | None = None
+    check: bool = False
 
 
-def run(options: Options, yaml: str) -> None:
-    """Prints the facts.
+def run(options: Options, yaml: str) -> int:
+    """Prints the facts; returns the exit code.
 
     Arguments:
         options: How.
         yaml: The options as text.
     """
+    if options.check:
+        return _check(options.model)
     facts = info()
     if options.model is not None:
         facts |= _model(options.model)
     if options.json:
         print(json.dumps(facts, indent=2, default=str))
-        return
+        return 0
     console = plain_console()
     ops, layers = facts.pop("ops"), facts.pop("layers", [])
     for line in (*_lines(facts), *_ops(ops), *_layers(layers)):
         console.print(line, soft_wrap=True)
+    return 0
+
+
+def _check(model: str | None) -> int:
+    """Prints what would compile, download or write here; returns 1 if anything would."""
+    from emfast.compilation.ready import findings
+
+    found = findings(None if model is None else model_folder(model))
+    console = plain_console()
+    for finding in found:
+        console.print(f"{'ok' if finding.good else 'NOT':<5}{finding.subject:<11}{finding.text}", soft_wrap=True)
+    return 0 if all(finding.good for finding in found) else 1
 
 
 def _model(folder: str) -> dict[str, Any]:

@@ -88,6 +88,8 @@ def _line(options: Any, flags: Sequence[Flag], function: str) -> Tree:
             name = f"--{positional.pop(0)}"
         if _hint(options, name[2:]) is None:
             raise ValueError(unknown(function, "an option", name[2:], names_of(options), "--"))
+        if value is None and _hint(options, name[2:]) is bool:
+            value = "true"  # the last word, or another flag behind it
         check(value is not None, function, name[2:], "to be given a value", "none")
         part: Any = Word(value)
         for key in reversed(name[2:].split(".")):

@@ -14,7 +14,7 @@ from emfast._settings import unknown
 from emfast.adapters import accelerate
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder
-from emfast.compilation.precompile import ARCHITECTURES, precompile, trace
+from emfast.compilation.precompile import ARCHITECTURES, precompile, trace, write_archive
 from emfast.compilation.tune import BATCH, check_gpu, tune
 from emfast.em import load_model
 
@@ -31,6 +31,8 @@ class Options:
         model: The folder of a run, of its model, or of any diffusers UNet2DModel.
         arch: The architectures, with commas between: sm_80 (A100), sm_86, sm_89, sm_90 (H100), sm_100 (B200), sm_120.
         out: The folder of the kernels, added to if it exists.
+        archive: Writes all of the folder to this file too, as in kernels-sm90.tar. Copied to a cluster and named in
+            EMFAST_KERNELS there, it is unpacked on each node's own disk, once.
         precision: Compute precision of the network.
         jobs: How many processes compile; 0 is one per CPU, 16 at most.
         tune: Times other configurations of the kernels on the GPU that is here, and notes the faster ones beside them.
@@ -39,6 +41,7 @@ class Options:
     model: str = ""
     arch: str = "sm_90"
     out: str = "triton-cache"
+    archive: str | None = None
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     jobs: int = 0
     tune: bool = False
@@ -50,6 +53,8 @@ class Options:
                 raise ValueError(unknown("emfast precompile", "an architecture", name, NAMES))
         check(self.jobs >= 0, "precompile", "jobs", "to be >= 0", self.jobs)
         check(not Path(self.out).is_file(), "precompile", "out", "to be a folder", self.out)
+        good = self.archive is None or not Path(self.archive).is_dir()
+        check(good, "precompile", "archive", "to be a file", self.archive)
         if self.tune:
             check_gpu()
 
@@ -82,4 +87,8 @@ def run(options: Options, yaml: str) -> None:
                 callback=lambda step, of: display.advance("tuning", step, of),
             )
             text = f"{options.out}: {len(faster)} configurations are faster than those of the tables"
+            display.console.print(text, soft_wrap=True)
+        if options.archive is not None:
+            write_archive(Path(options.out).resolve(), Path(options.archive))
+            text = f"{options.archive}: all of it. Set EMFAST_KERNELS to its path where it is to serve"
             display.console.print(text, soft_wrap=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check, message
-from emfast._files import checksum, is_unused, write_text
+from emfast._files import is_unused, write_text
+from emfast._safetensors import checksum
 from emfast._settings import choice
 from emfast.commands.display import Display
 from emfast.commands.files import model_folder

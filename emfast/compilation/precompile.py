@@ -6,7 +6,9 @@ found by running it on fake tensors.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emfast._check import check
+from emfast._files import write_file
 from emfast._library import triton_error
 from emfast.compilation.compiling import Call, compiling, launch, layouts
 from emfast.compilation.launchers import build_launchers
@@ -140,8 +143,10 @@ def compile_calls(
     check(not interpreted, name, "kernels", "to be compiled", "Triton's interpreter", fix, RuntimeError)
     for arch in architectures:
         check(arch in ARCHITECTURES, name, "architecture", f"to be one of {ARCHITECTURES}", arch)
+    from emfast.kernels import _manifest
     from emfast.kernels._cache import mark, settle
 
+    _manifest.check(folder)
     settle(str(folder))
     mark(folder)
     work = [(arch, call, folder) for arch in architectures for call in calls]
@@ -152,8 +157,34 @@ def compile_calls(
             compiled |= new
             if callback is not None:
                 callback(step, len(work))
-    build_launchers(calls, folder, architectures=architectures)
+    launches = build_launchers(calls, folder, architectures=architectures)
+    _note(folder, calls, architectures, launches)
     return len(compiled), len(kernels - compiled)
+
+
+def _note(folder: Path, calls: Sequence[Call], architectures: Sequence[int], launches: bool) -> None:
+    """Adds to the manifest of a cache what was compiled for it."""
+    from emfast.kernels import _manifest
+
+    before = _manifest.read(folder) or {"calls": {}, "launchers": True}
+    found: dict[str, list[str]] = {**before["calls"]}
+    for arch in architectures:
+        found[str(arch)] = sorted({*found.get(str(arch), ()), *map(digest, calls)})
+    kernels = Counter(path.stem for path in folder.glob("*/*.cubin"))
+    content = {"architectures": sorted(found, key=int), "calls": found, "kernels": dict(kernels)}
+    _manifest.write(folder, {**content, "launchers": launches and before["launchers"]})
+
+
+def digest(call: Call) -> str:
+    """Returns 16 hexadecimal digits that stand for a call in the manifest of a cache."""
+    return hashlib.blake2b(repr(call).encode(), digest_size=8).hexdigest()
+
+
+def write_archive(folder: Path, path: Path) -> None:
+    """Writes a cache to one file, which `EMFAST_KERNELS` may name."""
+    from emfast.kernels._archive import pack
+
+    write_file(path, lambda file: pack(folder, file))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast._files import read_tensors
+from emfast._files import read_tensors, verified
+from emfast.data.array_rows import Array, Hdf5Rows, npz_array, rows_of_array
 from emfast.data.files import ARRAYS, format_of
+from emfast.data.rows import FileRows, Part, Rows, mapped, picked, pieces, small
 
 ORIGIN = "emfast.json"  # the array that tells where imported observations come from
 COLOURS = (3, 4)  # the channels of one picture, with its transparency or without
@@ -44,7 +47,7 @@ def read_array(source: str | os.PathLike[str], usual: str) -> Tensor:
     return arrays.read(arrays.choose(key, usual))
 
 
-def read_images(path: Path, key: str | None = None, limit: int | None = None) -> Tensor:
+def read_images(path: Path, key: str | None = None, limit: int | None = None) -> Tensor | Rows:
     """Returns the (N, C, H, W) images, uint8 or float32, of an array file.
 
     Arguments:
@@ -58,13 +61,13 @@ def read_images(path: Path, key: str | None = None, limit: int | None = None) ->
     arrays = ArrayFile(path)
     key = arrays.choose(key, "images")
     label = str(path) if arrays.format == "npy" else f"{path}:{key}"
-    images = channels_first(arrays.read(key, limit), arrays.shape(key), label)
+    images = channels_first(arrays.rows(key, limit), arrays.shape(key), label)
     if images.dtype == torch.uint8:
         return images
-    good = images.is_floating_point()
+    good = images.dtype.is_floating_point
     check(good, "load", label, "to hold uint8 or float values", images, "Convert it to one of them", TypeError)
     check_units(images, label)
-    return images.float()
+    return mapped(images, torch.Tensor.float)
 
 
 class ArrayFile:
@@ -99,8 +102,28 @@ class ArrayFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of an array."""
+        return tuple(self.rows(name).shape)
+
+    def rows(self, name: str, limit: int | None = None) -> Tensor | Rows:
+        """Returns an array to be read when it is asked for, as `read` gives it; what is small is read now.
+
+        Arguments:
+            name: The array.
+            limit: Only the first so many rows.
+        """
+        if self.format == "safetensors":
+            place = verified(self.path)[0][name]
+            if len(place.shape) == 0:
+                return self.read(name)
+            part = Part(self.path, place.start, place.shape[0])
+            rows = picked(FileRows([part], place.shape[1:], place.dtype), slice(0, limit))
+            return small(rows) if isinstance(rows, Rows) else rows
         with self._open() as arrays:
-            return tuple(getattr(arrays[name], "shape", ()))
+            array = npz_array(self.path, name) if self.format == "npz" else _place(arrays[name])
+            if array is not None and array.is_plain and math.prod(array.shape) > 0:
+                source = Hdf5Rows(self.path, name, array) if self.format == "hdf5" else name
+                return rows_of_array(self.path, array, source, limit)
+        return self.read(name, limit)
 
     def read(self, name: str, limit: int | None = None) -> Tensor:
         """Returns an array, only its first rows if there is a limit."""
@@ -149,6 +172,14 @@ def _check_length(path: Path, array: Any) -> None:
         raise ValueError(f"{extra} bytes behind its array")
 
 
+def _place(array: Any) -> Array | None:
+    """Returns where an array lies that numpy or h5py has opened; None if its rows do not lie one after the other."""
+    if isinstance(array, np.ndarray):
+        ordered = isinstance(array, np.memmap) and array.flags.c_contiguous
+        return Array(array.shape, array.dtype, array.offset) if ordered else None  # type: ignore[attr-defined]
+    return Array(array.shape, array.dtype, array.id.get_offset()) if array.shape is not None else None
+
+
 def _datasets(file: Any, kind: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, kind) else None)
@@ -165,7 +196,7 @@ def require_h5py(path: Path) -> Any:
     return h5py
 
 
-def channels_first(array: Tensor, shape: tuple[int, ...], label: str) -> Tensor:
+def channels_first(array: Tensor | Rows, shape: tuple[int, ...], label: str) -> Tensor | Rows:
     """Returns (N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W): the channel axis is the smaller one.
 
     Arguments:
@@ -173,23 +204,24 @@ def channels_first(array: Tensor, shape: tuple[int, ...], label: str) -> Tensor:
         shape: That of the whole array.
         label: Where it is from.
     """
-    if array.dim() == 3:
+    if array.ndim == 3:
         fix = "Store it as (N, C, H, W)"
         stack = shape[0] not in COLOURS and shape[2] > max(COLOURS)
         found = f"{shape}, which may be one image with its channels"
         check(stack, "load", label, "to be a stack (N, H, W)", found, fix)
-        return array[:, None]
-    check(array.dim() == 4, "load", label, "of shape (N, H, W), (N, H, W, C) or (N, C, H, W)", array)
+        return mapped(array, lambda rows: rows[:, None])
+    check(array.ndim == 4, "load", label, "of shape (N, H, W), (N, H, W, C) or (N, C, H, W)", array)
     first, last = array.shape[1], array.shape[3]
     fix = "Store it as (N, C, H, W) with fewer channels than columns"
     check(first != last or first == 1, "load", label, "to have a channel axis smaller than its sides", array, fix)
-    return array if first <= last else array.permute(0, 3, 1, 2).contiguous()
+    return array if first <= last else mapped(array, lambda rows: rows.permute(0, 3, 1, 2).contiguous())
 
 
-def check_units(images: Tensor, label: str) -> None:
+def check_units(images: Tensor | Rows, label: str) -> None:
     """Raises a ValueError unless floats may be in data units; the label says where they are from."""
-    check(images.numel() > 0, "load", label, "to hold at least one image", images)
-    low, high = float(images.min()), float(images.max())
+    check(math.prod(images.shape) > 0, "load", label, "to hold at least one image", images)
+    ends = torch.stack([torch.stack(part.aminmax()) for _, part in pieces(images)])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     fix = "Scale the values to [-1, 1] (x * 2 - 1 from [0, 1]), or store them as uint8"
     # NaN compares false with everything: it is left to Images, which names the first such image.
     wrong = low >= 0 or low < -2 or high > 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from emfast._check import message
 from emfast._files import check_regular
 from emfast.data.files import distinct
+from emfast.data.rows import Rows, collect, picked
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -24,20 +26,23 @@ def training_files(folder: Path) -> list[Path]:
     return batches or (both[:1] if all(path.is_file() for path in both) else [])
 
 
-def read_cifar(files: list[Path], limit: int | None = None) -> Tensor:
+def read_cifar(files: list[Path], limit: int | None = None) -> Tensor | Rows:
     """Returns the (N, 3, 32, 32) uint8 images of CIFAR binary files.
 
     Raises:
         ValueError: If a file is not a whole number of records.
     """
-    batches: list[Tensor] = []
+    return picked(collect(_batches(files, limit)), slice(0, limit))
+
+
+def _batches(files: list[Path], limit: int | None) -> Iterator[Tensor]:
+    """Yields the images of each file, as long as there are too few."""
     count = 0
     for file in files:
-        if limit is not None and count >= limit:
-            break
-        batches.append(_read_batch(file))
-        count += len(batches[-1])
-    return torch.cat(batches)[:limit]
+        if limit is None or count < limit:
+            images = _read_batch(file)
+            yield images
+            count += len(images)
 
 
 def _read_batch(path: Path) -> Tensor:

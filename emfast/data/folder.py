@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +17,14 @@ from emfast.data.arrays import check_units
 from emfast.data.files import PICTURES, distinct, files_below
 from emfast.data.picture import Picture, read_picture
 from emfast.data.resize import crop_and_resize
+from emfast.data.rows import Rows, collect, picked
+
+AHEAD = 64  # pictures in memory at once
 
 
-def read_folder(path: Path, crop: int | None = None, size: int | None = None, limit: int | None = None) -> Tensor:
+def read_folder(
+    path: Path, crop: int | None = None, size: int | None = None, limit: int | None = None
+) -> Tensor | Rows:
     """Returns the (N, C, H, W) images of a folder, or of a single file: uint8 if all have 8 bits, else float32.
 
     Grey if every picture is grey, else RGB; an alpha channel is dropped. Hidden files and folders are left out. A file
@@ -37,22 +44,61 @@ def read_folder(path: Path, crop: int | None = None, size: int | None = None, li
     files = _pictures(path) if path.is_dir() else [path]
     check(len(files) > 0, "load", str(path), f"to hold pictures ({', '.join(PICTURES)})", "none", "Check the path")
     files = files[:limit]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pictures = list(pool.map(partial(_read, crop=crop, size=size, limit=limit), files))
-    shape = pictures[0].images.shape[2:]
-    for file, picture in zip(files, pictures, strict=True):
-        found = "x".join(map(str, picture.images.shape[2:]))
-        requirement = f"to have the {shape[0]}x{shape[1]} pixels of {files[0].name}"
-        fix = "Give size=, which cuts and resizes"
-        check(picture.images.shape[2:] == shape, "load", str(file), requirement, found, fix)
-    ends = [end for picture in pictures if picture.floats for end in picture.images.aminmax()]
+    rows, kind, wanted = _collect(files, None, crop, size, limit, str(path))
+    if wanted != kind:  # the first picture was not like all others
+        rows, *_ = _collect(files, wanted, crop, size, limit, str(path))
+    return picked(rows, slice(0, limit))
+
+
+class _Kind(NamedTuple):
+    channels: int
+    deep: bool  # more than 8 bits
+
+    def holds(self, other: _Kind) -> bool:
+        return other.channels <= self.channels and other.deep <= self.deep
+
+
+def _collect(
+    files: list[Path], kind: _Kind | None, crop: int | None, size: int | None, limit: int | None, label: str
+) -> tuple[Tensor | Rows, _Kind, _Kind]:
+    """Returns the images as one kind, that of the first by default, that kind, and the one that holds all of them.
+
+    What it does not hold is left out.
+    """
+    kinds: list[_Kind] = []
+    ends: list[Tensor] = []
+
+    def parts() -> Iterator[Tensor]:
+        shape: torch.Size | None = None
+        for file, (images, floats) in _read_all(files, crop, size, limit):
+            shape = shape or images.shape[2:]
+            found = "x".join(map(str, images.shape[2:]))
+            requirement = f"to have the {shape[0]}x{shape[1]} pixels of {files[0].name}"
+            check(
+                images.shape[2:] == shape, "load", str(file), requirement, found, "Give size=, which cuts and resizes"
+            )
+            ends.extend(images.aminmax() if floats else ())
+            own = _Kind(images.shape[1], images.dtype != torch.uint8)
+            kinds.append(own)
+            common = kind or kinds[0]
+            if common.holds(own):
+                images = images.float() / 127.5 - 1 if common.deep and not own.deep else images
+                yield images.expand(-1, common.channels, -1, -1)
+
+    rows = collect(parts())
     if ends:
-        check_units(torch.stack(ends), str(path))
-    parts = [picture.images for picture in pictures]
-    if any(part.dtype != torch.uint8 for part in parts):
-        parts = [part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part for part in parts]
-    channels = max(part.shape[1] for part in parts)
-    return torch.cat([part.expand(-1, channels, -1, -1) for part in parts])[:limit]
+        check_units(torch.stack(ends), label)
+    return rows, kind or kinds[0], _Kind(max(each.channels for each in kinds), any(each.deep for each in kinds))
+
+
+def _read_all(
+    files: list[Path], crop: int | None, size: int | None, limit: int | None
+) -> Iterator[tuple[Path, Picture]]:
+    """Yields the pictures of files in order, a few of which are read at once."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), AHEAD):
+            some = files[start : start + AHEAD]
+            yield from zip(some, pool.map(partial(_read, crop=crop, size=size, limit=limit), some), strict=True)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -61,4 +107,4 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _read(path: Path, crop: int | None, size: int | None, limit: int | None) -> Picture:
     images, floats = read_picture(path, limit)
-    return Picture(crop_and_resize(images, crop, size), floats)
+    return Picture(crop_and_resize(images, crop, size)[:], floats)

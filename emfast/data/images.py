@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from emfast.data.files import ARRAYS, format_of
 from emfast.data.folder import read_folder
 from emfast.data.idx import read_idx
 from emfast.data.resize import crop_and_resize
+from emfast.data.rows import Rows, first_not_finite, mapped, picked, pieces
 from emfast.data.store import MANIFEST, Store
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -28,17 +31,17 @@ class Images:
     """A set of images of one size, kept as they were read and given out as float32 in [-1, 1].
 
     Arguments:
-        tensor: (N, C, H, W), uint8 (0 .. 255 stands for [-1, 1]) or float32 (data units).
+        tensor: (N, C, H, W), uint8 (0 .. 255 stands for [-1, 1]) or float32 (data units); or such rows in files.
     Raises:
         TypeError: If the dtype is another.
         ValueError: If it is not 4-D, empty, or not finite (the first such image is named).
     """
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor | Rows) -> None:
         good = tensor.dtype in (torch.uint8, torch.float32)
         check(good, "Images", "tensor", "to be uint8 or float32", tensor, error=TypeError)
-        check(tensor.dim() == 4, "Images", "tensor", "of shape (N, C, H, W)", tensor)
-        check(tensor.numel() > 0, "Images", "tensor", "to hold at least one image", tensor)
+        check(tensor.ndim == 4, "Images", "tensor", "of shape (N, C, H, W)", tensor)
+        check(math.prod(tensor.shape) > 0, "Images", "tensor", "to hold at least one image", tensor)
         if tensor.dtype == torch.float32:
             first = first_not_finite(tensor)
             if first is not None:
@@ -61,8 +64,13 @@ class Images:
             ids = torch.tensor(list(ids), dtype=torch.long)
         if isinstance(ids, Tensor):
             ids = ids.to(self.tensor.device)
-        picked = self.tensor[ids]
-        return picked.float() / 127.5 - 1 if picked.dtype == torch.uint8 else picked.clone()
+        found = self.tensor[ids]
+        return _in_data_units(found)
+
+    @property
+    def floats(self) -> Tensor | Rows:
+        """All images as float32 in data units, (N, C, H, W)."""
+        return mapped(self.tensor, _in_data_units)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
@@ -72,7 +80,11 @@ class Images:
 
     def subset(self, ids: slice | Sequence[int] | Tensor) -> Images:
         """Returns the images of some ids, in that order, as a set of their own."""
-        return Images(self.tensor[ids if isinstance(ids, slice | Tensor) else torch.tensor(ids, dtype=torch.long)])
+        chosen = copy(self)  # of which all are known to be finite
+        chosen.__dict__.pop("fingerprint", None)
+        chosen.tensor = picked(self.tensor, ids)
+        check(len(chosen) > 0, "Images", "ids", "to name one image at least", "none")
+        return chosen
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,21 +92,17 @@ class Images:
         return fingerprint(self.tensor)
 
 
-def fingerprint(tensor: Tensor) -> str:
+def _in_data_units(pixels: Tensor) -> Tensor:
+    """Returns pixels as float32 in data units, never the same memory."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels.clone()
+
+
+def fingerprint(tensor: Tensor | Rows) -> str:
     """Returns 16 hexadecimal digits that depend on every value of a tensor, its shape and its dtype."""
     digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
-    for rows in tensor.detach().cpu().split(1024):
-        digest.update(rows.contiguous().numpy().data)
+    for _, part in pieces(tensor):
+        digest.update(part.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def first_not_finite(tensor: Tensor) -> int | None:
-    """Returns the index of the first row that holds a NaN or an infinity, None if there is none."""
-    for start, part in zip(range(0, len(tensor), 1024), tensor.split(1024), strict=True):
-        bad = ~part.reshape(len(part), -1).isfinite().all(1)
-        if bad.any():
-            return start + int(bad.nonzero()[0])
-    return None
 
 
 def load(
@@ -137,11 +145,11 @@ def load(
     return Images(crop_and_resize(tensor, crop, size))
 
 
-def _read(path: Path, key: str | None, limit: int | None) -> Tensor | None:
+def _read(path: Path, key: str | None, limit: int | None) -> Tensor | Rows | None:
     """The images of a source, None if it holds pictures: those are cut and resized one by one as they are read."""
     if path.is_dir():
         if (path / MANIFEST).exists() and any(path.glob("shard-*.safetensors")):
-            return Store.open(path).load()[:limit]
+            return picked(Store.open(path).rows(), slice(0, limit))
         files = training_files(path)
         return read_cifar(files, limit) if files else None
     kind = format_of(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Container, Mapping
@@ -15,8 +16,8 @@ from emfast._check import check
 from emfast._files import write_file, write_tensors
 from emfast.data.arrays import ORIGIN, ArrayFile, require_h5py
 from emfast.data.files import ARRAYS
-from emfast.data.images import first_not_finite
 from emfast.data.origin import Origin
+from emfast.data.rows import Rows, first_not_finite, mapped
 
 SUFFIXES = tuple(suffix for suffix in ARRAYS if suffix != ".npy")
 
@@ -39,14 +40,24 @@ def load_observations(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, T
         TypeError: If `y` is not float or a parameter is not a number.
         RuntimeError: If it is HDF5 and h5py is not installed.
     """
+    y, parameters = open_observations(path)
+    return y[:], {name: value[:] for name, value in parameters.items()}
+
+
+def open_observations(path: str | os.PathLike[str]) -> tuple[Tensor | Rows, dict[str, Tensor | Rows]]:
+    """Returns what `load_observations` does, to be read when it is asked for.
+
+    Arguments:
+        path: The file.
+    """
     path = Path(path).expanduser()
     check(path.exists(), "load_observations", str(path), "to exist", "nothing there", "Check the path")
     file = ArrayFile(path)
     fix = f"Name the observations y; the file has {', '.join(file.names)}"
     check("y" in file.names, "load_observations", str(path), "to hold an array y", "none", fix)
-    arrays = {name: file.read(name) for name in file.names}
-    tensors = _checked("load_observations", arrays, unobserved=("y",))
-    return tensors.pop("y"), tensors
+    arrays = {name: file.rows(name) for name in file.names}
+    rows = _checked("load_observations", arrays, unobserved=("y",))
+    return rows.pop("y"), rows
 
 
 def save_observations(
@@ -75,8 +86,8 @@ def save_observations(
     tensors = _checked("save_observations", {"y": y, **(parameters or {})})
     tensors |= {} if origin is None else {ORIGIN: origin.to_tensor()}
     if suffix == ".safetensors":
-        return write_tensors(path, tensors)
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        return write_tensors(path, {name: tensor[:] for name, tensor in tensors.items()})
+    arrays = {name: tensor[:].detach().cpu().numpy() for name, tensor in tensors.items()}
     h5py = require_h5py(path) if ARRAYS[suffix] == "hdf5" else None
 
     def write(file: BinaryIO) -> None:
@@ -94,19 +105,22 @@ def save_observations(
     return write_file(path, write)
 
 
-def _checked(function: str, arrays: Mapping[str, Tensor], unobserved: Container[str] = ()) -> dict[str, Tensor]:
+def _checked(
+    function: str, arrays: Mapping[str, Tensor | Rows], unobserved: Container[str] = ()
+) -> dict[str, Tensor | Rows]:
     """The arrays, floats as float32; those that may be unobserved in places need not be finite."""
     y = arrays["y"]
-    fix = "Store real and imaginary parts as channels" if y.is_complex() else None
-    check(y.is_floating_point(), function, "y", "to be float, in data units", y, fix, TypeError)
-    check(y.dim() > 1 and y.numel() > 0, function, "y", "of shape (N, C, H, W), or (N, ...) as the operator has it", y)
-    tensors = {}
-    for name, tensor in arrays.items():
-        good = tensor.dim() > 0 and len(tensor) == len(y)
-        check(good, function, name, f"to have one row for each of the {len(y)} observations", tensor)
-        numbers = tensor.is_floating_point() or tensor.is_complex()
-        first = first_not_finite(tensor) if numbers and name not in unobserved else None
-        found = f"NaN or inf in row {first}"
-        check(first is None, function, name, "to be finite", found, "Repair or remove that observation")
-        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
-    return tensors
+    fix = "Store real and imaginary parts as channels" if y.dtype.is_complex else None
+    check(y.dtype.is_floating_point, function, "y", "to be float, in data units", y, fix, TypeError)
+    good = y.ndim > 1 and math.prod(y.shape) > 0
+    check(good, function, "y", "of shape (N, C, H, W), or (N, ...) as the operator has it", y)
+    found = {}
+    for name, rows in arrays.items():
+        good = rows.ndim > 0 and len(rows) == len(y)
+        check(good, function, name, f"to have one row for each of the {len(y)} observations", rows)
+        numbers = rows.dtype.is_floating_point or rows.dtype.is_complex
+        first = first_not_finite(rows) if numbers and name not in unobserved else None
+        fault, fix = f"NaN or inf in row {first}", "Repair or remove that observation"
+        check(first is None, function, name, "to be finite", fault, fix)
+        found[name] = mapped(rows, Tensor.float) if rows.dtype.is_floating_point else rows
+    return found

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from emfast._check import check
+from emfast.data.rows import Rows, collect, pieces
 
 
 def crop_and_resize(
-    images: Tensor,  # (N, C, H, W)
+    images: Tensor | Rows,  # (N, C, H, W)
     crop: int | None = None,
     size: int | None = None,
-) -> Tensor:
+) -> Tensor | Rows:
     """Returns the centre square of images, resized with an antialiased bilinear filter.
 
     Arguments:
@@ -31,10 +34,15 @@ def crop_and_resize(
     side = min(height, width) if crop is None else crop
     check(side <= min(height, width), "load", "crop", f"to fit in images of {height}x{width} pixels", side)
     top, left = (height - side) // 2, (width - side) // 2
+    cut = partial(_cut, box=(top, left, side), size=side if size is None else size)
+    parts = (cut(part) for _, part in pieces(images))
+    return collect(parts)
+
+
+def _cut(images: Tensor, box: tuple[int, int, int], size: int) -> Tensor:
+    top, left, side = box
     images = images[..., top : top + side, left : left + side]
-    if size is None or size == side:
-        return images.contiguous()
-    return torch.cat([_resize(part, size) for part in images.split(1024)])
+    return images.contiguous() if size == side else _resize(images, size)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:

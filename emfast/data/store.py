@@ -1,4 +1,4 @@
-"""The store of reconstructions: safetensors shards of float32 images under a manifest, written piece by piece."""
+"""The store of reconstructions: safetensors shards of floats under a manifest, written and read piece by piece."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast._files import read_json, read_tensors_and_metadata, write_json, write_tensors
+from emfast._files import read_json, read_tensors, verified, write_json, write_tensors
 from emfast._json import to_json
+from emfast._safetensors import Place
+from emfast.data.rows import FileRows, Mapped, Part, Rows, first_not_finite
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -31,20 +33,30 @@ class Store:
         count: Rows in all.
         shard_size: Rows of each shard but the last.
         identity: JSON values that say what the rows are (seed, round, sampler, fingerprints, ...).
+        dtype: What the tensors called images are written as: float32, or bfloat16, which takes half the disk and
+            rounds by up to 1/512 of a value. They are read as float32.
     Raises:
         ValueError: If the folder holds another store (the sentence names what differs) or a damaged manifest.
         OSError: If the folder cannot be written.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, count: int, shard_size: int, identity: Mapping[str, Any]
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        count: int,
+        shard_size: int,
+        identity: Mapping[str, Any],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         check(count > 0, "Store", "count", "to be positive", count)
         check(shard_size > 0, "Store", "shard_size", "to be positive", shard_size)
         self.folder = Path(folder)
         self.count = count
         self.shard_size = shard_size
+        self.dtype = dtype
         self.identity: dict[str, Any] = json.loads(to_json(dict(identity)))
+        self._verified: dict[int, tuple[tuple[int, ...], dict[str, Place]]] = {}
         starts = range(0, count, shard_size)
         self.shards = [(index, start, min(start + shard_size, count)) for index, start in enumerate(starts)]
         if (self.folder / MANIFEST).exists():
@@ -65,7 +77,9 @@ class Store:
         fix = f"Give the folder that holds {MANIFEST}"
         check((folder / MANIFEST).is_file(), "Store.open", str(folder), "to be a store", "no manifest there", fix)
         manifest = _manifest(folder)
-        return cls(folder, count=manifest["count"], shard_size=manifest["shard_size"], identity=manifest["identity"])
+        dtype = torch.bfloat16 if manifest.get("dtype") == "bfloat16" else torch.float32
+        sizes = {"count": manifest["count"], "shard_size": manifest["shard_size"]}
+        return cls(folder, **sizes, identity=manifest["identity"], dtype=dtype)
 
     @property
     def missing(self) -> list[tuple[int, int, int]]:
@@ -78,14 +92,14 @@ class Store:
         return self.folder / _name(index)
 
     def has(self, index: int) -> bool:
-        """Returns whether a shard is finished. It is read and verified, not only looked for.
+        """Returns whether a shard is finished. It is verified, not only looked for; once, as long as it is that file.
 
         Raises:
             ValueError: If the shard is there but damaged or of another store; the sentence names the file.
         """
         if not self.path(index).exists():
             return False
-        self.read(index)
+        self._places(index)
         return True
 
     def write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
@@ -93,7 +107,8 @@ class Store:
 
         Arguments:
             index: The shard.
-            tensors: Tensors by name with one row per observation of the shard; float32 (or int64 for labels and ids).
+            tensors: Tensors by name with one row per observation of the shard; float32, or int64 for labels and
+                ids.
         Raises:
             TypeError: If a dtype is another: reconstructions are never rounded to 8 bits.
             ValueError: If the number of rows is wrong or a value is not finite (the first such row is named).
@@ -105,12 +120,12 @@ class Store:
             check(good, "Store.write", f"{name!r}", "to be float32 or int64", tensor, error=TypeError)
             good = tensor.dim() > 0 and len(tensor) == stop - start
             check(good, "Store.write", f"{name!r}", f"to have {stop - start} rows (shard {index})", tensor)
-            finite = tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else tensor.isfinite()
-            if not finite.all():
-                row = start + int((~finite).nonzero()[0])
+            if tensor.is_floating_point() and (first := first_not_finite(tensor)) is not None:
+                row = start + first
                 fix = "The sampler diverged: reduce its scale or its learning rate"
                 raise ValueError(message("Store.write", f"{name!r}", "to be finite", f"NaN or inf in row {row}", fix))
-        write_tensors(path, tensors, self._stamp(index), replace=False)
+        kept = {name: tensor.to(self.dtype) if name == "images" else tensor for name, tensor in tensors.items()}
+        write_tensors(path, kept, self._stamp(index), replace=False)
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Returns the tensors of a finished shard, verified.
@@ -119,32 +134,61 @@ class Store:
             FileNotFoundError: If the shard is not written yet.
             ValueError: If it is damaged or of another store; the sentence names the file.
         """
-        path, (_, start, stop) = self.path(index), self.shards[index]
-        tensors, metadata = read_tensors_and_metadata(path)
-        for key, value in self._stamp(index).items():
-            found = metadata.get(key, "none")
-            check(found == value, "Store.read", str(path), f"to have {key} {value}", found, _DELETE)
-        for name, tensor in tensors.items():
-            good = tensor.dim() > 0 and len(tensor) == stop - start
-            check(good, "Store.read", f"{name!r} in {path}", f"to have {stop - start} rows", tensor, _DELETE)
-        return tensors
+        self._places(index)
+        return {name: _wide(tensor) for name, tensor in read_tensors(self.path(index)).items()}
 
-    def load(self, name: str = "images") -> Tensor:
-        """Returns one tensor of the whole store, the shards concatenated.
+    def rows(self, name: str = "images", shards: int | None = None) -> Rows:
+        """Returns one tensor of the whole store, every shard verified, to be read when it is asked for.
 
+        Arguments:
+            name: The tensor.
+            shards: Only the first so many shards.
         Raises:
             ValueError: If a shard is missing or damaged, or there is no tensor of that name.
         """
-        absent = [index for index, _, _ in self.shards if not self.path(index).exists()]
+        wanted = self.shards[:shards]
+        absent = [index for index, _, _ in wanted if not self.path(index).exists()]
         found = f"{len(absent)} of {len(self.shards)} shards missing (first {absent[0]})" if absent else ""
         fix = "Run the command that writes it again: it goes on where it stopped"
         check(not absent, "Store.load", str(self.folder), "to be complete", found, fix)
-        parts = []
-        for index, _, _ in self.shards:
-            tensors = self.read(index)
-            check(name in tensors, "Store.load", "name", f"to be one of {sorted(tensors)}", repr(name))
-            parts.append(tensors[name])
-        return torch.cat(parts)
+        parts, place = [], None
+        for index, start, stop in wanted:
+            there = self._places(index)
+            check(name in there, "Store.load", "name", f"to be one of {sorted(there)}", repr(name))
+            kind = (there[name].dtype, there[name].shape[1:])
+            place = place or there[name]
+            same = kind == (place.dtype, place.shape[1:])
+            check(same, "Store.load", f"{name!r} in {self.path(index)}", "to be as in the others", kind, _DELETE)
+            parts.append(Part(self.path(index), there[name].start, stop - start))
+        check(place is not None, "Store.load", "shards", "to be positive", shards)
+        shape, dtype = (place.shape[1:], place.dtype) if place is not None else ((), torch.float32)
+        rows = FileRows(parts, shape, dtype)
+        return Mapped(rows, _wide) if dtype == torch.bfloat16 else rows
+
+    def load(self, name: str = "images") -> Tensor:
+        """Returns one tensor of the whole store, in memory; see `rows`."""
+        return self.rows(name)[:]
+
+    def _places(self, index: int) -> dict[str, Place]:
+        """Returns where the tensors of a finished shard lie, after it was verified.
+
+        Raises:
+            FileNotFoundError: If the shard is not written yet.
+            ValueError: If it is damaged or of another store; the sentence names the file.
+        """
+        path, (_, start, stop) = self.path(index), self.shards[index]
+        signature = _signature(path)
+        if index in self._verified and self._verified[index][0] == signature:
+            return self._verified[index][1]
+        places, metadata = verified(path)
+        for key, value in self._stamp(index).items():
+            found = metadata.get(key, "none")
+            check(found == value, "Store.read", str(path), f"to have {key} {value}", found, _DELETE)
+        for name, place in places.items():
+            good = place.shape[:1] == (stop - start,)
+            check(good, "Store.read", f"{name!r} in {path}", f"to have {stop - start} rows", place.shape, _DELETE)
+        self._verified[index] = signature, places
+        return places
 
     def _check_own(self) -> None:
         """Raises a ValueError unless all shards that are there are whole, and of this store."""
@@ -162,6 +206,7 @@ class Store:
             "count": self.count,
             "shard_size": self.shard_size,
             "identity": self.identity,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "shards": shards,
             "store": self._stamp(0)["store"],
         }
@@ -182,6 +227,19 @@ class Store:
 
 _OTHER = "Give another folder, or delete this one"
 _DELETE = "The file is damaged or of another run: delete it and run again"
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Returns what changes with a file; nothing for none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _hash(count: int, shard_size: int, identity: dict[str, Any]) -> str:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._files import settle_folder
+from emfast.data.rows import Rows, joined, picked
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
-from emfast.em.e_steps import Reconstructions
+from emfast.em.e_steps import Reconstructions, clamped
 from emfast.em.m_step import Training
 from emfast.em.model import save_model
 from emfast.em.state import Stopwatch
@@ -47,14 +48,14 @@ class Continuous:
         self.run, self.config, self.folder = run, run.config, run.folder
         self.processes, self.observations = run.processes, run.observations
         clean = run.inputs.clean
-        self.clean = torch.empty(0, *self.observations.shape) if clean is None else clean[:]
+        self.clean = torch.empty(0, *self.observations.shape) if clean is None else clean.floats
 
     def steps(self, number: int) -> int:
         """Returns the training steps done at the end of a round."""
         initial = 0 if self.config.model is not None else self.config.m_step.initial_steps
         return initial + number * self.config.m_step.steps
 
-    def initial(self, denoiser: Denoiser, images: Tensor) -> None:
+    def initial(self, denoiser: Denoiser, images: Tensor | Rows) -> None:
         """Begins the training: on clean images, on reconstructions under a Gaussian, or on both.
 
         Arguments:
@@ -72,7 +73,7 @@ class Continuous:
     def sweep(self, number: int) -> Reconstructions:
         """Returns the reconstructions of a round, each part of them made as the training had come to it."""
         e_steps, ids = self.run.e_steps, torch.arange(len(self.observations))
-        before = e_steps.whole(number - 1).load("images").clamp(-1, 1) if number > 1 else self.run.first_images()
+        before = clamped(e_steps.whole(number - 1).rows("images")) if number > 1 else self.run.first_images()
         store = e_steps.store(number, "warm", len(ids))
         denoiser = self.run.model(number - 1)
         sampler, scale = e_steps.scaled(number, denoiser)
@@ -83,10 +84,10 @@ class Continuous:
             trainer = self._trainer(denoiser)
             parts = self._parts(number, store)
             self._load(trainer, number, store, parts)
-            self._train(number, trainer, denoiser, torch.cat((self.clean, before)), parts, (store, sampler))
+            self._train(number, trainer, denoiser, before, parts, (store, sampler))
         self.processes.wait()
         seconds = float(store.load("seconds").sum())
-        return Reconstructions(store.load("images"), ids, scale, e_steps.evaluations(sampler, ids), seconds)
+        return Reconstructions(store.rows("images"), ids, scale, e_steps.evaluations(sampler, ids), seconds)
 
     def _parts(self, number: int, store: Store) -> list[Part]:
         """Returns the parts of a round, whole shards each."""
@@ -125,7 +126,7 @@ class Continuous:
         number: int,
         trainer: Trainer,
         denoiser: Denoiser,
-        images: Tensor,
+        before: Tensor | Rows,
         parts: list[Part],
         source: tuple[Store, Sampler] | None,
     ) -> None:
@@ -134,10 +135,13 @@ class Continuous:
         if trainer.step == first:
             trainer.begin()
         report = self.run.progress("sweep" if number else "initial training", number)
-        training = None
+        training, images = None, before if source is None else joined((self.clean, before))
         for part in parts:
-            if source is not None:
-                images = self._renewed(number, trainer, denoiser, images, part, *source)
+            if source is not None and part.shards:
+                self._renew(number, trainer, denoiser, part, *source)
+                index, _, stop = part.shards[-1]
+                renewed = clamped(source[0].rows(shards=index + 1))
+                images = joined((self.clean, renewed, picked(before, slice(stop, None))))
             if trainer.step == part.end:
                 continue
             if training is None:
@@ -164,26 +168,14 @@ class Continuous:
             if number > 1:
                 (self.folder.round(number - 2) / STATE).unlink(missing_ok=True)
 
-    def _renewed(
-        self,
-        number: int,
-        trainer: Trainer,
-        denoiser: Denoiser,
-        images: Tensor,
-        part: Part,
-        store: Store,
-        sampler: Sampler,
-    ) -> Tensor:
-        """Returns the training images after a part of the store is renewed by the averaged model, unless it is."""
-        if not part.shards:
-            return images
-        ids = torch.arange(len(self.observations))
-        if trainer.step == part.begin:
-            seconds = trainer.watch.seconds
-            with trainer.averaged():
-                size = self.run.e_steps.batch_size(sampler, denoiser, ids)
-                self.run.e_steps.make(number, sampler, denoiser, ids, store, batch_size=size, shards=part.shards)
-            trainer.watch = Stopwatch(seconds)
-        start, stop = (len(self.clean) + row for row in (part.shards[0][1], part.shards[-1][2]))
-        new = torch.cat([store.read(index)["images"] for index, *_ in part.shards]).clamp(-1, 1)
-        return torch.cat((images[:start], new, images[stop:]))
+    def _renew(
+        self, number: int, trainer: Trainer, denoiser: Denoiser, part: Part, store: Store, sampler: Sampler
+    ) -> None:
+        """Renews a part of the store by the averaged model, unless that is done."""
+        if trainer.step != part.begin:
+            return
+        ids, seconds = torch.arange(len(self.observations)), trainer.watch.seconds
+        with trainer.averaged():
+            size = self.run.e_steps.batch_size(sampler, denoiser, ids)
+            self.run.e_steps.make(number, sampler, denoiser, ids, store, batch_size=size, shards=part.shards)
+        trainer.watch = Stopwatch(seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast._records import read_record, write_record
+from emfast.data.rows import Rows, mapped
 from emfast.data.store import MANIFEST, Store
 from emfast.diffusion import Denoiser
 from emfast.em.announcement import Announcement
@@ -19,6 +21,7 @@ from emfast.em.e_step import e_step
 from emfast.em.model import resolve_precision
 from emfast.em.queue import clear, shared
 from emfast.em.shards import Shard
+from emfast.em.state import RECONSTRUCTIONS
 from emfast.samplers import DPS, Sampler, WarmStart, choose_scale
 
 if TYPE_CHECKING:
@@ -31,11 +34,16 @@ SHOWN = 8  # observations that every round has, so that their pictures can be co
 class Reconstructions(NamedTuple):
     """What an E-step gives: the images and the ids of their observations, and how it came to them."""
 
-    images: Tensor  # (N, C, H, W)
+    images: Tensor | Rows  # (N, C, H, W)
     ids: Tensor  # (N,)
     scale: float | None
     evaluations: float  # of the network, per image
     seconds: float
+
+
+def clamped(images: Tensor | Rows) -> Tensor | Rows:
+    """Returns images with no value outside [-1, 1]."""
+    return mapped(images, partial(torch.clamp, min=-1, max=1))
 
 
 class ESteps:
@@ -60,7 +68,7 @@ class ESteps:
         callback = self.run.progress("e-step", number)
         self.make(number, sampler, denoiser, ids, store, batch_size=size, callback=callback)
         seconds = float(store.load("seconds").sum())
-        return Reconstructions(store.load("images"), ids, scale, self.evaluations(sampler, ids), seconds)
+        return Reconstructions(store.rows("images"), ids, scale, self.evaluations(sampler, ids), seconds)
 
     def plan(self, number: int, phase: str, denoiser: Denoiser) -> tuple[Sampler, Tensor, float | None]:
         """Returns the sampler of a round, the ids of its observations in the order of the store, and the scale."""
@@ -135,7 +143,7 @@ class ESteps:
         if noise is None or not sampler.begins_at_noise or number == 1:
             return sampler
         before = self.whole(number - 1)
-        return WarmStart(sampler, before.load("images").clamp(-1, 1), before.load("ids"), noise)
+        return WarmStart(sampler, clamped(before.rows("images")), before.load("ids"), noise)
 
     def evaluations(self, sampler: Sampler, ids: Tensor) -> float:
         """Returns the network evaluations per image, the mean over a round's observations."""
@@ -169,12 +177,13 @@ class ESteps:
 
     def store(self, number: int, phase: str, count: int) -> Store:
         """Returns the store of a round's reconstructions, created by the main process."""
-        folder = self.folder.round(number) / "reconstructions"
+        folder = self.folder.round(number) / RECONSTRUCTIONS
         identity = {"round": number, "phase": phase, "seed": self.config.seed}
         size = self.config.e_step.shard_size
         if (folder / MANIFEST).exists():  # it may have begun with another size
             size = Store.open(folder).shard_size
-        arguments: dict[str, Any] = {"count": count, "shard_size": size, "identity": identity}
+        dtype = getattr(torch, self.config.e_step.reconstructions)
+        arguments: dict[str, Any] = {"count": count, "shard_size": size, "identity": identity, "dtype": dtype}
         if self.processes.main:
             Store(folder, **arguments)
         self.processes.wait()

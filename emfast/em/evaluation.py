@@ -11,6 +11,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check_finite
 from emfast.data import Images
+from emfast.data.rows import Rows, rows_at_a_time
 from emfast.diffusion import Denoiser
 from emfast.em.observations import Observations
 from emfast.graph import graphs
@@ -49,14 +50,14 @@ class Evaluator:
             self.distance = frechet_distance
             self.reference = self.features.extract(reference)
 
-    def reconstructions(self, x: Tensor, ids: Tensor, observations: Observations) -> dict[str, float | None]:
+    def reconstructions(self, x: Tensor | Rows, ids: Tensor, observations: Observations) -> dict[str, float | None]:
         """Returns the means of psnr and ssim (None without the truth, or a window for SSIM to fit in) and misfit."""
         from emfast.evaluation import psnr, ssim
 
         totals = torch.zeros(3, dtype=torch.float64)
         known = observations.images is not None
         window = min(x.shape[-2:]) >= 11  # the side of SSIM's window
-        for rows in torch.arange(len(ids)).split(512):
+        for rows in torch.arange(len(ids)).split(min(512, rows_at_a_time(x))):
             part, where = x[rows], ids[rows]
             totals[2] += data_misfit(part, observations.read(where), observations.operator, where).sum()
             truth = observations.truth(where)

@@ -15,6 +15,7 @@ from emfast._check import check
 from emfast.data import Images, load
 from emfast.data.origin import check_range, read_origin
 from emfast.data.patches import cut_patches
+from emfast.data.rows import collect, pieces
 from emfast.em.given import GIVEN, Given
 from emfast.em.observations import Observations, operator_of
 from emfast.operators import Operator
@@ -134,7 +135,9 @@ def _draws(operator: Operator, y: Tensor) -> set[str]:
 
 
 def _cut(images: Images | None, patch: int | None) -> Images | None:
-    return Images(cut_patches(images.tensor, patch, "train")) if images is not None and patch is not None else images
+    if images is None or patch is None:
+        return images
+    return Images(collect(cut_patches(part, patch, "train") for _, part in pieces(images.tensor)))
 
 
 def _check_size(size: int | None, shape: tuple[int, int, int]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check
+from emfast.data.rows import Rows, pieces, small
 from emfast.diffusion import Denoiser
 from emfast.em.dropout import Dropout, has_dropout
 from emfast.em.noise_levels import training_times
@@ -32,7 +33,7 @@ LOOK = 100  # steps between two looks at whether all is finite, and two rows of 
 
 def m_step(
     denoiser: Denoiser,
-    images: Tensor,
+    images: Tensor | Rows,
     *,
     steps: int,
     config: MStepConfig,
@@ -49,7 +50,7 @@ def m_step(
 
     Arguments:
         denoiser: The denoiser, its network on the device to use and with the weights to start from.
-        images: (N, C, H, W) float32 training images, on the CPU.
+        images: (N, C, H, W) float32 training images, on the CPU or in files, of which each step reads its batch.
         steps: The number of optimizer steps.
         config: Batch size, learning rate and so on.
         seed: The key of everything random.
@@ -76,7 +77,7 @@ class Training:
     Arguments:
         trainer: What it changes.
         denoiser: The denoiser of the trainer's network.
-        images: (N, C, H, W) float32 training images, on the CPU.
+        images: (N, C, H, W) float32 training images, on the CPU or in files.
         seed: The key of everything random.
         checkpoint: The file to write checkpoints to, every few steps but for the last.
         last: The steps done at the end of it.
@@ -87,7 +88,7 @@ class Training:
         self,
         trainer: Trainer,
         denoiser: Denoiser,
-        images: Tensor,
+        images: Tensor | Rows,
         *,
         seed: int,
         checkpoint: str | os.PathLike[str],
@@ -101,8 +102,8 @@ class Training:
         self.batch = _Batch(trainer, denoiser, images, seed, self.processes)
         self.graphed = Graphed(self.batch.gradients, state=denoiser.network.buffers())
 
-    def use(self, images: Tensor) -> None:
-        """Takes other images for the steps to come, (N, C, H, W) on the CPU."""
+    def use(self, images: Tensor | Rows) -> None:
+        """Takes other images for the steps to come, (N, C, H, W) on the CPU or in files."""
         self.batch.use(images)
 
     def step(self, k: int) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
@@ -158,7 +159,9 @@ class Training:
 class _Batch:
     """This process's part of the batch of every step, and the gradients that it gives."""
 
-    def __init__(self, trainer: Trainer, denoiser: Denoiser, images: Tensor, seed: int, processes: Processes) -> None:
+    def __init__(
+        self, trainer: Trainer, denoiser: Denoiser, images: Tensor | Rows, seed: int, processes: Processes
+    ) -> None:
         self.trainer, self.denoiser, self.seed, self.processes = trainer, denoiser, seed, processes
         self.config, self.device = trainer.config, trainer.parameters[0].device
         self.drops = True  # until a step has dropped nothing: every function of torch goes through the context
@@ -169,10 +172,11 @@ class _Batch:
         # Where the number of processes does not divide the batch, the mean over processes is not that over images.
         self.weight = len(self.place) * processes.world / self.config.batch_size
 
-    def use(self, images: Tensor) -> None:
+    def use(self, images: Tensor | Rows) -> None:
         """Takes the images of the steps to come."""
         self.batches = Batches(len(images), self.config.batch_size, self.seed)
         self.images = _resident(images, self.device)
+        self.all: Tensor | None = None  # on the device, if targets are means over all of them
 
     def inputs(self, k: int) -> tuple[Tensor, ...]:
         """Returns the images of step k, its number on the device and, if targets are means over images, these.
@@ -190,7 +194,9 @@ class _Batch:
         if count == 0:
             return []
         if count >= self.batches.count:
-            return [self._rows(torch.arange(self.batches.count))]
+            if self.all is None:
+                self.all = _sent(self.images[:], self.device)
+            return [self.all]
         generator = torch.Generator().manual_seed(random.derive(self.seed, "targets", k) % 2**63)
         return [self._rows(torch.cat((ids, torch.randint(self.batches.count, (count,), generator=generator))))]
 
@@ -221,11 +227,14 @@ class _Batch:
         return loss.detach(), levels, *(p.grad for p in self.trainer.parameters)  # type: ignore[arg-type]
 
 
-def _resident(images: Tensor, device: torch.device) -> Tensor:
+def _resident(images: Tensor | Rows, device: torch.device) -> Tensor | Rows:
     """Returns the images on the device, where they take little of a GPU's free memory; else where they are."""
     if device.type == "cuda" and images.nbytes <= RESIDENT * torch.cuda.mem_get_info(device)[0]:
-        return images.to(device)
-    return images
+        resident = torch.empty(images.shape, dtype=images.dtype, device=device)
+        for start, part in pieces(images):
+            resident[start : start + len(part)] = part.to(device)
+        return resident
+    return small(images) if isinstance(images, Rows) else images
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, check_sigma, message
-from emfast.data import Images, load_observations
+from emfast.data import Images
 from emfast.data.images import fingerprint
+from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
+from emfast.data.rows import Rows, collect, picked, pieces, rows_at_a_time
 from emfast.operators import Given, Identity, Mask, MotionBlur, Operator
+from emfast.operators.given import checked
 from emfast.operators.linearity import check_linear
 
 # The operators that a parameter in a file stands for.
@@ -51,7 +54,8 @@ class Observations:
         operator: The measurement operator.
         sigma: The standard deviation of the noise, in data units.
         images: Clean images to corrupt; the truth is then known. Give these or y.
-        y: (N, ...) corrupted observations, float32; where nothing is observed they may hold anything, NaN too.
+        y: (N, ...) corrupted observations, float32, or such rows in a file; where nothing is observed they may hold
+            anything, NaN too.
         given: Parameters of the operator that came with y, e.g. {"mask": (N, 1, H, W)}.
         seed: The key of the simulated noise.
         name: What the errors call y.
@@ -68,8 +72,8 @@ class Observations:
         *,
         sigma: float = 0.0,
         images: Images | None = None,
-        y: Tensor | None = None,
-        given: Mapping[str, Tensor] | None = None,
+        y: Tensor | Rows | None = None,
+        given: Mapping[str, Tensor | Rows] | None = None,
         seed: int = 0,
         name: str = "y",
         guessed: bool = False,
@@ -116,13 +120,14 @@ class Observations:
         Raises:
             ValueError: If no operator is named and the file does not tell.
         """
-        y, given = load_observations(path)
+        y, given = open_observations(path)
         origin = read_origin(path)
         sigma = sigma if origin is None else sigma / origin.range.half
         operator = operator or operator_of(y, given, usual, str(path))
-        y, given = y[:limit], {name: value[:limit] for name, value in given.items()}
+        first = slice(0, limit)
+        y, given = picked(y, first), {name: picked(value, first) for name, value in given.items()}
         if patch is not None:
-            y, given = _patches(y, operator.checked(given), operator, patch)
+            y, given = _patches(y, checked(operator, given), operator, patch)
         return cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", guessed=guessed, origin=origin)
 
     def assuming(self, sigma: float) -> Observations:
@@ -135,12 +140,12 @@ class Observations:
         source = self.images if self.images is not None else self.y
         return 0 if source is None else len(source)
 
-    def _check_operator(self, given: Mapping[str, Tensor]) -> None:
+    def _check_operator(self, given: Mapping[str, Tensor | Rows]) -> None:
         """Finds a misfit of operator and data now rather than hours later."""
         inner = self.operator.operator if isinstance(self.operator, Given) else self.operator
         name = type(inner).__name__
         if self.y is not None and self.operator.observes_images:
-            check(self.y.dim() == 4, name, "y", "to have shape (N, C, H, W)", self.y, "C is 1 for grey images")
+            check(self.y.ndim == 4, name, "y", "to have shape (N, C, H, W)", self.y, "C is 1 for grey images")
         for index in {0, len(self) - 1}:
             y = self.read(torch.tensor([index]))
         fix = "Give real and imaginary parts as channels" if y.is_complex() else None
@@ -161,11 +166,11 @@ class Observations:
         ids = torch.linspace(0, len(self) - 1, count).round().long()
         check_linear(self.operator, ids, self.shape, tuple(y.shape[1:]))
 
-    def _check_values(self, y: Tensor, name: str, sigma: float) -> None:
+    def _check_values(self, y: Tensor | Rows, name: str, sigma: float) -> None:
         """Finds values that no detector gives, and y in other units than those of the images."""
         low, high, square, count = 0.0, 0.0, 0.0, 0
         gains: list[float | None] = []
-        for ids in torch.arange(len(y)).split(256):
+        for ids in torch.arange(len(y)).split(min(256, rows_at_a_time(y))):
             parameters = self.operator.parameters(ids, tuple(y.shape[1:]))
             part = self.operator.project(y[ids], parameters)
             bad = ~part.flatten(1).isfinite().all(1)
@@ -223,20 +228,25 @@ class Observations:
         return hashlib.blake2b(text + sample, digest_size=8).hexdigest()
 
 
-def _patches(y: Tensor, given: Mapping[str, Tensor], operator: Operator, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _patches(
+    y: Tensor | Rows, given: Mapping[str, Tensor | Rows], operator: Operator, size: int
+) -> tuple[Tensor | Rows, dict[str, Tensor | Rows]]:
     """Returns observations and their masks, cut into patches."""
     fix = "Cut the images before they are observed"
-    alone = isinstance(operator, Mask | Identity) and given.keys() <= {"mask"} and y.dim() == 4
+    alone = isinstance(operator, Mask | Identity) and given.keys() <= {"mask"} and y.ndim == 4
     check(alone, "train", "data.patch", "to stand beside Mask or Identity", type(operator), fix)
-    y = cut_patches(y, size, "train")
-    if "mask" not in given:
+    cut = {
+        name: collect(cut_patches(part, size, "train") for _, part in pieces(rows))
+        for name, rows in {"y": y, **given}.items()
+    }
+    y = cut.pop("y")
+    if not cut:
         return y, {}
-    mask = cut_patches(given["mask"], size, "train")
-    shown = mask.flatten(1).any(1)
-    return y[shown], {"mask": mask[shown]}
+    shown = torch.cat([part.flatten(1).any(1) for _, part in pieces(cut["mask"])]).nonzero()[:, 0]
+    return picked(y, shown), {"mask": picked(cut["mask"], shown)}
 
 
-def operator_of(y: Tensor, given: Mapping[str, Tensor], usual: Operator | None, name: str) -> Operator:
+def operator_of(y: Tensor | Rows, given: Mapping[str, Tensor | Rows], usual: Operator | None, name: str) -> Operator:
     """Returns the operator that made observations, which nobody named: never one that draws its parameters at random.
 
     Arguments:

@@ -14,9 +14,10 @@ from emfast import random
 from emfast._check import check, check_finite
 from emfast._files import read_tensors, settle_folder, write_tensors
 from emfast._records import write_record
+from emfast.data.rows import Rows, collect, joined
 from emfast.diffusion import Denoiser
 from emfast.em.continuous import Continuous
-from emfast.em.e_steps import ESteps, Reconstructions
+from emfast.em.e_steps import ESteps, Reconstructions, clamped
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.given import Given
@@ -145,12 +146,13 @@ class Run:
         empty = dict.fromkeys(("scale", "psnr", "ssim", "misfit", "network_evaluations", "seconds_e_step"))
         row: dict[str, Any] = {"round": 0, "phase": "initial", "observations": 0, **empty}
         preview: dict[str, Tensor] = {}
-        images = torch.empty(0, *self.observations.shape) if self.inputs.clean is None else self.inputs.clean[:]
+        images: Tensor | Rows = torch.empty(0, *self.observations.shape)
+        images = images if self.inputs.clean is None else self.inputs.clean.floats
         if self.begins_with_gaussian:
             found, ids, seconds = self.gaussian()
             row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
             row |= self.evaluator.reconstructions(found, ids, self.observations) if self.evaluator else {}
-            preview, images = self.preview(found, ids), torch.cat((images, found.clamp(-1, 1)))
+            preview, images = self.preview(found, ids), joined((images, clamped(found)))
         if self.config.schedule == "continuous":
             self.continuous.initial(self.denoiser, images)
         elif self.config.model is None:
@@ -165,13 +167,13 @@ class Run:
         """Whether there are reconstructions under a Gaussian to begin with."""
         return self.config.model is None and (self.inputs.clean is None or self.config.gaussian.always)
 
-    def first_images(self) -> Tensor:
+    def first_images(self) -> Tensor | Rows:
         """Returns the reconstructions to begin with, of the first observations; none but under a Gaussian."""
         if self.begins_with_gaussian:
-            return self.gaussian()[0].clamp(-1, 1)
+            return clamped(self.gaussian()[0])
         return torch.empty(0, *self.observations.shape)
 
-    def gaussian(self) -> tuple[Tensor, Tensor, float]:
+    def gaussian(self) -> tuple[Tensor | Rows, Tensor, float]:
         """Returns reconstructions of a few observations under a Gaussian fitted to them, their ids, and the seconds."""
         watch, path, config = Stopwatch(), self.folder.round(0) / "gaussian.safetensors", self.config.gaussian
         ids = torch.arange(len(self.observations))[: config.images]
@@ -191,8 +193,8 @@ class Run:
         tensors = read_tensors(path)
         seconds = float(tensors.pop("seconds"))
         prior, key = GaussianPrior(**tensors), self.seed("round", 0, "e_step")
-        images = torch.cat([prior.posterior(self.observations, part, seed=key) for part in ids.split(1024)])
-        return images.float(), ids, seconds
+        images = collect(prior.posterior(self.observations, part, seed=key).float() for part in ids.split(1024))
+        return images, ids, seconds
 
     def round(self, number: int, phase: str) -> None:
         """One E-step with the model of the round before, one M-step on its reconstructions; or both in turn."""
@@ -217,7 +219,7 @@ class Run:
         steps = self.config.m_step.final_steps if phase == "final" else self.config.m_step.steps
         if phase == "final":
             denoiser = reinitialise(denoiser, self.scheduler, self.seed("round", number, "weights"))
-        self.maximize(number, "m-step", denoiser, found.images.clamp(-1, 1), steps)
+        self.maximize(number, "m-step", denoiser, clamped(found.images), steps)
         return found
 
     def model(self, number: int) -> Denoiser:
@@ -228,7 +230,7 @@ class Run:
         """Returns the denoiser on the device, computing as the run asks for."""
         return prepare(denoiser, self.device, self.config.precision, fast=self.config.accelerate)
 
-    def maximize(self, number: int, phase: str, denoiser: Denoiser, images: Tensor, steps: int) -> None:
+    def maximize(self, number: int, phase: str, denoiser: Denoiser, images: Tensor | Rows, steps: int) -> None:
         """Trains the model of a round and writes it, unless that is done."""
         folder = self.folder.round(number)
         settle_folder(folder / "model")
@@ -251,7 +253,7 @@ class Run:
         if self.processes.main:
             (folder / "training.safetensors").unlink(missing_ok=True)
 
-    def preview(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    def preview(self, images: Tensor | Rows, ids: Tensor) -> dict[str, Tensor]:
         """Returns the images that the pictures of a round show."""
         shown = slice(0, self.config.evaluation.pictures)
         first = {"observation": self.observations.read(ids[shown]), "reconstruction": images[shown]}
@@ -280,7 +282,8 @@ class Run:
         self.processes.wait()
 
     def publish(self) -> None:
-        """Copies the newest model to `model/`, if it is not there yet, whole."""
+        """Copies the newest model to `model/`, if it is not there yet, whole, and drops old reconstructions."""
         if self.processes.main:
             last = self.folder.rows()[-1]["round"]
             publish_model(self.folder.round(last) / "model", self.folder.model, last, self.folder.again(last), self.own)
+            self.folder.drop(self.config.keep)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emfast._check import check, message
-from emfast._files import check_regular, is_unused, write_text
+from emfast._files import check_regular, is_unused, remove_folder, write_text
 from emfast._json import to_json
 from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml
@@ -16,6 +16,7 @@ from emfast.em.announcement import NAME as ANNOUNCEMENT
 from emfast.em.lock import NAME as LOCK
 from emfast.em.meeting import PREFIX as MEETING
 
+RECONSTRUCTIONS = "reconstructions"  # in the folder of a round
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
 # But for rounding, that is: on the size of batches a GPU's memory has a say.
 FREE = {
@@ -25,6 +26,7 @@ FREE = {
     "trackers",
     "rounds",
     "final_rounds",
+    "keep",
     "e_step.batch_size",
     "e_step.shard_size",
     "m_step.checkpoint",
@@ -67,9 +69,9 @@ class Stopwatch:
 class RunFolder:
     """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run, and `e_step.json` for guests.
 
-    A round folder holds `scale.json`, `reconstructions/`, `training.safetensors` (only while it trains),
-    `seconds.json` (with the log of the training), `model/`,
-    `preview.safetensors` and, written last, `row.json`: the round is finished if that exists.
+    A round folder holds `scale.json`, `reconstructions/` (of the last rounds), `training.safetensors` (only while it
+    trains), `seconds.json` (with the log of the training), `model/`, `preview.safetensors` and, written last,
+    `row.json`: the round is finished if that exists.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -98,6 +100,18 @@ class RunFolder:
         """Marks a round as finished and brings metrics.jsonl up to date."""
         write_record(self.round(row["round"]) / "row.json", row)
         self.write_metrics()
+
+    def drop(self, keep: int) -> None:
+        """Removes the reconstructions of all finished rounds but the last few; their models and pictures stay.
+
+        A round is made of those of the round before alone. If these are damaged they are made again, of the ones before
+        them; what was dropped comes out the same again too.
+
+        Arguments:
+            keep: Of how many rounds they stay.
+        """
+        for number in range(len(self.rows()) - keep):
+            remove_folder(self.round(number) / RECONSTRUCTIONS)
 
     def write_metrics(self) -> None:
         """Writes metrics.jsonl from the rows, unless it holds them."""

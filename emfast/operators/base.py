@@ -11,9 +11,11 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check
+from emfast.data.rows import Rows
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
 Parameters = Mapping[str, Tensor]
+GivenParameters = Mapping[str, Tensor | Rows]  # of all observations, which may lie in a file
 
 
 def _is_batch(x: Tensor, y: object) -> bool:
@@ -52,6 +54,7 @@ class Operator:
     """
 
     closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
+    checks_rows = False  # whether `checked` takes parameters that lie in a file, as `emfast.data.rows` has them
     observes_images = False  # whether an observation is an image (C, H, W), of whatever size
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -79,11 +82,11 @@ class Operator:
         """
         return {}
 
-    def checked(self, given: Parameters) -> Parameters:
+    def checked(self, given: GivenParameters) -> GivenParameters:
         """Returns parameters of all N observations that came with y from a file, as `apply` takes them.
 
         Arguments:
-            given: (N, ...) tensors by name; row id belongs to observation id.
+            given: (N, ...) tensors by name; row id belongs to observation id. What `checks_rows` may get `Rows`.
         Raises:
             ValueError: If they are not what they are called.
         """
@@ -181,7 +184,7 @@ def _looked_at(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     return checked
 
 
-def rows_of(values: Tensor, ids: Tensor) -> Tensor:
+def rows_of(values: Tensor | Rows, ids: Tensor) -> Tensor:
     """Returns the rows of ids, on their device; the others stay where they are, which may be more than a GPU holds."""
     return values[ids.to(values.device)].to(ids.device)
 

@@ -1,11 +1,9 @@
 """Observations that bring the parameters of their operator along."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from emfast._check import check
-from emfast.operators.base import Operator, Parameters, rows_of
+from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
 
 
 class Given(Operator):
@@ -13,12 +11,14 @@ class Given(Operator):
 
     Arguments:
         operator: The operator; its own parameters of other names stay in force.
-        given: (N, ...) tensors, e.g. {"mask": (N, 1, H, W)}; the masks of a `Mask` may be (N, H, W) too, the
-            kernels of a `MotionBlur` (N, K, K).
+        given: (N, ...) tensors, or such rows in a file, e.g. {"mask": (N, 1, H, W)}; the masks of a
+            `Mask` may be (N, H, W) too, the kernels of a `MotionBlur` (N, K, K).
     """
 
-    def __init__(self, operator: Operator, given: Mapping[str, Tensor]) -> None:
-        given = operator.checked(given)
+    checks_rows = True
+
+    def __init__(self, operator: Operator, given: GivenParameters) -> None:
+        given = checked(operator, given)
         rows = {name: len(value) for name, value in given.items()}
         check(len(set(rows.values())) == 1, "Given", "the parameters", "to have one row per observation", rows)
         self.operator, self.given = operator, dict(given)
@@ -29,9 +29,9 @@ class Given(Operator):
         rows = {name: rows_of(value, ids) for name, value in self.given.items()}
         return {**self.operator.parameters(ids, shape), **rows}
 
-    def checked(self, given: Parameters) -> Parameters:
+    def checked(self, given: GivenParameters) -> GivenParameters:
         """Returns that of the operator."""
-        return self.operator.checked(given)
+        return checked(self.operator, given)
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns A x of the operator."""
@@ -64,3 +64,10 @@ class Given(Operator):
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
         """Returns the noise of the operator."""
         return self.operator.noise(z, parameters)
+
+
+def checked(operator: Operator, given: GivenParameters) -> GivenParameters:
+    """Returns parameters as an operator takes them; they are read into memory for one that knows no others."""
+    if not operator.checks_rows and type(operator).checked is not Operator.checked:
+        given = {name: value[:] for name, value in given.items()}
+    return operator.checked(given)

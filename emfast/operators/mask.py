@@ -9,7 +9,8 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.data.arrays import read_array
-from emfast.operators.base import Operator, Parameters, rows_of
+from emfast.data.rows import Rows, mapped, pieces
+from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
 from emfast.ops import mask_misfit
 
 
@@ -31,6 +32,7 @@ class Mask(Operator):
 
     closed_form = True
     observes_images = True
+    checks_rows = True
 
     @overload
     def __init__(self, missing: Tensor, *, seed: int = 0) -> None: ...
@@ -76,7 +78,7 @@ class Mask(Operator):
         inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
         return {"mask": (~inside).to(torch.float32)[:, None]}
 
-    def checked(self, given: Parameters) -> Parameters:
+    def checked(self, given: GivenParameters) -> GivenParameters:
         """Returns the parameters with the masks as float32 (N, 1, H, W)."""
         if "mask" not in given:
             return given
@@ -147,10 +149,10 @@ def _one_or_rows(mask: str | Tensor) -> Tensor:
     mask = read_array(mask, "mask") if isinstance(mask, str | os.PathLike) else torch.as_tensor(mask)
     good = mask.ndim != 3 or len(mask) == 1
     check(good, "Mask", "mask", "to have shape (H, W), (1, H, W) or (N, 1, H, W)", tuple(mask.shape))
-    return given_mask(mask)
+    return given_mask(mask)[:]
 
 
-def given_mask(mask: Tensor) -> Tensor:
+def given_mask(mask: Tensor | Rows) -> Tensor | Rows:
     """Returns a given mask as float32 (N, 1, H, W).
 
     Arguments:
@@ -159,12 +161,18 @@ def given_mask(mask: Tensor) -> Tensor:
         ValueError: If it has another shape or values other than 0 and 1, or shows nothing at all.
     """
     check(2 <= mask.ndim <= 4, "Mask", "mask", "to have shape (H, W), (1, H, W) or (N, 1, H, W)", tuple(mask.shape))
-    check(not mask.is_complex(), "Mask", "mask", "to be real", mask.dtype)
-    bad = mask[~((mask == 0) | (mask == 1))]
-    check(len(bad) == 0, "Mask", "mask", "to be made of 0 and 1", bad[0].item() if len(bad) else "")
-    check(bool(mask.any()), "Mask", "mask", "to be 1 somewhere", "0 everywhere: nothing is observed")
-    mask = mask.to(torch.float32)
-    if mask.ndim < 4:
-        mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    check(not mask.dtype.is_complex, "Mask", "mask", "to be real", mask.dtype)
+    shows = False
+    for _, part in pieces(mask):
+        bad = part[~((part == 0) | (part == 1))]
+        check(len(bad) == 0, "Mask", "mask", "to be made of 0 and 1", bad[0].item() if len(bad) else "")
+        shows = shows or bool(part.any())
+    check(shows, "Mask", "mask", "to be 1 somewhere", "0 everywhere: nothing is observed")
+    mask = mapped(mask, _with_channel)
     check(mask.shape[1] == 1, "Mask", "mask", "to be shared by the channels, (N, 1, H, W)", tuple(mask.shape))
     return mask
+
+
+def _with_channel(mask: Tensor) -> Tensor:
+    mask = mask.to(torch.float32)
+    return mask if mask.ndim == 4 else mask.reshape(-1, 1, *mask.shape[-2:])

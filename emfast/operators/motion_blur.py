@@ -7,7 +7,8 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check, check_finite
-from emfast.operators.base import Operator, Parameters, rows_of
+from emfast.data.rows import Rows, mapped, pieces
+from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
 from emfast.ops import blur, blur_misfit
 
 POINTS = 256  # along a random path
@@ -29,12 +30,13 @@ class MotionBlur(Operator):
 
     closed_form = True
     observes_images = True
+    checks_rows = True
 
     def __init__(self, size: int = 9, shake: float = 3.0, kernel: Tensor | None = None, seed: int = 0) -> None:
         if kernel is not None:
             kernel = torch.as_tensor(kernel, dtype=torch.float64)
             check(kernel.ndim in (2, 3), "MotionBlur", "kernel", "to have shape (K, K) or (N, K, K)", kernel)
-            kernel = _given_kernels(kernel)[:, 0]
+            kernel = _given_kernels(kernel)[:][:, 0]
             size = kernel.shape[-1]
         check(size > 0 and size % 2 == 1, "MotionBlur", "size", "to be odd and positive", size)
         check(0 <= shake < math.inf, "MotionBlur", "shake", "to be >= 0 and finite", shake)
@@ -53,7 +55,7 @@ class MotionBlur(Operator):
         check(enough, "MotionBlur", "kernel", f"to have a row for every observation ({last + 1} or more)", len(kernel))
         return {"kernel": rows_of(kernel, ids)[:, None]}
 
-    def checked(self, given: Parameters) -> Parameters:
+    def checked(self, given: GivenParameters) -> GivenParameters:
         """Returns the parameters with the kernels as (N, 1, K, K) float64."""
         if "kernel" not in given:
             return given
@@ -104,13 +106,14 @@ class MotionBlur(Operator):
         return _filter(y, response.conj() / (response.abs().square() + c))
 
 
-def _given_kernels(kernel: Tensor) -> Tensor:
+def _given_kernels(kernel: Tensor | Rows) -> Tensor | Rows:
     """Returns given kernels as (N, 1, K, K) float64."""
-    check(not kernel.is_complex(), "MotionBlur", "kernel", "to be real", kernel.dtype)
+    check(not kernel.dtype.is_complex, "MotionBlur", "kernel", "to be real", kernel.dtype)
     odd = kernel.shape[-1] == kernel.shape[-2] and kernel.shape[-1] % 2 == 1
     check(odd, "MotionBlur", "kernel", "to have sides K x K, K odd", kernel)
-    check_finite({"kernel": kernel}, "MotionBlur", "the given kernels")
-    return kernel.to(torch.float64).reshape(-1, 1, *kernel.shape[-2:])
+    for _, part in pieces(kernel):
+        check_finite({"kernel": part}, "MotionBlur", "the given kernels")
+    return mapped(kernel, lambda part: part.to(torch.float64).reshape(-1, 1, *part.shape[-2:]))
 
 
 def _response(kernel: Tensor, like: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from emfast._check import check
+from emfast.data.rows import Rows
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Operator
 from emfast.random import Stream
@@ -28,13 +30,13 @@ class WarmStart(Sampler):
     Arguments:
         sampler: The sampler whose steps are made; its spacing of the times stays. One that begins at pure noise: one
             that begins at the observation has no earlier steps to save, and reads the observation nowhere else.
-        images: (N, C, H, W) the earlier reconstructions, on any device.
+        images: (N, C, H, W) the earlier reconstructions, on any device, or such rows in files.
         ids: (N,) their observations' ids, on any device.
         noise: The noise level, in data units, > 0.
     """
 
     sampler: Sampler
-    images: Tensor
+    images: Tensor | Rows
     ids: Tensor
     noise: float
 
@@ -58,12 +60,25 @@ class WarmStart(Sampler):
 
     def earlier(self, ids: Tensor) -> Tensor:
         """Returns the earlier reconstructions of observations that have one, (B,) ids on the CPU."""
-        order = torch.argsort(self.ids)
-        return self.images[order[torch.searchsorted(self.ids[order], ids)]]
+        return self.images[self._rows(ids)[0]]
 
     def known(self, ids: Tensor) -> Tensor:
         """Returns which of the observations have an earlier reconstruction, (B,) bool on the CPU."""
-        return torch.isin(ids.cpu(), self.ids)
+        return self._rows(ids.cpu())[1]
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        """The ids in order, and the row of each."""
+        found: tuple[Tensor, Tensor] = self.ids.sort()
+        return found
+
+    def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the row of each id, and whether it has one."""
+        known, rows = self._sorted
+        if len(known) == 0:
+            return torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        place = torch.searchsorted(known, ids).clamp_max(len(known) - 1)
+        return rows[place], known[place] == ids
 
     def _sample(
         self,

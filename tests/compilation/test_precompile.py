@@ -1,8 +1,10 @@
 """`emfast precompile`: what it compiles is all that is launched, and a second process finds it."""
 
+import json
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tiny_run import one_sentence
 
 from emfast.cli import main
 from emfast.compilation.compiling import Layout
-from emfast.compilation.precompile import BATCHES, compile_calls, recording, trace
+from emfast.compilation.precompile import BATCHES, compile_calls, digest, recording, trace, write_archive
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.nn.rehearsal import rehearsed
 from emfast.operators import Mask
@@ -53,12 +55,25 @@ def test_a_second_process_compiles_nothing(model, tmp_path, capsys):
 
 def test_a_moved_cache_serves_as_before(tmp_path):
     pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
-    from emfast.kernels import _cache
+    from emfast.kernels import _archive, _cache, _manifest
 
     calls = [("residual_sum", (Layout.of(torch.empty(2, 8, 4, 4)),) * 2 + (None, None, 1.0))]
     options = {"architectures": [90]}
     compiled, _ = compile_calls(calls, tmp_path / "made", **options)
     assert compiled == 1
+    with pytest.MonkeyPatch.context() as patch:  # as one file, unpacked elsewhere, nothing is compiled either
+        write_archive(tmp_path / "made", tmp_path / "kernels.tar")
+        (tmp_path / "disk").mkdir()
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "disk"))
+        assert compile_calls(calls, _archive.unpacked(str(tmp_path / "kernels.tar")), **options) == (0, 1)
+    manifest = _manifest.read(tmp_path / "made")
+    assert manifest["architectures"] == ["90"]
+    assert manifest["calls"] == {"90": [digest(calls[0])]}
+    assert sum(manifest["kernels"].values()) == 1
+    (tmp_path / "made" / _manifest.FILE).write_text(json.dumps({**manifest, "triton": "0.1"}))
+    with pytest.raises(RuntimeError, match="to be of triton"):
+        compile_calls(calls, tmp_path / "made", **options)
+    (tmp_path / "made" / _manifest.FILE).write_text(json.dumps(manifest))
     (tmp_path / "made").rename(tmp_path / "moved")
     assert compile_calls(calls, tmp_path / "moved", **options) == (0, 1)
     assert not [path for path in (tmp_path / "moved").rglob("__grp__*") if "/made/" in path.read_text()]

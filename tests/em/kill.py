@@ -9,6 +9,7 @@ the imports are paid once. Prints one JSON object.
 import json
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,7 @@ import emfast  # noqa: E402
 from emfast._files import read_tensors  # noqa: E402
 
 KILLED = 9
-replace, link = os.replace, os.link
+replace, link, rmtree = os.replace, os.link, shutil.rmtree
 
 
 def place(folder: Path, target: Path) -> str:
@@ -43,20 +44,33 @@ def run(folder: Path, files: int | None = None) -> int:
         if new == files:
             os._exit(KILLED)
         rename(source, target)
-        name = place(folder, Path(str(target)))
+        counted_as(place(folder, Path(str(target))))
+
+    def counted_as(name: str) -> None:
+        nonlocal new
         if name not in seen:
             new += 1
             seen.add(name)
             ledger.write_text("\n".join(sorted(seen)))
+            if name.startswith("half of ") and files is not None:
+                os._exit(KILLED)
 
-    os.replace, os.link = counted, partial(counted, rename=link)
+    def half_removed(path: object, ignore_errors: bool = False) -> None:
+        gone = Path(str(path)).name.startswith(".gone-")  # reconstructions that are dropped
+        first = next((entry for entry in sorted(Path(str(path)).rglob("*")) if gone and entry.is_file()), None)
+        if first is not None and f"half of {place(folder, first)}" not in seen:
+            first.unlink()
+            counted_as(f"half of {place(folder, first)}")
+        rmtree(path, ignore_errors=ignore_errors)
+
+    os.replace, os.link, shutil.rmtree = counted, partial(counted, rename=link), half_removed
     try:
-        emfast.train(emfast.Config.from_yaml(write_config(folder)))
+        emfast.train(emfast.Config.from_yaml(write_config(folder, keep=1)))
     except Exception:
         (folder / "log").write_text(traceback.format_exc())
         return 1
     finally:
-        os.replace, os.link = replace, link
+        os.replace, os.link, shutil.rmtree = replace, link, rmtree
     return 0
 
 
@@ -83,6 +97,7 @@ def main(folder: Path) -> dict[str, object]:
     renames = [(folder / name / "renames").read_text().split("\n") for name in ("whole", "parts")]
     logs = [path.read_text() for path in folder.glob("*/log")]
     result = {"codes": (whole, parts), "kills": kills, "renames": renames, "logs": logs}
+    result["left"] = sorted(path.parent.name for path in (folder / "parts").rglob("*reconstructions"))
     if (whole, parts) == (0, 0):
         expected, found = model(folder / "whole"), model(folder / "parts")
         result["same"] = all(torch.equal(found[name], value) for name, value in expected.items())

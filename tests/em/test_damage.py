@@ -161,3 +161,19 @@ def test_no_damage_is_a_dead_end(states, tmp_path, capsys, request):
             wrong[state, name, damage] = found
         shutil.rmtree(folder)
     assert not wrong
+
+
+def test_reconstructions_of_old_rounds_are_dropped(tmp_path):
+    flags = ("--final_rounds", "4", "--evaluation.samples", "0", "--e_step.warm_start", "3.0")
+    assert train(tmp_path, *flags, "--keep", "2") == 0
+    rounds = tmp_path / "run" / "rounds"
+    kept = sorted(path.parent.name for path in rounds.glob("*/reconstructions"))
+    assert kept == ["004", "005"]
+    assert sorted(path.parent.name for path in rounds.glob("*/model")) == [f"{k:03}" for k in range(6)]
+    expected = read_tensors(tmp_path / "run" / "model" / WEIGHTS)
+    shutil.rmtree(rounds / "005")
+    shutil.rmtree(rounds / "004")  # whose round needs what was dropped: it is made again, from the first on
+    assert train(tmp_path, *flags, "--keep", "1") == 0
+    assert sorted(path.parent.name for path in rounds.glob("*/reconstructions")) == ["005"]
+    found = read_tensors(tmp_path / "run" / "model" / WEIGHTS)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
