@@ -24,8 +24,8 @@ from emfast.operators import Operator
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last)
 LAYOUTS = ("contiguous", "channels_last", "permuted")
-# Triton's interpreter is slow, and one thread that computes in numpy: two dtypes and two layouts are tried there, in the
-# four pairs for the first sample, in two for each of the others, once; and of the registration, which is the same for
+# Triton's interpreter is slow, and one thread that computes in numpy: two dtypes and two layouts are tried there, all
+# four pairs for the first sample, two for each of the others, once; and of the registration, which is the same for
 # every backend, what asks for no tracing.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
