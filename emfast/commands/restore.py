@@ -18,12 +18,12 @@ from emfast._files import is_unused, write_text
 from emfast._safetensors import checksum
 from emfast._settings import choice
 from emfast.commands.display import Display
-from emfast.commands.files import model_folder
 from emfast.commands.restored import write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load
 from emfast.data.origin import check_range, range_of_note, read_origin
 from emfast.diffusion import Denoiser, TiledDenoiser
+from emfast.diffusion.loading import model_folder
 from emfast.em import Observations, e_step, load_model, prepare
 from emfast.em.model import read_note, resolve_device
 from emfast.operators import Given, Operator

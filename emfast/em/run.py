@@ -34,7 +34,7 @@ from emfast.em.model import (
     save_model,
 )
 from emfast.em.noise_estimate import estimate_sigma
-from emfast.em.own_network import is_own
+from emfast.em.own_network import check_network, is_own
 from emfast.em.processes import Processes
 from emfast.em.run_log import RunLog
 from emfast.em.state import RunFolder, Stopwatch
@@ -72,6 +72,7 @@ class Run:
         self.own: Denoiser | None = None  # where only the user's code can build the network
         if given.model is not None:
             self.denoiser, self.scheduler = given.model
+            check_network(self.denoiser, shape)
             self.own = copy.deepcopy(self.denoiser) if is_own(*given.model) else None
         elif config.model is not None:
             self.denoiser, self.scheduler, model_shape = load_pipeline(config.model)
