@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import safetensors
 from torch import Tensor
 
 from emfast import _safetensors
-from emfast._check import check, message
+from emfast._check import message
 from emfast._json import to_json
 from emfast._process import identity, is_gone
 from emfast._safetensors import CHECKSUM
@@ -187,16 +186,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(message("read_json", str(path), "to be valid JSON", str(error), DELETE)) from error
-
-
-def check_regular(function: str, path: Path) -> None:
-    """Raises a ValueError for a pipe, a socket or a device: to read one may never end."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # reading it has its own error
-        return
-    good = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-    check(good, function, str(path), "to be a file or a folder", "a pipe, a socket or a device", "Give a regular file")
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

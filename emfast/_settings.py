@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from emfast._check import check, message
+from emfast._check import check, check_regular, message
 from emfast._classes import alternatives, arguments, base_of, class_at, imported, is_group, subclasses
-from emfast._files import check_regular
 from emfast._yaml import CLASS, NotYaml, check_yaml, load_yaml
 
 LARGEST = 2**63  # of whole numbers: torch and numpy hold them in 64 bits

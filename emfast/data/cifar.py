@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from emfast._check import message
-from emfast._files import check_regular
+from emfast._check import check_regular, message
 from emfast.data.files import distinct
 from emfast.data.rows import Rows, collect, picked
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from emfast._check import check, message
-from emfast._files import check_regular, is_unused, remove_folder, write_text
+from emfast._check import check, check_regular, message
+from emfast._files import is_unused, remove_folder, write_text
 from emfast._json import to_json
 from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml

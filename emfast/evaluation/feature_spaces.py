@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emfast._check import check, check_finite, message
-from emfast._files import check_regular, read_tensors
+from emfast._check import check, check_finite, check_regular, message
+from emfast._files import read_tensors
 
 CLASSIFIER = Path(__file__).parent.parent / "data" / "sample" / "classifier.safetensors"
 
