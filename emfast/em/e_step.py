@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import torch
@@ -55,11 +56,40 @@ def e_step(
         RuntimeError: If a sample diverges twice; its id is named.
     """
     check_posterior(sampler, "e_step")
+    if batch_size == "auto":
+        todo = store.shards if work is None else work.missing
+        batch_size = choose_batch_size(sampler, denoiser, observations, ids) if todo else 1
+    draw = partial(reconstruct, sampler, denoiser, observations, seed=seed)
     device = next(denoiser.parameters()).device
+    fill(store, ids, draw, device, batch_size=batch_size, work=work, callback=callback)
+
+
+def fill(
+    store: Store,
+    ids: Tensor,
+    draw: Callable[..., Tensor],
+    device: torch.device,
+    *,
+    batch_size: int,
+    work: Work | None = None,
+    measure: Callable[[Tensor], dict[str, Tensor]] | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draws images into the shards that a store still lacks, in batches that need not fit them.
+
+    Arguments:
+        store: The store; each shard gets `images`, `ids` and the `seconds` that each took.
+        ids: (N,) ids of the images, N = the store's count; row i of the store belongs to ids[i].
+        draw: Called as draw(ids, callback=callback) for one batch, (B, C, H, W) float32 on the CPU, that depends on the
+            ids alone; its callback takes (steps done, steps in all).
+        device: The device that it computes on.
+        batch_size: Images drawn together, of whatever shards. It is halved where a GPU has no memory for it.
+        work: Where this process gets the shards to make; by default all that the store lacks.
+        measure: Gives what else is to be in a shard, by name, of its images (N, C, H, W).
+        callback: Called as callback(steps of single images done, in all), by all processes.
+    """
     work = Alone(store, store.shards) if work is None else work
     total = sum(stop - start for _, start, stop in work.missing)
-    if batch_size == "auto":
-        batch_size = choose_batch_size(sampler, denoiser, observations, ids) if total else 1
 
     def report(done: int, steps: int) -> None:
         work.worked()
@@ -68,35 +98,31 @@ def e_step(
 
     with graphs(), Writer(store, device, work.made) as writer:
         cut = Shards(work, writer)
-        for x, seconds in reconstructions(
-            sampler, denoiser, observations, ids, cut.rows, batch_size=batch_size, seed=seed, callback=report
-        ):
+        for x, seconds in batches(ids, draw, device, cut.rows, batch_size=batch_size, callback=report):
             for index, part, images, times in cut.add(x, seconds):
-                writer.write(index, {"images": images, "ids": ids[part], "seconds": times})
+                more = {} if measure is None else measure(images)
+                writer.write(index, {"images": images, "ids": ids[part], "seconds": times, **more})
 
 
-def reconstructions(
-    sampler: Sampler,
-    denoiser: Denoiser,
-    observations: Observations,
+def batches(
     ids: Tensor,
+    draw: Callable[..., Tensor],
+    device: torch.device,
     more: Callable[[int, bool], Tensor],
     *,
     batch_size: int,
-    seed: int,
     callback: Callable[[int, int], None],
 ) -> Iterator[tuple[Tensor, float]]:
-    """Yields the samples of one batch after the other, and the seconds that each of its images took; see `e_step`.
+    """Yields the images of one batch after the other, and the seconds that each of them took; see `fill`.
 
     A batch for which the GPU has no memory is done in halves, and so are those behind it.
 
     Arguments:
         more: Called as more(count, wait) for the rows of so many ids, or more, or of fewer if no more are to be had
             now. To be waited for is only with nothing else to do; none are left at all if it then gives none.
-        sampler, denoiser, observations, ids, batch_size, seed: See `e_step`.
-        callback: Called as callback(steps of single observations done here, steps of each).
+        ids, draw, device, batch_size: See `fill`.
+        callback: Called as callback(steps of single images done here, steps of each).
     """
-    device = next(denoiser.parameters()).device
     finished, rows = 0, torch.empty(0, dtype=torch.int64)
 
     def progress(done: int, steps: int) -> None:
@@ -108,11 +134,11 @@ def reconstructions(
         if not len(rows):
             return
         part = ids[rows[:batch_size]]
-        # One shape, one graph: a partial batch on a GPU is filled with its last observation again.
+        # One shape, one graph: a partial batch on a GPU is filled with its last image again.
         full = pad(part, batch_size) if device.type == "cuda" else part
         watch = Stopwatch()
         try:
-            x = reconstruct(sampler, denoiser, observations, full, seed=seed, callback=progress)
+            x = draw(full, callback=progress)
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise

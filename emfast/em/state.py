@@ -16,7 +16,7 @@ from emfast.em.announcement import NAME as ANNOUNCEMENT
 from emfast.em.lock import NAME as LOCK
 from emfast.em.meeting import PREFIX as MEETING
 
-RECONSTRUCTIONS = "reconstructions"  # in the folder of a round
+RECONSTRUCTIONS, SAMPLES = "reconstructions", "samples"  # in the folder of a round
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
 # But for rounding, that is: on the size of batches a GPU's memory has a say.
 FREE = {
@@ -70,8 +70,8 @@ class RunFolder:
     """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run, and `e_step.json` for guests.
 
     A round folder holds `scale.json`, `reconstructions/` (of the last rounds), `training.safetensors` (only while it
-    trains), `seconds.json` (with the log of the training), `model/`, `preview.safetensors` and, written last,
-    `row.json`: the round is finished if that exists.
+    trains), `seconds.json` (with the log of the training), `model/`, `samples/` (only while they are drawn and
+    measured), `preview.safetensors` and, written last, `row.json`: the round is finished if that exists.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -102,7 +102,9 @@ class RunFolder:
         self.write_metrics()
 
     def drop(self, keep: int) -> None:
-        """Removes the reconstructions of all finished rounds but the last few; their models and pictures stay.
+        """Removes the samples of finished rounds, and their reconstructions but those of the last few.
+
+        Models and pictures stay.
 
         A round is made of those of the round before alone. If these are damaged they are made again, of the ones before
         them; what was dropped comes out the same again too.
@@ -110,8 +112,11 @@ class RunFolder:
         Arguments:
             keep: Of how many rounds they stay.
         """
-        for number in range(len(self.rows()) - keep):
-            remove_folder(self.round(number) / RECONSTRUCTIONS)
+        finished = len(self.rows())
+        for number in range(finished):
+            remove_folder(self.round(number) / SAMPLES)
+            if number < finished - keep:
+                remove_folder(self.round(number) / RECONSTRUCTIONS)
 
     def write_metrics(self) -> None:
         """Writes metrics.jsonl from the rows, unless it holds them."""
