@@ -29,7 +29,7 @@ from emfast.nn.rehearsal import rehearsed
 from emfast.operators import GaussianBlur, Mask, MotionBlur
 from emfast.ops.attention import LARGEST
 from emfast.samplers import DPS
-from emfast.samplers.base import Problem, transitions
+from emfast.samplers.problem import Problem, transitions
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # compute capabilities of NVIDIA GPUs
 BATCHES = (1, 2, 16)  # Triton compiles a number that is 1, a multiple of 16, and any other one differently

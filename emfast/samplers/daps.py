@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from emfast.random import Stream
-from emfast.samplers.base import Coefficients, Problem, Sampler, clip_values
+from emfast.samplers.base import Sampler
+from emfast.samplers.problem import Coefficients, Problem, clip_values
 
 
 @dataclass(frozen=True)
