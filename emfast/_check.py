@@ -41,7 +41,11 @@ def check(
 
 
 def message(function: str, name: str, requirement: str, value: object, fix: str | None = None) -> str:
-    """Returns the sentence that `check` raises."""
+    """Returns the sentence that `check` raises.
+
+    Arguments:
+        function, name, requirement, value, fix: As of `check`.
+    """
     name = name or "''"  # of an empty path
     sentence = f"{function}: expected {name} {requirement}, got {show(value)}."
     return f"{sentence} {fix}." if fix else sentence
@@ -53,7 +57,12 @@ LOUD = 1000.0  # the standard deviation of noise that is no mistake, at most; im
 
 
 def check_sigma(sigma: float, function: str) -> None:
-    """Raises the sentence of `check` unless a standard deviation of measurement noise is one that may be."""
+    """Raises the sentence of `check` unless a standard deviation of measurement noise is one that may be.
+
+    Arguments:
+        sigma: The standard deviation, in data units.
+        function: The public function the caller used.
+    """
     check(sigma >= 0, function, "sigma", "to be >= 0", sigma)
     check(sigma <= LOUD, function, "sigma", f"to be <= {LOUD:g}, in data units ([-1, 1])", sigma)
 

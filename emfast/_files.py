@@ -55,7 +55,13 @@ def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], 
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes, *, replace: bool = True) -> None:
-    """Writes bytes to a file atomically."""
+    """Writes bytes to a file atomically.
+
+    Arguments:
+        path: The file.
+        content: What it is to hold.
+        replace: Whether a file that is there is replaced; else it stays.
+    """
 
     def write(file: BinaryIO) -> None:
         file.write(content)
@@ -64,12 +70,22 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, replace: bool =
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Writes text to a file atomically, as UTF-8."""
+    """Writes text to a file atomically, as UTF-8.
+
+    Arguments:
+        path: The file.
+        content: What it is to hold.
+    """
     write_bytes(path, content.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a value to a file atomically, as indented JSON."""
+    """Writes a value to a file atomically, as indented JSON.
+
+    Arguments:
+        path: The file.
+        value: What it is to hold; see `to_json`.
+    """
     write_text(path, to_json(value, indent=2) + "\n")
 
 

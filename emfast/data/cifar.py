@@ -28,6 +28,9 @@ def training_files(folder: Path) -> list[Path]:
 def read_cifar(files: list[Path], limit: int | None = None) -> Tensor | Rows:
     """Returns the (N, 3, 32, 32) uint8 images of CIFAR binary files.
 
+    Arguments:
+        files: The files, in order.
+        limit: How many images; none: all.
     Raises:
         ValueError: If a file is not a whole number of records.
     """

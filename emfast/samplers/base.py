@@ -31,6 +31,14 @@ class Sampler:
     A subclass gives `estimate`, from which the loop makes its steps, or a `step` of its own. A step has static shapes,
     reads its time through the step counter k (a 0-dimensional tensor on the device), takes its noise from
     Philox(seed, id, k), and never waits for the device.
+
+    Its methods take:
+        schedule: The noise schedule of the prior.
+        sigma: The standard deviation of the measurement noise, in data units.
+        problem: The observations and all else that a step reads.
+        x_t: (B, C, H, W) the images at the time of the step.
+        previous: (B, C, H, W) the estimate of the step before.
+        k: The number of the step, 0-dimensional int64 on the device.
     """
 
     begins_at_noise: ClassVar[bool] = True  # or at the observation
