@@ -152,7 +152,12 @@ def batches(
 
 
 def pad(ids: Tensor, count: int) -> Tensor:
-    """Returns the ids, the last one repeated until there are `count`."""
+    """Returns the ids, the last one repeated until there are `count`.
+
+    Arguments:
+        ids: (n,) ids, n <= count.
+        count: How many there shall be.
+    """
     return torch.cat((ids, ids[-1:].expand(max(0, count - len(ids)))))
 
 
@@ -235,7 +240,12 @@ class Writer:
                 self.pool.shutdown()
 
     def write(self, index: int, shard: dict[str, Tensor]) -> None:
-        """Writes a shard; raises what the writing of the one before raised."""
+        """Writes a shard; raises what the writing of the one before raised.
+
+        Arguments:
+            index: The number of the shard.
+            shard: Its tensors, by name.
+        """
         if self.pool is None:
             self.store.write(index, shard)
             self.made(index)

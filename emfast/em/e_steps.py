@@ -51,6 +51,18 @@ class ESteps:
 
     Arguments:
         run: The run, begun, or joined.
+
+    Its methods take:
+        number: The round.
+        phase: "initial", "warm" or "final".
+        denoiser: The model of the round before.
+        sampler: The sampler of the round.
+        ids: (n,) ids of its observations, in the order of the store.
+        store: Where its reconstructions go.
+        batch_size: Observations reconstructed together.
+        shards: Those to make; None: all that are missing.
+        callback: Called as callback(done, total).
+        count: How many observations the round has.
     """
 
     def __init__(self, run: Run | Guest) -> None:

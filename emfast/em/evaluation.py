@@ -63,7 +63,13 @@ class Evaluator:
             self.reference = self.features.extract(reference) if self.processes.main else torch.empty(0)
 
     def reconstructions(self, x: Tensor | Rows, ids: Tensor, observations: Observations) -> dict[str, float | None]:
-        """Returns the means of psnr and ssim (None without the truth, or a window for SSIM to fit in) and misfit."""
+        """Returns the means of psnr and ssim (None without the truth, or a window for SSIM to fit in) and misfit.
+
+        Arguments:
+            x: (n, C, H, W) the reconstructions, in data units.
+            ids: (n,) ids of their observations.
+            observations: The observations of the run.
+        """
         from emfast.evaluation import psnr, ssim
 
         totals = torch.zeros(3, dtype=torch.float64)

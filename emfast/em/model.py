@@ -78,7 +78,13 @@ def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -
 
 
 def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
-    """Returns a denoiser with a network of the same architecture and new random weights."""
+    """Returns a denoiser with a network of the same architecture and new random weights.
+
+    Arguments:
+        denoiser: The denoiser.
+        scheduler: Its scheduler of diffusers, from which it was made.
+        seed: The seed of the weights.
+    """
     network: Any = denoiser.network
     with seeded(seed):
         if is_own(denoiser, scheduler):
@@ -89,7 +95,7 @@ def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generator, which weight initialisation draws from, and puts its state back after."""
+    """A block before which the global generator, that of new weights, is seeded; behind it it is as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         yield
@@ -256,7 +262,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it."""
+    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it.
+
+    Arguments:
+        name: "auto", "float32" or "bfloat16".
+        device: Where it is computed.
+    """
     if name == "auto":
         if device.type == "cuda":
             good = torch.cuda.is_bf16_supported(including_emulation=False)

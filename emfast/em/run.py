@@ -54,6 +54,12 @@ class Run:
         device: The device to use.
         processes: The processes that share the run.
         given: What was given in Python.
+
+    Its methods take:
+        number, phase: The round, and "initial", "warm" or "final".
+        denoiser, steps: The model that is trained, and for how many steps.
+        images, ids: (N, C, H, W) reconstructions in data units, and (N,) the ids of their observations.
+        row, preview: What is known of the round so far, and what its pictures show, by name.
     """
 
     def __init__(

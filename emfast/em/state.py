@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from emfast._check import check, message
-from emfast._files import check_regular, is_unused, remove_folder, write_text
+from emfast._check import check, check_regular, message
+from emfast._files import is_unused, remove_folder, write_text
 from emfast._json import to_json
 from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml
@@ -49,7 +49,13 @@ TRAINING = "seconds.json"  # of a round: the seconds and the log of its training
 
 
 def check_row(function: str, name: str, row: Any) -> None:
-    """Raises a ValueError unless a JSON value is the metrics of a round."""
+    """Raises a ValueError unless a JSON value is the metrics of a round.
+
+    Arguments:
+        function: The public function the caller used.
+        name: Where the value is from.
+        row: The value.
+    """
     kinds = {key: NUMBER for key in NUMBERS if isinstance(row, dict) and key in row}
     check_record(function, name, row, round=int, phase=str, **kinds)
 
@@ -196,7 +202,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {"a.b": value} of nested mappings; `init_args` and `class_path` levels are left out of the names."""
+    """Returns {"a.b": value} of nested mappings; `init_args` and `class_path` levels are left out of the names.
+
+    Arguments:
+        tree: The mappings.
+        prefix: What stands before all names.
+    """
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = prefix.rstrip(".") if key == "class_path" else prefix if key == "init_args" else f"{prefix}{key}"
