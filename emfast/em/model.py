@@ -153,8 +153,15 @@ def damaged_file(folder: str | os.PathLike[str]) -> str | None:
         return None
     except (OSError, ValueError, TypeError):
         return NOTE
-    found = _checksums(path)
-    return next((name for name in sorted(expected) if found.get(name) != expected[name]), None)
+    return next((name for name in sorted(expected) if not _has(path / name, expected[name])), None)
+
+
+def _has(path: Path, expected: str) -> bool:
+    """Returns whether there is a file with a checksum that may be read."""
+    try:
+        return _checksum(path) == expected
+    except OSError:
+        return False
 
 
 def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -167,7 +174,11 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def _checksums(path: Path) -> dict[str, str]:
     """Returns the CRC-32 of every file below a folder but the note, by its name there."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != NOTE)
-    return {file.relative_to(path).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in files}
+    return {file.relative_to(path).as_posix(): _checksum(file) for file in files}
+
+
+def _checksum(path: Path) -> str:
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def load_model(
@@ -212,7 +223,7 @@ def load_whole(folder: str | os.PathLike[str], fix: str, like: Denoiser | None =
     """
     settle_folder(folder)
     bad = damaged_file(folder)
-    check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or no file", fix)
+    check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or none to read", fix)
     if like is not None:
         scheduled = (Path(folder) / "scheduler").is_dir()
         return read_own(Path(folder), like), read_scheduler_of(Path(folder)) if scheduled else None
