@@ -236,12 +236,17 @@ def rows_at_a_time(rows: Tensor | Rows) -> int:
 def first_not_finite(rows: Tensor | Rows) -> int | None:
     """Returns the index of the first row that holds a NaN or an infinity, None if there is none."""
     for start, part in pieces(rows):
-        if part.sum().isfinite():  # which neither leaves finite, and costs a third of looking at each number
-            continue
-        bad = ~part.reshape(len(part), -1).isfinite().all(1)
+        bad = not_finite(part)
         if bad.any():
             return start + int(bad.nonzero()[0])
     return None
+
+
+def not_finite(rows: Tensor) -> Tensor:
+    """Returns which rows hold a NaN or an infinity, (N,) bool."""
+    if rows.sum().isfinite():  # which neither leaves finite, and costs a thirtieth of looking at each number
+        return torch.zeros(len(rows), dtype=torch.bool)
+    return ~rows.reshape(len(rows), -1).isfinite().all(1)
 
 
 def collect(parts: Iterable[Tensor]) -> Tensor | Rows:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
+from emfast.data.rows import not_finite
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.batch_size import choose_batch_size
@@ -171,7 +172,8 @@ class Shards:
     def __init__(self, work: Work, writer: Writer) -> None:
         self.work, self.writer = work, writer
         self.todo: list[Shard] = []
-        self.images, self.seconds = torch.empty(0), torch.empty(0)  # of no whole shard yet
+        self.images: list[Tensor] = []  # of no whole shard yet
+        self.seconds: list[Tensor] = []
 
     def rows(self, count: int, wait: bool) -> Tensor:
         """Returns the rows of shards taken now, so many or more; fewer if no more are to be had.
@@ -199,12 +201,18 @@ class Shards:
             images: (B, C, H, W) the next ones.
             seconds: The time that each of them took.
         """
-        self.images = torch.cat((self.images, images)) if len(self.images) else images
-        self.seconds = torch.cat((self.seconds, torch.full((len(images),), seconds)))
-        while self.todo and len(self.images) >= (count := self.todo[0][2] - self.todo[0][1]):
+        self.images.append(images)
+        self.seconds.append(torch.full((len(images),), seconds))
+        while self.todo and sum(map(len, self.images)) >= self.todo[0][2] - self.todo[0][1]:
             index, start, stop = self.todo.pop(0)
-            yield index, slice(start, stop), self.images[:count], self.seconds[:count]
-            self.images, self.seconds = self.images[count:], self.seconds[count:]
+            yield index, slice(start, stop), _first(self.images, stop - start), _first(self.seconds, stop - start)
+
+
+def _first(parts: list[Tensor], count: int) -> Tensor:
+    """Returns the first rows of parts, which it takes out of them."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    parts[:] = [whole[count:]] if len(whole) > count else []
+    return whole[:count]
 
 
 class Writer:
@@ -283,10 +291,10 @@ def reconstruct(
         return sampler(denoiser, y, operator, sigma=sigma, ids=where, seed=key, callback=callback).float().cpu()
 
     x = draw(ids, seed, callback)
-    bad = ~x.flatten(1).isfinite().all(1)
+    bad = not_finite(x)
     if bad.any():
         x[bad] = draw(ids[bad], random.derive(seed, "redraw"), None)
-        bad = ~x.flatten(1).isfinite().all(1)
+        bad = not_finite(x)
     if bad.any():
         name = type(sampler).__name__
         raise RuntimeError(
