@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-import emfast.ops  # noqa: F401: what is registered stands in the table
+import emfast.ops
 import emfast.random  # noqa: F401
 from emfast.dispatch import TABLE
 

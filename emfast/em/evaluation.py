@@ -17,7 +17,7 @@ from emfast.data import Images
 from emfast.data.rows import Rows, rows_at_a_time
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
-from emfast.em.e_step import fill
+from emfast.em.filling import fill
 from emfast.em.observations import Observations
 from emfast.em.processes import Processes
 from emfast.em.queue import clear, shared
