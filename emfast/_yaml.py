@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
-
 from emfast._check import check, show
 
 CLASS = ("class_path", "init_args")
@@ -84,6 +82,25 @@ def to_yaml(settings: Any) -> str:
     tree = _tree_of(settings, "", only_in_python)
     lines = [f"# {name} is given in Python: this file alone does not make the run again.\n" for name in only_in_python]
     return "".join(lines) + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def defaults(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns what each setting is where nothing is said of it, by names with dots, for those that have a default.
+
+    A setting that a file of an older version lacks had that value, as far as it had any.
+
+    Arguments:
+        settings: What `to_yaml` writes; of an operator or a sampler the arguments are settings.
+        prefix: What the names begin with.
+    """
+    found: dict[str, Any] = {}
+    usual = _usual_arguments(type(settings))
+    for key, value in (_arguments(settings) or {}).items():
+        if not isinstance(value, type) and _arguments(value) is not None:
+            found |= defaults(value, f"{prefix}{key}.")
+        elif key in usual:
+            found[f"{prefix}{key}"] = _plain(usual[key], key, [])
+    return found
 
 
 @cache
@@ -194,10 +211,23 @@ def _arguments(value: Any) -> dict[str, Any] | None:
     return {key: item for key, item in bound.arguments.items() if item is not value}
 
 
+def _usual_arguments(kind: type) -> dict[str, Any]:
+    """Returns the arguments that a class has by default."""
+    if not dataclasses.is_dataclass(kind):
+        parameters = inspect.signature(kind).parameters.items()
+        return {key: item.default for key, item in parameters if item.default is not item.empty}
+    factories = {item.name: item.default_factory for item in dataclasses.fields(kind) if callable(item.default_factory)}
+    constants = {item.name: item.default for item in dataclasses.fields(kind)}
+    made = {key: factory() for key, factory in factories.items()}
+    return {key: value for key, value in {**constants, **made}.items() if value is not dataclasses.MISSING}
+
+
 def _fingerprint(value: Any) -> str | None:
     """Returns what tells one array from another; None if it is none."""
-    if not isinstance(value, torch.Tensor) and not hasattr(value, "__array__"):
+    if not hasattr(value, "__array__"):
         return None
+    import torch
+
     tensor = torch.as_tensor(value).detach().cpu().contiguous()
     return f"{show(tensor)} with the checksum {zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()):08x}"
 

@@ -124,7 +124,8 @@ class EvaluationConfig:
     """What is measured after every round.
 
     Args:
-        samples: Images sampled from the model for the Frechet distance and the pictures, 2 or more; 0: none.
+        samples: Images sampled from the model for the Frechet distance and the pictures, 2 or more; 0: none. Without a
+            distance no more than the pictures show.
         steps: Deterministic sampling steps for them.
         order: 2 extrapolates each step from the one before: at as many evaluations far closer to what the model has
             learned. 1 does not.

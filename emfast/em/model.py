@@ -78,7 +78,13 @@ def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -
 
 
 def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
-    """Returns a denoiser with a network of the same architecture and new random weights."""
+    """Returns a denoiser with a network of the same architecture and new random weights.
+
+    Arguments:
+        denoiser: The denoiser.
+        scheduler: Its scheduler of diffusers, from which it was made.
+        seed: The seed of the weights.
+    """
     network: Any = denoiser.network
     with seeded(seed):
         if is_own(denoiser, scheduler):
@@ -89,7 +95,7 @@ def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generator, which weight initialisation draws from, and puts its state back after."""
+    """A block before which the global generator, that of new weights, is seeded; behind it it is as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         yield
@@ -147,8 +153,15 @@ def damaged_file(folder: str | os.PathLike[str]) -> str | None:
         return None
     except (OSError, ValueError, TypeError):
         return NOTE
-    found = _checksums(path)
-    return next((name for name in sorted(expected) if found.get(name) != expected[name]), None)
+    return next((name for name in sorted(expected) if not _has(path / name, expected[name])), None)
+
+
+def _has(path: Path, expected: str) -> bool:
+    """Returns whether there is a file with a checksum that may be read."""
+    try:
+        return _checksum(path) == expected
+    except OSError:
+        return False
 
 
 def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -161,7 +174,11 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def _checksums(path: Path) -> dict[str, str]:
     """Returns the CRC-32 of every file below a folder but the note, by its name there."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != NOTE)
-    return {file.relative_to(path).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in files}
+    return {file.relative_to(path).as_posix(): _checksum(file) for file in files}
+
+
+def _checksum(path: Path) -> str:
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def load_model(
@@ -206,7 +223,7 @@ def load_whole(folder: str | os.PathLike[str], fix: str, like: Denoiser | None =
     """
     settle_folder(folder)
     bad = damaged_file(folder)
-    check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or no file", fix)
+    check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or none to read", fix)
     if like is not None:
         scheduled = (Path(folder) / "scheduler").is_dir()
         return read_own(Path(folder), like), read_scheduler_of(Path(folder)) if scheduled else None
@@ -256,7 +273,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it."""
+    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it.
+
+    Arguments:
+        name: "auto", "float32" or "bfloat16".
+        device: Where it is computed.
+    """
     if name == "auto":
         if device.type == "cuda":
             good = torch.cuda.is_bf16_supported(including_emulation=False)
