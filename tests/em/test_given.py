@@ -212,7 +212,7 @@ def test_the_config_of_the_caller_stays(tmp_path):
     [
         ({"images": IMAGES}, "data.images"),
         ({"observations": IMAGES}, "data.observations"),
-        ({"images": IMAGES, "clean": IMAGES}, "data.images"),
+        ({"images": IMAGES, "clean": IMAGES[:2] * 0.5}, "data.images"),
         ({"images": IMAGES, "model": Denoiser(Network(), VPSchedule.linear())}, "data.images"),
     ],
 )
