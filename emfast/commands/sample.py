@@ -13,7 +13,7 @@ from emfast.commands.display import Display
 from emfast.commands.files import write_images
 from emfast.diffusion.loading import model_folder
 from emfast.em import load_model, prepare
-from emfast.em.model import resolve_device
+from emfast.em.device import resolve_device
 from emfast.graph import graphs
 from emfast.reporting import save_grid
 from emfast.samplers import Prior

@@ -237,7 +237,12 @@ def shared(
 
 
 def is_open(store: Store, shards: Sequence[Shard]) -> bool:
-    """Returns whether shards of a store are being made together, and some are not there."""
+    """Returns whether shards of a store are being made together, and some are not there.
+
+    Arguments:
+        store: The store.
+        shards: The shards.
+    """
     return _folder(store, shards).is_dir() and not all(store.path(index).exists() for index, *_ in shards)
 
 

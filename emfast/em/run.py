@@ -17,6 +17,7 @@ from emfast._yaml import defaults
 from emfast.data.rows import Rows, joined
 from emfast.diffusion import Denoiser
 from emfast.em.continuous import Continuous
+from emfast.em.device import prepare
 from emfast.em.e_steps import ESteps, Reconstructions, clamped
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
@@ -24,15 +25,7 @@ from emfast.em.first_images import begins_with_gaussian, first_images
 from emfast.em.given import Given
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
-from emfast.em.model import (
-    build_model,
-    load_pipeline,
-    load_whole,
-    prepare,
-    publish_model,
-    reinitialise,
-    save_model,
-)
+from emfast.em.model import build_model, load_pipeline, load_whole, publish_model, reinitialise, save_model
 from emfast.em.noise_estimate import estimate_sigma
 from emfast.em.own_network import check_network, is_own
 from emfast.em.processes import Processes
