@@ -16,14 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from emfast._check import check, message
-from emfast._classes import alternatives, arguments, base_of, class_at, imported, is_group, subclasses
-from emfast._files import check_regular
+from emfast._check import check, check_regular, message
+from emfast._classes import (
+    LISTS,
+    alternatives,
+    arguments,
+    base_of,
+    class_at,
+    described,
+    imported,
+    is_group,
+    subclasses,
+)
 from emfast._yaml import CLASS, NotYaml, check_yaml, load_yaml
 
 LARGEST = 2**63  # of whole numbers: torch and numpy hold them in 64 bits
-LISTS = (list, tuple, collections.abc.Sequence)
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 Tree = dict[str, Any]
 
 
@@ -126,7 +133,11 @@ def choice(value: Any) -> Any:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """Returns the candidate most like a misspelt name, by itself or by its last part; None if none is like it."""
+    """Returns the candidate most like a misspelt name, by itself or by its last part; None if none is like it.
+
+    Arguments:
+        name, candidates: The misspelt name, and those that exist.
+    """
     candidates = list(candidates)
     by_name = {candidate.lower(): candidate for candidate in candidates}
     by_leaf = {candidate.lower().split(".")[-1]: candidate for candidate in reversed(candidates)}
@@ -138,14 +149,24 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def unknown(function: str, kind: str, name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """Returns the sentence for a name that does not exist, with the nearest one that does."""
+    """Returns the sentence for a name that does not exist, with the nearest one that does.
+
+    Arguments:
+        function: The public function the caller used.
+        kind, name: What it should be, with an article ("an option"), and the name.
+        candidates, prefix: The names that exist, and what stands before all of them, such as the dashes of a flag.
+    """
     near = nearest(name, candidates)
     fix = f"The nearest is {prefix + near!r}" if near else f"`{function} --help` lists them"
     return message(function, kind, "that exists", repr(prefix + name), fix)
 
 
 def names_of(options: Any, prefix: str = "") -> list[str]:
-    """Returns the names of all options of a dataclass, those of its groups with a dot."""
+    """Returns the names of all options of a dataclass, those of its groups with a dot.
+
+    Arguments:
+        options, prefix: The dataclass, and what stands before the names: that of its group, with a dot.
+    """
     found: list[str] = []
     for name, (hint, *_) in arguments(options).items():
         found += names_of(hint, f"{prefix}{name}.") if is_group(hint) else [prefix + name]
@@ -210,9 +231,12 @@ class _Reader:
             with suppress(OtherKind):
                 return self.converted(kind, value, key)
         texts = [text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)]
-        near, described = nearest(str(value), texts), " or ".join(map(_described, kinds))
+        near = nearest(str(value), texts)
         fix = f"The nearest is {near!r}" if near else None
-        raise ValueError(message(self.function, key, f"to be {described}", value, fix))
+        if str(value).startswith("__main__."):
+            fix = "It is from a program: run that again, or move it to a module of its own"
+        requirement = f"to be {' or '.join(map(described, kinds))}"
+        raise ValueError(message(self.function, key, requirement, value, fix))
 
     def converted(self, kind: Any, value: Any, key: str) -> Any:
         """Returns a value as one type, which is no union; raises `OtherKind` if it is not of that type."""
@@ -273,15 +297,3 @@ def _loaded(word: Word) -> Any:
         return load_yaml(str(word))
     except NotYaml:
         return str(word)
-
-
-def _described(kind: Any) -> str:
-    """Returns a type as a sentence names it."""
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return repr(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(repr, parts))}"
-    if get_origin(kind) in LISTS:
-        return f"a list of which each is {_described(parts[0])}"
-    if get_origin(kind) is collections.abc.Callable:
-        return "the import path of a function"
-    return NAMES.get(kind) or str(getattr(kind, "__name__", kind))

@@ -27,7 +27,8 @@ from emfast.data.origin import check_range, range_of_note, read_origin
 from emfast.data.rows import Rows
 from emfast.diffusion import Denoiser, TiledDenoiser
 from emfast.em import Observations, e_step, load_model, prepare
-from emfast.em.model import read_note, resolve_device
+from emfast.em.device import resolve_device
+from emfast.em.model import read_note
 from emfast.operators import Given, Operator
 from emfast.reporting import COLUMNS, plain_table, write_report
 from emfast.samplers import Sampler, default_sampler

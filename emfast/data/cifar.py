@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from emfast._check import message
-from emfast._files import check_regular
+from emfast._check import check_regular, message
 from emfast.data.files import distinct
 from emfast.data.rows import Rows, collect, picked
 
@@ -20,15 +19,22 @@ _FIX = "Give an unchanged file of the binary version: data_batch_1.bin, test_bat
 
 
 def training_files(folder: Path) -> list[Path]:
-    """Returns the files of the training images in a folder of CIFAR-10 or of CIFAR-100; none in any other folder."""
-    batches = distinct(sorted(folder.glob("data_batch_*.bin")))
+    """Returns the files of a folder of CIFAR-10 or CIFAR-100: the training images, or the others if it has them alone.
+
+    Arguments:
+        folder: The folder; there are none in any other one.
+    """
+    batches = distinct(sorted(folder.glob("data_batch_*.bin"))) or [folder / "test_batch.bin"]
     both = [folder / "train.bin", folder / "test.bin"]
-    return batches or (both[:1] if all(path.is_file() for path in both) else [])
+    return batches if batches[0].is_file() else both[:1] if all(path.is_file() for path in both) else []
 
 
 def read_cifar(files: list[Path], limit: int | None = None) -> Tensor | Rows:
     """Returns the (N, 3, 32, 32) uint8 images of CIFAR binary files.
 
+    Arguments:
+        files: The files, in order.
+        limit: How many images; none: all.
     Raises:
         ValueError: If a file is not a whole number of records.
     """

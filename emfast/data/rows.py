@@ -194,7 +194,12 @@ class Stacked(Rows):
 
 
 def mapped(rows: Tensor | Rows, function: Callable[[Tensor], Tensor]) -> Tensor | Rows:
-    """Returns a function of rows that gives one for each: now for a small tensor, else whenever they are read."""
+    """Returns a function of rows that gives one for each: now for a small tensor, else whenever they are read.
+
+    Arguments:
+        rows: (N, ...) rows.
+        function: Makes (n, ...) of (n, ...), each row by itself.
+    """
     if isinstance(rows, Tensor) and rows.nbytes <= SMALL // 4:
         return function(rows)
     return Mapped(rows, function)
@@ -211,7 +216,12 @@ def joined(parts: Sequence[Tensor | Rows]) -> Tensor | Rows:
 
 
 def picked(rows: Tensor | Rows, ids: Sequence[int] | slice | Tensor) -> Tensor | Rows:
-    """Returns the rows of some ids, in that order."""
+    """Returns the rows of some ids, in that order.
+
+    Arguments:
+        rows: (N, ...) rows.
+        ids: Their numbers.
+    """
     if isinstance(rows, Tensor):
         return rows[ids if isinstance(ids, slice | Tensor) else torch.tensor(ids, dtype=torch.long)]
     if isinstance(ids, slice):

@@ -74,6 +74,9 @@ def write_weights(folder: Path, network: nn.Module, step: int) -> None:
 def read_weights(folder: Path, network: nn.Module) -> int:
     """Gives the weights of the last moment that was written to a network; returns its training steps.
 
+    Arguments:
+        folder: That of the round.
+        network: The network, which is changed.
     Raises:
         FileNotFoundError: If there are none any more.
         ValueError: If the file is damaged; it is named.

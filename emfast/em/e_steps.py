@@ -17,9 +17,9 @@ from emfast.data.store import MANIFEST, Store
 from emfast.diffusion import Denoiser
 from emfast.em.announcement import Announcement
 from emfast.em.batch_size import choose_batch_size
+from emfast.em.device import resolve_precision
 from emfast.em.e_step import e_step
 from emfast.em.first_images import begins_with_gaussian, first_images
-from emfast.em.model import resolve_precision
 from emfast.em.queue import clear, shared
 from emfast.em.shards import Shard
 from emfast.em.state import RECONSTRUCTIONS
@@ -59,6 +59,18 @@ class ESteps:
 
     Arguments:
         run: The run, begun, or joined.
+
+    Its methods take:
+        number: The round.
+        phase: "initial", "warm" or "final".
+        denoiser: The model of the round before.
+        sampler: The sampler of the round.
+        ids: (n,) ids of its observations, in the order of the store.
+        store: Where its reconstructions go.
+        batch_size: Observations reconstructed together.
+        shards: Those to make; None: all that are missing.
+        callback: Called as callback(done, total).
+        count: How many observations the round has.
     """
 
     def __init__(self, run: Run | Guest) -> None:
@@ -98,7 +110,15 @@ class ESteps:
     def announce(
         self, number: int, phase: str, batch_size: int, shards: Sequence[Shard] = (), step: int | None = None
     ) -> None:
-        """Tells those who join which shards are made now, all of them by default, and by which model."""
+        """Tells those who join which shards are made now, and by which model.
+
+        Arguments:
+            number: The round.
+            phase: "warm" or "final".
+            batch_size: Observations reconstructed together.
+            shards: The shards, which follow each other; all of them by default.
+            step: The training steps after which the model is, if it is that of a moment.
+        """
         if self.processes.main:
             precision = str(resolve_precision(self.config.precision, self.run.device)).removeprefix("torch.")
             first, stop = (shards[0][0], shards[-1][0] + 1) if shards else (0, None)
@@ -162,7 +182,14 @@ class ESteps:
         return store
 
     def warm(self, number: int, phase: str, sampler: Sampler, before: Before | None = None) -> Sampler:
-        """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any."""
+        """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any.
+
+        Arguments:
+            number: The round.
+            phase: "warm" or "final".
+            sampler: The sampler.
+            before: Those reconstructions, where they are known.
+        """
         noise = self.config.e_step.warm_start
         if noise is None or not sampler.begins_at_noise:
             return sampler

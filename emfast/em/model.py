@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from emfast import random
-from emfast._check import check, check_finite, message
+from emfast._check import check, check_finite
 from emfast._files import read_json, settle_folder, write_folder, write_json
-from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
 from emfast.diffusion.denoiser import halvings
 from emfast.diffusion.labels import classes
@@ -78,7 +77,13 @@ def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -
 
 
 def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
-    """Returns a denoiser with a network of the same architecture and new random weights."""
+    """Returns a denoiser with a network of the same architecture and new random weights.
+
+    Arguments:
+        denoiser: The denoiser.
+        scheduler: Its scheduler of diffusers, from which it was made.
+        seed: The seed of the weights.
+    """
     network: Any = denoiser.network
     with seeded(seed):
         if is_own(denoiser, scheduler):
@@ -89,7 +94,7 @@ def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generator, which weight initialisation draws from, and puts its state back after."""
+    """A block before which the global generator, that of new weights, is seeded; behind it it is as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         yield
@@ -245,54 +250,3 @@ def publish_model(
         model = load_whole(source, fix, like)
         note = {key: value for key, value in read_note(source).items() if key != "files"}
         save_model(*model, folder, {**note, "round": number})
-
-
-def resolve_device(name: str) -> torch.device:
-    """Returns the device of a config: "auto" is CUDA if there is one.
-
-    Raises:
-        ValueError: If the name is not a device's, or there is no such device.
-    """
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        missing = device.type == "cuda" and not torch.cuda.is_available()
-        if not missing:
-            torch.zeros(1, device=device).cpu()  # is there one of that number, and does it hold values?
-    except Exception:  # every kind of device has its own way to say that it is not there
-        raise ValueError(message("device", "device", 'to be "auto", "cpu", "cuda", ... and to exist', name)) from None
-    check(not missing, "device", "device", "to exist", f"{name}, but no CUDA device is visible")
-    return device
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it."""
-    if name == "auto":
-        if device.type == "cuda":
-            good = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            good = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-        name = "bfloat16" if good else "float32"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def prepare(denoiser: Denoiser, device: torch.device, precision: str = "auto", *, fast: bool | None = None) -> Denoiser:
-    """Returns the denoiser on a device, its network computing in a precision; the values of the weights stay.
-
-    Arguments:
-        denoiser: The denoiser.
-        device: Where to put it.
-        precision: "auto", "float32" or "bfloat16".
-        fast: Accelerates the modules that emfast knows; None: where that was measured to be faster, on CPUs and, in
-            bfloat16, on GPUs.
-    """
-    dtype = resolve_precision(precision, device)
-    measured = device.type == "cpu" or (device.type == "cuda" and dtype == torch.bfloat16)
-    if measured if fast is None else fast:
-        accelerate(denoiser.network, dtype=dtype)
-    else:
-        denoiser.dtype = dtype
-        if device.type == "cuda" and dtype == torch.bfloat16:  # tensor cores read channels innermost
-            denoiser.network.to(memory_format=torch.channels_last)
-    return denoiser.to(device)

@@ -237,12 +237,22 @@ def shared(
 
 
 def is_open(store: Store, shards: Sequence[Shard]) -> bool:
-    """Returns whether shards of a store are being made together, and some are not there."""
+    """Returns whether shards of a store are being made together, and some are not there.
+
+    Arguments:
+        store: The store.
+        shards: The shards.
+    """
     return _folder(store, shards).is_dir() and not all(store.path(index).exists() for index, *_ in shards)
 
 
 def clear(store: Store, shards: Sequence[Shard] | None = None) -> None:
-    """Removes the claims on shards that are all there."""
+    """Removes the claims on shards that are all there.
+
+    Arguments:
+        store: The store.
+        shards: Those whose claims go; None: all.
+    """
     shutil.rmtree(_folder(store, store.shards if shards is None else shards), ignore_errors=True)
 
 

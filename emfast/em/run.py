@@ -17,6 +17,7 @@ from emfast._yaml import defaults
 from emfast.data.rows import Rows, joined
 from emfast.diffusion import Denoiser
 from emfast.em.continuous import Continuous
+from emfast.em.device import prepare
 from emfast.em.e_steps import ESteps, Reconstructions, clamped
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
@@ -24,15 +25,7 @@ from emfast.em.first_images import begins_with_gaussian, first_images
 from emfast.em.given import Given
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
-from emfast.em.model import (
-    build_model,
-    load_pipeline,
-    load_whole,
-    prepare,
-    publish_model,
-    reinitialise,
-    save_model,
-)
+from emfast.em.model import build_model, load_pipeline, load_whole, publish_model, reinitialise, save_model
 from emfast.em.noise_estimate import estimate_sigma
 from emfast.em.own_network import is_own
 from emfast.em.processes import Processes
@@ -54,6 +47,12 @@ class Run:
         device: The device to use.
         processes: The processes that share the run.
         given: What was given in Python.
+
+    Its methods take:
+        number, phase: The round, and "initial", "warm" or "final".
+        denoiser, steps: The model that is trained, and for how many steps.
+        images, ids: (N, C, H, W) reconstructions in data units, and (N,) the ids of their observations.
+        row, preview: What is known of the round so far, and what its pictures show, by name.
     """
 
     def __init__(
@@ -78,8 +77,7 @@ class Run:
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
         else:
             self.denoiser, self.scheduler = build_model(config.network, shape, config.seed)
-        measured = (config.evaluation, self.inputs.reference, shape, self.device)
-        self.evaluator = Evaluator(*measured) if self.processes.main else None
+        self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape, self.device, processes)
         self.folder = RunFolder(config.output)
         if self.processes.main:
             self.folder.claim(config.to_yaml(), self.inputs.fingerprints, defaults(config))
@@ -151,7 +149,7 @@ class Run:
         if begins_with_gaussian(self):
             found, ids, seconds = first_images(self)
             row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
-            row |= self.evaluator.reconstructions(found, ids, self.observations) if self.evaluator else {}
+            row |= self.evaluator.reconstructions(found, ids, self.observations) if self.processes.main else {}
             preview, images = self.preview(found, ids), joined((images, clamped(found)))
         if self.config.schedule == "continuous":
             self.continuous.initial(self.denoiser, images)
@@ -169,12 +167,10 @@ class Run:
             found = self.continuous.sweep(number)
         else:
             found = self.alternate(number, phase)
-        if not self.processes.main or self.evaluator is None:
-            self.processes.wait()
-            return
-        row = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
+        row: dict[str, Any] = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
         row |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
-        row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
+        if self.processes.main:
+            row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
         row |= {"network_evaluations": found.evaluations, "seconds_e_step": found.seconds}
         self.finish(number, row, self.preview(found.images, found.ids))
 
@@ -229,12 +225,11 @@ class Run:
 
     def finish(self, number: int, row: dict[str, Any], preview: dict[str, Tensor]) -> None:
         """Measures the model of a round, writes its row and pictures, and publishes the model."""
-        if self.evaluator is not None:
-            watch = Stopwatch()
-            folder = self.folder.round(number)
-            denoiser = self.model(number)
-            callback = self.progress("samples", number)
-            samples, distance = self.evaluator.samples(denoiser, self.config.seed, callback)
+        watch, folder = Stopwatch(), self.folder.round(number)
+        samples, distance = self.evaluator.samples(
+            self.model(number), self.folder, number, self.config.seed, self.progress("samples", number)
+        )
+        if self.processes.main:
             seconds, logged = self.log.read(number)
             row |= logged
             row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}

@@ -15,11 +15,12 @@ from emfast._check import check
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.announcement import Announcement, read_weights
+from emfast.em.device import prepare, resolve_device
 from emfast.em.e_step import e_step
 from emfast.em.e_steps import ESteps
 from emfast.em.events import Event, Progress
 from emfast.em.inputs import read_inputs
-from emfast.em.model import load_whole, prepare, resolve_device
+from emfast.em.model import load_whole
 from emfast.em.plan import next_phase
 from emfast.em.processes import Processes
 from emfast.em.queue import is_open, shared
@@ -110,6 +111,11 @@ class Guest:
         config: The config of the run.
         folder: Its folder, whatever its config calls it.
         device, accelerate, batch_size, callback: See `work`.
+
+    Its methods take:
+        number: The round.
+        precision: "auto", "float32" or "bfloat16".
+        phase: What is reported.
     Raises:
         ValueError: If the data are others than the run's.
     """

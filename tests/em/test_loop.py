@@ -67,6 +67,7 @@ def test_what_a_run_leaves(run):
         assert 0 < line["network_evaluations"] <= 6
         assert line["features"] == "fashion-mnist"
     assert not list(run.rglob("training.safetensors"))
+    assert not list(run.glob("rounds/*/samples"))
     assert not list(run.rglob(".tmp-*"))
 
 
