@@ -54,7 +54,7 @@ def write_results(
     arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in found.items()}
     write_file(output / "reconstructions.npz", lambda file: np.savez(file, **arrays))
     shown = slice(0, pictures)
-    preview = {"observation": y[shown], "reconstruction": samples[0, shown]}
+    preview = {"observation": observations.pictures(ids[shown]), "reconstruction": samples[0, shown]}
     if truth is not None:
         preview = {"truth": truth[shown], **preview}
     if len(stores) > 1:
@@ -103,7 +103,9 @@ def _metrics(
 ) -> dict[str, Any]:
     """Returns what is known of the reconstructions; PSNR and SSIM are of one sample, `psnr_mean` of their mean."""
     row: dict[str, Any] = {"images": len(ids), "psnr": None, "ssim": None}
-    row["misfit"] = float(data_misfit(samples[0], y, observations.operator, ids).mean())
+    row["misfit"] = None
+    if not observations.operator.is_simulated:
+        row["misfit"] = float(data_misfit(samples[0], y, observations.operator, ids).mean())
     if len(samples) > 1:
         row |= {"samples": len(samples), "spread": float(samples.std(0).mean())}
     if truth is not None:

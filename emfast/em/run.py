@@ -16,6 +16,7 @@ from emfast._files import read_tensors, settle_folder, write_tensors
 from emfast._records import write_record
 from emfast.data.rows import Rows, collect, joined
 from emfast.diffusion import Denoiser
+from emfast.em.conditions import conditions_of
 from emfast.em.continuous import Continuous
 from emfast.em.e_steps import ESteps, Reconstructions, clamped
 from emfast.em.evaluation import Evaluator
@@ -78,6 +79,7 @@ class Run:
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
         else:
             self.denoiser, self.scheduler = build_model(config.network, shape, config.seed)
+        self.conditions = conditions_of(config, self.denoiser, self.observations)
         measured = (config.evaluation, self.inputs.reference, shape, self.device)
         self.evaluator = Evaluator(*measured) if self.processes.main else None
         self.folder = RunFolder(config.output)
@@ -148,8 +150,8 @@ class Run:
         preview: dict[str, Tensor] = {}
         images: Tensor | Rows = torch.empty(0, *self.observations.shape)
         images = images if self.inputs.clean is None else self.inputs.clean.floats
-        if self.begins_with_gaussian:
-            found, ids, seconds = self.gaussian()
+        if self.begins_with_reconstructions:
+            found, ids, seconds = self.first_reconstructions()
             row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
             row |= self.evaluator.reconstructions(found, ids, self.observations) if self.evaluator else {}
             preview, images = self.preview(found, ids), joined((images, clamped(found)))
@@ -163,20 +165,25 @@ class Run:
         self.finish(0, row, preview)
 
     @property
-    def begins_with_gaussian(self) -> bool:
-        """Whether there are reconstructions under a Gaussian to begin with."""
+    def begins_with_reconstructions(self) -> bool:
+        """Whether it begins with reconstructions, beside clean images or without any."""
         return self.config.model is None and (self.inputs.clean is None or self.config.gaussian.always)
 
     def first_images(self) -> Tensor | Rows:
-        """Returns the reconstructions to begin with, of the first observations; none but under a Gaussian."""
-        if self.begins_with_gaussian:
-            return clamped(self.gaussian()[0])
+        """Returns the reconstructions to begin with, of the first observations; none beside clean images alone."""
+        if self.begins_with_reconstructions:
+            return clamped(self.first_reconstructions()[0])
         return torch.empty(0, *self.observations.shape)
 
-    def gaussian(self) -> tuple[Tensor | Rows, Tensor, float]:
-        """Returns reconstructions of a few observations under a Gaussian fitted to them, their ids, and the seconds."""
+    def first_reconstructions(self) -> tuple[Tensor | Rows, Tensor, float]:
+        """Returns reconstructions of a few observations under a Gaussian fitted to them, their ids, and the seconds.
+
+        Where the operator can only be simulated they are what the observations show.
+        """
         watch, path, config = Stopwatch(), self.folder.round(0) / "gaussian.safetensors", self.config.gaussian
         ids = torch.arange(len(self.observations))[: config.images]
+        if self.observations.operator.is_simulated:
+            return collect(self.observations.as_images(part) for part in ids.split(1024)), ids, watch.seconds
         if self.processes.main and not path.exists():
             prior = fit_gaussian(
                 self.observations,
@@ -243,6 +250,7 @@ class Run:
                 seed=self.seed("round", number, "m_step"),
                 checkpoint=folder / "training.safetensors",
                 processes=self.processes,
+                conditions=self.conditions,
                 callback=self.progress(phase, number),
                 logged=self.log.follow(number),
             )
@@ -256,7 +264,7 @@ class Run:
     def preview(self, images: Tensor | Rows, ids: Tensor) -> dict[str, Tensor]:
         """Returns the images that the pictures of a round show."""
         shown = slice(0, self.config.evaluation.pictures)
-        first = {"observation": self.observations.read(ids[shown]), "reconstruction": images[shown]}
+        first = {"observation": self.observations.pictures(ids[shown]), "reconstruction": images[shown]}
         truth, mask = self.observations.truth(ids[shown]), self.observations.mask(ids[shown])
         first |= {} if mask is None else {"mask": mask}
         return first if truth is None else {"truth": truth, **first}

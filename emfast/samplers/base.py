@@ -93,11 +93,11 @@ class Problem:
         row = self.table.index_select(0, k[None])[0]  # table[k] waits for the device
         return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
 
-    def denoise(self, x_t: Tensor, c: Coefficients) -> Tensor:
+    def denoise(self, x_t: Tensor, c: Coefficients, **condition: Tensor) -> Tensor:
         """Returns x0-hat at the time of some coefficients; emfast's own denoiser is told their noise level."""
         if type(self.denoiser).forward is not Denoiser.forward:
-            return self.denoiser(x_t, c.t)
-        return self.denoiser(x_t, c.t, levels=(c.alpha_t, c.sigma_t))
+            return self.denoiser(x_t, c.t, **condition)
+        return self.denoiser(x_t, c.t, levels=(c.alpha_t, c.sigma_t), **condition)
 
     def denoise_leaf(self, x_t: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
         """Returns a leaf with the values of x_t, and x0-hat of it, differentiable with respect to the leaf."""
@@ -169,7 +169,7 @@ class Sampler:
 
     def initial(self, problem: Problem) -> Tensor:
         """Returns x at the first time: pure noise, as the schedule has it there."""
-        like = problem.adjoint(problem.y)
+        like = problem.operator.as_image(problem.y, problem.parameters)
         first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
         return first.sigma_t * problem.noise(random.Stream.START, 0, like)
 
