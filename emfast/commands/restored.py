@@ -110,8 +110,9 @@ def _metrics(
         row |= {"samples": len(samples), "spread": float(samples.std(0).mean())}
     if truth is not None:
         row |= scores(samples[0], truth)
-        if y.shape == truth.shape:
-            row |= {f"{key}_observations": value for key, value in scores(y, truth).items()}
+        shown = observations.pictures(ids)
+        if shown.shape == truth.shape:
+            row |= {f"{key}_observations": value for key, value in scores(shown, truth).items()}
         if len(samples) > 1:
             row |= {f"{key}_mean": value for key, value in scores(samples.mean(0), truth).items()}
             row["coverage"] = coverage(truth, samples)

@@ -23,7 +23,7 @@ def default_sampler(kind: type[Operator]) -> Sampler:
     Arguments:
         kind: The class of the operator.
     """
-    if only_simulates(kind):
+    if issubclass(kind, Operator) and only_simulates(kind):
         return Conditional()
     return ReverseFromObservation() if issubclass(kind, Identity) else MMPS()
 
@@ -49,7 +49,7 @@ def check_fits(sampler: Sampler | None, operator: Operator | None, sigma: object
         sigma: The noise level, or "auto".
         function: The public function the caller used.
     """
-    if operator is not None and operator.is_simulated:
+    if isinstance(operator, Operator) and operator.is_simulated:
         name, good = type(operator).__name__, isinstance(sampler, Conditional)
         what = f"to be Conditional for {name}, which can only be simulated"
         check(good, function, "sampler", what, type(sampler), "Leave the sampler out")
