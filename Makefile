@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OP ?=
 
-.PHONY: install test test-cluster kills sanitize demo docs lint format bench clean
+.PHONY: install test test-cluster kills sanitize demo docs help lint format bench clean
 
 install: $(STAMP)
 
@@ -43,6 +43,10 @@ demo: $(STAMP)
 # The site is build/site; a link that leads nowhere is an error.
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet
+
+# What `emfast COMMAND --help` prints, from the docstrings of the options.
+help: $(STAMP)
+	$(BIN)/python -m emfast.commands.help
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,35 +1,40 @@
 """Whole methods against each other: the quality of the model against the network evaluations spent on it.
 
     python benchmarks/em.py [--tasks mask-60] [--methods continuous rounds] [--seeds 0 1 2] [--save]
-    python benchmarks/em.py --plot           draws one figure per task beside the results
+    python benchmarks/em_show.py             draws one figure per task beside the results
 
 All methods have the same observations, clean images, network and seeds, and are measured alike: PSNR and SSIM of the
 task's sampler from pure noise with the model, on the first observations, and the Frechet distance (FD) of its samples.
 A forward pass counts as one evaluation, a backward pass to the input as one, a training step as three of each image.
 Runs stay in runs/em and are gone on with; what was measured is not measured again. readme.py writes the table.
+Seconds mean something on a machine that does nothing else. Beside other work give `--nice 10`: the row says so, and the
+table shows the CPU's seconds alone.
 """
 
 import argparse
 import dataclasses
 import importlib
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import rivals
 import torch
 from measure import RESULTS, environment, is_dirty
+from rivals import Point, prior, ready, timed
 
 from emfast import random
 from emfast.config import Config
 from emfast.data import Images
-from emfast.diffusion import Denoiser
-from emfast.em import load_model, prepare, train
+from emfast.em import load_model, train
 from emfast.em.e_step import reconstruct
 from emfast.em.evaluation import Evaluator
+from emfast.em.events import Event, Predicted, Progress, RoundFinished
 from emfast.em.inputs import Inputs, read_inputs
-from emfast.em.m_step import m_step
-from emfast.em.model import build_model, resolve_device, save_model
+from emfast.em.model import resolve_device
 from emfast.em.state import RunFolder
 from emfast.evaluation import psnr, ssim
 from emfast.operators import Mask
@@ -43,20 +48,10 @@ TASKS = {  # the file of the task, and what differs from it
     "blur": ("demo_deblurring.yaml", {}),
 }
 OURS, BOUNDS = "continuous", {"same images, clean": "truth", "4,000 clean images": "all"}
-RIVALS = ("rounds", "emdiffusion", "diem", "sfbd")
+RIVALS = ("rounds", "emdiffusion", "diem", "sfbd", "ambient", "noise2self", "sure_score", "raw")
 METHODS = (OURS, *RIVALS, *BOUNDS)
 MEASURED = 256  # observations
 MANY = 4000  # clean images of the second bound
-BOUND_STEPS = 1350  # of the training of either bound: no fewer than any method here has
-
-
-class Point(NamedTuple):
-    """A model on the way of a method, and what was spent until it was there."""
-
-    round: int
-    evaluations: int
-    seconds: float
-    denoiser: Denoiser
 
 
 def changed(config: Any, settings: dict[str, Any]) -> Any:
@@ -68,46 +63,80 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
     return dataclasses.replace(config, **values)
 
 
+def rival(method: str) -> Any:
+    """Returns the module of a rival."""
+    return importlib.import_module(f"rivals.{method}")
+
+
 def config_of(task: str, method: str, seed: int, folder: Path) -> Config | None:
     """Returns the config of a method on a task; None if the method is none for it."""
     file, settings = TASKS[task]
     config = changed(Config.from_yaml(ROOT / "examples" / file), {**settings, "seed": seed, "output": str(folder)})
     if method in RIVALS:
-        rival = importlib.import_module(f"rivals.{method}")
-        if rival.TASKS is not None and task not in rival.TASKS:
+        tasks = rival(method).TASKS
+        if tasks is not None and task not in tasks:
             return None
-        config = changed(config, rival.SETTINGS)
+        config = changed(config, rival(method).SETTINGS)
     return config
+
+
+def points(method: str, config: Config, inputs: Inputs) -> Iterator[Point]:
+    """Yields the models on the way of a method."""
+    if method in BOUNDS:
+        return bound(config, inputs, BOUNDS[method])
+    own = getattr(rival(method), "points", None) if method in RIVALS else None
+    return em(config) if own is None else own(config, inputs)  # type: ignore[no-any-return]
+
+
+class CpuClock:
+    """Counts the CPU's seconds of a run of EM, without those of its evaluation, and keeps them in its folder.
+
+    They are known of the rounds that the process made which began the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.total, self.since = folder / "cpu.json", 0.0, 0.0
+        self.rounds: dict[str, float] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.whole = False
+
+    def __call__(self, event: Event) -> None:
+        """Takes an event of the run."""
+        now = time.process_time()
+        if isinstance(event, Predicted):
+            self.whole, self.since = True, now
+        elif isinstance(event, Progress) and event.phase == "samples" and self.since:
+            self.total, self.since = self.total + now - self.since, 0.0
+        elif isinstance(event, RoundFinished):
+            self.since = now
+            if self.whole:
+                self.rounds[str(event.row["round"])] = self.total
+                self.path.write_text(json.dumps(self.rounds))
 
 
 def em(config: Config) -> Iterator[Point]:
     """Runs EM, and yields the model of every round."""
-    device = resolve_device(config.device)
-    train(config)
+    clock = CpuClock(Path(config.output))
+    train(config, clock)
     folder, spent, seconds = RunFolder(config.output), 0.0, 0.0
     for row in folder.rows():
         steps = {"initial": config.m_step.initial_steps, "warm": config.m_step.steps}
         spent += 3 * config.m_step.batch_size * steps.get(row["phase"], config.m_step.final_steps)
         spent += (row["network_evaluations"] or 0) * row["observations"]
+        if row["network_evaluations"] and config.sampler is not None:  # of the scales that were tried
+            spent += len(config.e_step.scales) * config.e_step.scale_images * config.sampler.evaluations
         seconds += row["seconds_m_step"] + (row["seconds_e_step"] or 0.0)
         denoiser, _ = load_model(folder.round(row["round"]) / "model")
-        yield Point(row["round"], round(spent), seconds, prepare(denoiser, device, config.precision))
+        cpu = clock.rounds.get(str(row["round"]))
+        yield Point(row["round"], round(spent), seconds, cpu, ready(denoiser, config))
 
 
 def bound(config: Config, inputs: Inputs, which: str) -> Iterator[Point]:
     """Yields a model of clean images, of those observed or of others."""
-    device, folder = resolve_device(config.device), Path(config.output)
-    images = truth(inputs, len(inputs.observations))
-    if which == "all":
-        images = others(config, inputs)[:]
-    if not (folder / "model").exists():
-        denoiser, scheduler = build_model(config.network, inputs.observations.shape, config.seed)
-        checkpoint = folder / "training.safetensors"
-        denoiser = prepare(denoiser, device, config.precision)
-        m_step(denoiser, images, steps=BOUND_STEPS, config=config.m_step, seed=config.seed, checkpoint=checkpoint)
-        save_model(denoiser, scheduler, folder / "model")
-    denoiser, _ = load_model(folder / "model")
-    yield Point(0, 3 * config.m_step.batch_size * BOUND_STEPS, 0.0, prepare(denoiser, device, config.precision))
+    folder = Path(config.output)
+    images = others(config, inputs)[:] if which == "all" else truth(inputs, len(inputs.observations))
+    with timed(folder) as cost:
+        denoiser = prior(config, images, folder)
+    yield Point(0, 3 * config.m_step.batch_size * rivals.STEPS, **cost, denoiser=denoiser)
 
 
 def truth(inputs: Inputs, count: int) -> torch.Tensor:
@@ -135,7 +164,8 @@ def measure(point: Point, config: Config, inputs: Inputs, evaluator: Evaluator) 
     parts = [reconstruct(config.sampler, point.denoiser, inputs.observations, i, seed=seed) for i in ids.split(64)]
     x, clean = torch.cat(parts), truth(inputs, len(ids))
     fd = evaluator.samples(point.denoiser, config.seed)[1]["fd"]
-    return {"psnr": float(psnr(x, clean).mean()), "ssim": float(ssim(x, clean).mean()), "fd": fd}
+    own = None if point.own is None else float(psnr(point.own[: len(ids)], clean).mean())
+    return {"psnr": float(psnr(x, clean).mean()), "psnr_own": own, "ssim": float(ssim(x, clean).mean()), "fd": fd}
 
 
 def run(
@@ -146,18 +176,20 @@ def run(
     config = config_of(task, method, seed, folder)
     if config is None:
         return
-    last = 0 if method in BOUNDS else config.rounds + config.final_rounds
+    single = method in BOUNDS or (method in RIVALS and hasattr(rival(method), "points"))
+    last = 0 if single else config.rounds + config.final_rounds
     if (task, method, seed, last) in known:  # even where its run is not kept
         return
     inputs, device = read_inputs(config), resolve_device(config.device)
     evaluator = Evaluator(config.evaluation, inputs.reference, inputs.observations.shape, device)
     common = config_of(task, OURS, seed, folder) or config  # one sampler measures all models of a task
-    points = list(bound(config, inputs, BOUNDS[method]) if method in BOUNDS else em(config))
-    for point in points[-1:] if ends else points:
+    found = list(points(method, config, inputs))
+    for point in found[-1:] if ends else found:
         if (task, method, seed, point.round) in known:
             continue
         row = {"task": task, "method": method, "seed": seed, "round": point.round, "evaluations": point.evaluations}
-        row |= {"seconds": point.seconds, **measure(point, common, inputs, evaluator)}
+        row |= {"seconds": point.seconds, "cpu_seconds": point.cpu_seconds, "nice": os.nice(0)}
+        row |= measure(point, common, inputs, evaluator)
         print(json.dumps(row), flush=True)
         if save:
             with FILE.open("a") as file:
@@ -169,56 +201,6 @@ def saved() -> list[dict[str, Any]]:
     return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the end of every method on every task, mean and spread over the seeds, in Markdown."""
-    lines = ["| task | method | seeds | evaluations | PSNR (dB) | SSIM | FD |", "|---" * 7 + "|"]
-    for task in TASKS:
-        for method in METHODS:
-            if config_of(task, method, 0, Path("unused")) is None:
-                continue
-            runs: dict[int, dict[str, Any]] = {}
-            for row in rows:
-                if (row["task"], row["method"]) == (task, method):
-                    runs[row["seed"]] = max(row, runs.get(row["seed"], row), key=lambda r: r["round"])
-            cells = ["not run", "", "", ""]
-            if runs:
-                ends = list(runs.values())
-                cells = [f"{ends[0]['evaluations']:,}", *(spread([end[key] for end in ends]) for key in KEYS)]
-            lines.append(f"| {task} | {method} | {len(runs) or ''} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-KEYS = ("psnr", "ssim", "fd")
-
-
-def spread(values: list[float]) -> str:
-    """Returns a mean, and of several values their standard deviation."""
-    numbers = torch.tensor(values, dtype=torch.float64)
-    text = f"{float(numbers.mean()):.3g}" if float(numbers.mean()) < 10 else f"{float(numbers.mean()):.2f}"
-    return text if len(values) < 2 else f"{text} ± {float(numbers.std()):.2g}"
-
-
-def draw(task: str, rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws PSNR and FD against evaluations, a line a method and seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2)
-    lines = sorted({(METHODS.index(row["method"]), row["seed"]) for row in rows if row["task"] == task})
-    for place, seed in lines:
-        line = [row for row in rows if (row["task"], row["method"], row["seed"]) == (task, METHODS[place], seed)]
-        line.sort(key=lambda row: row["evaluations"])
-        for axis, key in zip(axes, ("psnr", "fd"), strict=True):
-            values = ([row["evaluations"] for row in line], [row[key] for row in line])
-            axis.plot(*values, "o-", color=f"C{place}", label=None if seed else METHODS[place], markersize=4)
-    for axis, text in zip(axes, ("PSNR [dB]", "Frechet distance"), strict=True):
-        axis.set(xscale="log", xlabel="network evaluations", ylabel=text)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(task)
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,12 +210,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/em"), help="the folder of the runs")
     parser.add_argument("--save", action="store_true", help=f"append to {FILE.name}; refuses a dirty tree")
     parser.add_argument("--ends", action="store_true", help="measure the last model of each method only")
-    parser.add_argument("--plot", action="store_true", help="draw what is saved and stop")
+    parser.add_argument("--nice", type=int, default=0, help="the niceness to run with, beside other work")
     options = parser.parse_args()
-    if options.plot:
-        for task in {row["task"] for row in saved()}:
-            draw(task, saved(), FILE.with_name(f"em_{task}.png"))
-        return
+    os.nice(options.nice)
     if options.save and is_dirty():
         parser.error("the tree has uncommitted changes; commit them, so that the numbers name their code")
     known = {(row["task"], row["method"], row["seed"], row["round"]) for row in saved()}

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import em
+import em_show
 import run
 import samplers
 import scale
@@ -39,7 +40,7 @@ def main() -> int:
         "gpu": gpu(),
         "e-steps": (e_steps(), None),
         "ops": run.tables(),
-        "em": (em.table(em.saved()), None),
+        "em": (em_show.table(em.saved()), None),
         "scale": (scale.table(), None),
     }.items():
         begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))

@@ -30,7 +30,7 @@ from emfast.kernels._tuned import asking
 from emfast.nn.rehearsal import rehearsed
 from emfast.operators import Mask
 from emfast.samplers import DPS
-from emfast.samplers.base import Problem, transitions
+from emfast.samplers.problem import Problem, transitions
 
 PAGE = Path(__file__).parent / "ROOFLINE.md"
 ROWS = 40  # of the table of operators

@@ -143,7 +143,7 @@ def run(task: str, method: str, seed: int, rounds: int, steps: int, folder: Path
         "cpu_seconds": seconds,
         "psnr_observations": float(psnr(shown, clean).mean()),
         "psnr": float(psnr(x, clean).mean()),
-        "fd": evaluator.samples(denoiser, seed)[1]["fd"],
+        "fd": evaluator.samples(denoiser, RunFolder(folder), rounds, seed, lambda *_: None)[1]["fd"],
     }
 
 

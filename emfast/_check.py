@@ -1,10 +1,19 @@
-"""Argument checks: every error of emfast is one sentence of the same form, and says how to put it right."""
+"""Argument checks: every error of emfast is one sentence of the same form, and says how to put it right.
+
+torch is not imported here: the command has checks to make, and mistakes to tell, before it needs torch.
+"""
+
+from __future__ import annotations
 
 import math
+import stat
+import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check(
@@ -32,7 +41,11 @@ def check(
 
 
 def message(function: str, name: str, requirement: str, value: object, fix: str | None = None) -> str:
-    """Returns the sentence that `check` raises."""
+    """Returns the sentence that `check` raises.
+
+    Arguments:
+        function, name, requirement, value, fix: As of `check`.
+    """
     name = name or "''"  # of an empty path
     sentence = f"{function}: expected {name} {requirement}, got {show(value)}."
     return f"{sentence} {fix}." if fix else sentence
@@ -44,7 +57,12 @@ LOUD = 1000.0  # the standard deviation of noise that is no mistake, at most; im
 
 
 def check_sigma(sigma: float, function: str) -> None:
-    """Raises the sentence of `check` unless a standard deviation of measurement noise is one that may be."""
+    """Raises the sentence of `check` unless a standard deviation of measurement noise is one that may be.
+
+    Arguments:
+        sigma: The standard deviation, in data units.
+        function: The public function the caller used.
+    """
     check(sigma >= 0, function, "sigma", "to be >= 0", sigma)
     check(sigma <= LOUD, function, "sigma", f"to be <= {LOUD:g}, in data units ([-1, 1])", sigma)
 
@@ -79,16 +97,37 @@ def check_finite(
         error: The class of the error.
     """
     for key, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+        if _is_tensor(tensor) and (tensor.is_floating_point() or tensor.is_complex()):
             good = bool(tensor.isfinite().all())
             check(good, function, name, "to hold finite numbers", f"NaN or infinity in {key}", fix, error)
 
 
 def show(value: Any) -> str:
     """Returns a value as an error sentence shows it: tensors by shape and dtype, the rest shortened."""
-    if isinstance(value, Tensor):
+    if _is_tensor(value):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, type):
         return value.__name__
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def check_regular(function: str, path: Path) -> None:
+    """Raises the sentence of `check` for a pipe, a socket or a device: to read one may never end.
+
+    Arguments:
+        function: The public function the caller used.
+        path: What is to be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # reading it has its own error
+        return
+    good = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    check(good, function, str(path), "to be a file or a folder", "a pipe, a socket or a device", "Give a regular file")
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, of which there are none before torch is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)

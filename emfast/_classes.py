@@ -63,7 +63,12 @@ def subclasses(base: Any) -> dict[str, Any]:
 
 
 def class_at(base: Any, name: str) -> Any:
-    """Returns what a field names, a class of emfast's by its own name or anything by its import path; or None."""
+    """Returns what a field names, a class of emfast's by its own name or anything by its import path; or None.
+
+    Arguments:
+        base: The class of which the field names a subclass.
+        name: The name or the import path.
+    """
     return subclasses(base).get(name) or imported(name)
 
 

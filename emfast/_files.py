@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import safetensors
 from torch import Tensor
 
 from emfast import _safetensors
-from emfast._check import check, message
+from emfast._check import message
 from emfast._json import to_json
 from emfast._process import identity, is_gone
 from emfast._safetensors import CHECKSUM
@@ -56,7 +55,13 @@ def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], 
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes, *, replace: bool = True) -> None:
-    """Writes bytes to a file atomically."""
+    """Writes bytes to a file atomically.
+
+    Arguments:
+        path: The file.
+        content: What it is to hold.
+        replace: Whether a file that is there is replaced; else it stays.
+    """
 
     def write(file: BinaryIO) -> None:
         file.write(content)
@@ -65,12 +70,22 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, replace: bool =
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Writes text to a file atomically, as UTF-8."""
+    """Writes text to a file atomically, as UTF-8.
+
+    Arguments:
+        path: The file.
+        content: What it is to hold.
+    """
     write_bytes(path, content.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a value to a file atomically, as indented JSON."""
+    """Writes a value to a file atomically, as indented JSON.
+
+    Arguments:
+        path: The file.
+        value: What it is to hold; see `to_json`.
+    """
     write_text(path, to_json(value, indent=2) + "\n")
 
 
@@ -187,16 +202,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(message("read_json", str(path), "to be valid JSON", str(error), DELETE)) from error
-
-
-def check_regular(function: str, path: Path) -> None:
-    """Raises a ValueError for a pipe, a socket or a device: to read one may never end."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # reading it has its own error
-        return
-    good = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-    check(good, function, str(path), "to be a file or a folder", "a pipe, a socket or a device", "Give a regular file")
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

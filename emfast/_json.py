@@ -8,7 +8,12 @@ from typing import Any
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Returns a value as JSON, which has no NaN and no infinity: null stands for them."""
+    """Returns a value as JSON, which has no NaN and no infinity: null stands for them.
+
+    Arguments:
+        value: Numbers, texts, and lists and mappings of them.
+        indent: Spaces of each level; none: everything in one line.
+    """
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

@@ -173,7 +173,12 @@ def triton_error() -> str | None:
 
 @cache
 def triton_launcher(stem: str, name: str) -> Callable[..., Any]:
-    """Returns the launch function of a Triton kernel, which is imported at the first call."""
+    """Returns the launch function of a Triton kernel, which is imported at the first call.
+
+    Arguments:
+        stem: The file in kernels/, without its suffix.
+        name: The function in it.
+    """
     importlib.import_module("emfast.kernels._archive").settled()
     launcher: Callable[..., Any] = getattr(importlib.import_module(f"emfast.kernels.{stem}"), name)
     return launcher

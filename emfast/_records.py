@@ -13,7 +13,12 @@ from emfast._safetensors import CHECKSUM
 
 
 def write_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Writes an object to a JSON file atomically, with a checksum that `read_record` verifies."""
+    """Writes an object to a JSON file atomically, with a checksum that `read_record` verifies.
+
+    Arguments:
+        path: The file.
+        record: What it is to hold.
+    """
     write_json(path, {**record, CHECKSUM: _checksum(record)})
 
 
@@ -40,7 +45,14 @@ def _checksum(record: dict[str, Any]) -> str:
 
 
 def check_record(function: str, name: str, record: Any, **kinds: Any) -> None:
-    """Raises a ValueError unless a JSON value is an object whose keys hold values of the given types."""
+    """Raises a ValueError unless a JSON value is an object whose keys hold values of the given types.
+
+    Arguments:
+        function: The public function the caller used.
+        name: Where the value is from.
+        record: The value.
+        kinds: The type, or types, of the value of each key.
+    """
     check(isinstance(record, dict), function, name, "to hold an object", record, DELETE)
     for key, kind in kinds.items():
         good = isinstance(record.get(key), kind)

@@ -93,7 +93,13 @@ def places(path: str | os.PathLike[str]) -> tuple[dict[str, Place], dict[str, st
 
 
 def file_checksum(path: str | os.PathLike[str], found: Mapping[str, Place], metadata: Mapping[str, str]) -> str:
-    """Returns the `checksum` of the tensors that lie in a file, read piece by piece."""
+    """Returns the `checksum` of the tensors that lie in a file, read piece by piece.
+
+    Arguments:
+        path: The file.
+        found: Where its tensors lie, by name; see `places`.
+        metadata: The texts of its header.
+    """
     value, buffer = _begin(metadata), memoryview(bytearray(PIECE))
     with open(path, "rb", buffering=0) as file:
         for name in sorted(found):
@@ -108,7 +114,12 @@ def file_checksum(path: str | os.PathLike[str], found: Mapping[str, Place], meta
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Returns the CRC-32 of the names, dtypes, shapes and bytes of tensors, and of texts, as 8 hexadecimal digits."""
+    """Returns the CRC-32 of the names, dtypes, shapes and bytes of tensors, and of texts, as 8 hexadecimal digits.
+
+    Arguments:
+        tensors: The tensors by name.
+        metadata: The texts by name.
+    """
     value = _begin(metadata or {})
     for name in sorted(tensors):
         value = _name(name, tensors[name].dtype, tensors[name].shape, value)

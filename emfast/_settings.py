@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from emfast._check import check, message
+from emfast._check import check, check_regular, message
 from emfast._classes import alternatives, arguments, base_of, class_at, imported, is_group, subclasses
-from emfast._files import check_regular
 from emfast._yaml import CLASS, NotYaml, check_yaml, load_yaml
 
 LARGEST = 2**63  # of whole numbers: torch and numpy hold them in 64 bits
@@ -126,7 +125,11 @@ def choice(value: Any) -> Any:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """Returns the candidate most like a misspelt name, by itself or by its last part; None if none is like it."""
+    """Returns the candidate most like a misspelt name, by itself or by its last part; None if none is like it.
+
+    Arguments:
+        name, candidates: The misspelt name, and those that exist.
+    """
     candidates = list(candidates)
     by_name = {candidate.lower(): candidate for candidate in candidates}
     by_leaf = {candidate.lower().split(".")[-1]: candidate for candidate in reversed(candidates)}
@@ -138,14 +141,24 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def unknown(function: str, kind: str, name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """Returns the sentence for a name that does not exist, with the nearest one that does."""
+    """Returns the sentence for a name that does not exist, with the nearest one that does.
+
+    Arguments:
+        function: The public function the caller used.
+        kind, name: What it should be, with an article ("an option"), and the name.
+        candidates, prefix: The names that exist, and what stands before all of them, such as the dashes of a flag.
+    """
     near = nearest(name, candidates)
     fix = f"The nearest is {prefix + near!r}" if near else f"`{function} --help` lists them"
     return message(function, kind, "that exists", repr(prefix + name), fix)
 
 
 def names_of(options: Any, prefix: str = "") -> list[str]:
-    """Returns the names of all options of a dataclass, those of its groups with a dot."""
+    """Returns the names of all options of a dataclass, those of its groups with a dot.
+
+    Arguments:
+        options, prefix: The dataclass, and what stands before the names: that of its group, with a dot.
+    """
     found: list[str] = []
     for name, (hint, *_) in arguments(options).items():
         found += names_of(hint, f"{prefix}{name}.") if is_group(hint) else [prefix + name]

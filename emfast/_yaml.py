@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
-
 from emfast._check import check, show
 
 CLASS = ("class_path", "init_args")
@@ -196,8 +194,10 @@ def _arguments(value: Any) -> dict[str, Any] | None:
 
 def _fingerprint(value: Any) -> str | None:
     """Returns what tells one array from another; None if it is none."""
-    if not isinstance(value, torch.Tensor) and not hasattr(value, "__array__"):
+    if not hasattr(value, "__array__"):
         return None
+    import torch
+
     tensor = torch.as_tensor(value).detach().cpu().contiguous()
     return f"{show(tensor)} with the checksum {zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()):08x}"
 

@@ -136,6 +136,11 @@ def _dispatch(argv: list[str]) -> int:
         from emfast._settings import unknown
 
         raise ValueError(unknown("emfast", "a command", argv[0], COMMANDS))
+    from emfast.commands.help import page
+
+    if text := page(argv):
+        print(text, end="")
+        return 0
     from emfast.commands.parser import parse
 
     module = importlib.import_module(f"emfast.commands.{argv[0]}")

@@ -82,7 +82,7 @@ def pick(subject: str, device: str, *args: Any) -> Way:
 
 
 def run(op: str, device: str, *args: Any) -> Any:
-    """Runs an op on the forced backend, which is an error if it cannot; else by the first way that serves.
+    """Returns what an op computes: on the forced backend, an error if it cannot; else by the first way that serves.
 
     Arguments:
         op: Its name.
@@ -119,6 +119,9 @@ def backend(name: Backend) -> Iterator[None]:
 
     Arguments:
         name: "reference" (plain torch, every device), "cpp" (CPU) or "triton" (CUDA; CPU under TRITON_INTERPRET=1).
+
+    Raises:
+        ValueError: If there is no such backend.
     """
     check(name in BACKENDS, "backend", "name", f"to be one of {', '.join(BACKENDS)}", name)
     _forced.append(name)

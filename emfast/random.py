@@ -156,7 +156,12 @@ class Generator:
 
 
 def signed(seed: int, function: str) -> int:
-    """Returns a seed as the int64 of the same bits, which is how ops take it."""
+    """Returns a seed as the int64 of the same bits, which is how ops take it.
+
+    Arguments:
+        seed: In 0 ... 2^64 - 1.
+        function: The public function the caller used.
+    """
     check(0 <= seed < 2**64, function, "seed", "to be in [0, 2^64)", seed)
     return seed - (seed >> 63 << 64)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 WHEEL = (
     "emfast/kernels/attention.py",  # a symbolic link in the repository
     "emfast/data/sample/",
+    "emfast/commands/pages/train.txt",
     "emfast/dispatch.py",
     "emfast/_C.",
     "emfast/py.typed",

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import os
 
 import em
+import em_show
 import pytest
+import rivals
 import tiny_run
 import yaml
 
 from emfast.config import Config, MStepConfig
+from emfast.em.events import Predicted, Progress, RoundFinished
 
 
 def methods():
@@ -19,20 +23,21 @@ def methods():
 def test_every_method_has_the_data_and_network_of_its_task(task, method, tmp_path):
     config, ours = (em.config_of(task, name, 3, tmp_path) for name in (method, em.OURS))
     if config is None:
-        assert method in ("diem", "sfbd")
+        assert method in ("diem", "sfbd", "ambient", "noise2self", "sure_score")
         return
     assert (config.seed, config.sigma, config.data.images) == (3, ours.sigma, ours.data.images)
     assert type(config.operator) is type(ours.operator)
     same = dataclasses.replace(config.network, prediction=ours.network.prediction)
     assert same == ours.network
-    assert (config.schedule == "continuous") == (method not in em.RIVALS)
+    rounds = method in em.RIVALS and not hasattr(em.rival(method), "points")
+    assert (config.schedule == "continuous") == (not rounds)
 
 
 def test_rounds_and_bounds_are_measured(tmp_path, monkeypatch, capsys):
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump({**tiny_run.CONFIG, "data": {"size": 12, "limit": 24}}))
     monkeypatch.setattr(em, "TASKS", {"mask-60": (str(tmp_path / "demo.yaml"), {"final_rounds": 0})})
     monkeypatch.setattr(em, "FILE", tmp_path / "em.jsonl")
-    monkeypatch.setattr(em, "BOUND_STEPS", 8)
+    monkeypatch.setattr(rivals, "STEPS", 8)
     (tmp_path / "em.jsonl").touch()
     for method in (em.OURS, *em.BOUNDS):
         em.run("mask-60", method, 0, tmp_path / "runs", set(), True)
@@ -51,16 +56,37 @@ def test_rounds_and_bounds_are_measured(tmp_path, monkeypatch, capsys):
     assert rows[1]["evaluations"] == 3 * 8 * 8 + 6 * 16
     assert all(row["psnr"] > 0 and row["fd"] > 0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
-    text = em.table([json.loads(json.dumps(row)) for row in rows])
-    assert text.count("not run") == len(em.RIVALS) - 1  # of SFBD there is no cell: it is for noise
-    em.draw("mask-60", rows, tmp_path / "em.png")
+    assert [row["nice"] for row in rows] == [os.nice(0)] * 4
+    costs = [(row["cpu_seconds"], row["seconds"]) for row in rows]
+    assert all(cpu > 0 and wall > 0 for cpu, wall in costs)
+    assert costs[0][0] < costs[1][0]  # of both rounds
+    text = em_show.table([json.loads(json.dumps(row)) for row in rows])
+    assert text.count("not run") == len(em.RIVALS) - 3  # of those for noise there is no cell
+    em_show.draw("mask-60", rows, tmp_path / "em.png")
     assert (tmp_path / "em.png").stat().st_size > 0
     assert f"| mask-60 | {em.OURS} | 1 | {rows[1]['evaluations']} |" in text
 
 
 def test_a_spread_is_of_several_seeds():
-    assert em.spread([26.5]) == "26.50"
-    assert em.spread([0.8, 0.9, 1.0]) == "0.9 ± 0.1"
+    assert em_show.spread([26.5]) == "26.50"
+    assert em_show.spread([0.8, 0.9, 1.0]) == "0.9 ± 0.1"
+    assert em_show.spread([]) == ""
+
+
+def test_minutes_are_of_quiet_runs_and_of_the_cpu_where_they_are_known():
+    old, shared, quiet = {"seconds": 9.0}, {"seconds": 600.0, "cpu_seconds": 60.0, "nice": 10}, {"nice": 0}
+    quiet |= {"seconds": 90.0, "cpu_seconds": 180.0}
+    assert [em_show.minutes(rows) for rows in ([old], [shared], [old, shared, quiet])] == ["", "(1.0)", "1.5 (2.0)"]
+
+
+def test_the_cpu_seconds_of_a_run_that_was_gone_on_with_are_not_known(tmp_path):
+    clock = em.CpuClock(tmp_path)
+    clock(RoundFinished({"round": 3}, tmp_path))  # without the event that a new run begins with
+    assert em.CpuClock(tmp_path).rounds == {}
+    clock(Predicted(1, 1, "cpu", {}, 1, 1.0, "rounds"))
+    clock(Progress("samples", 0, 1, 2))
+    clock(RoundFinished({"round": 0}, tmp_path))
+    assert list(em.CpuClock(tmp_path).rounds) == ["0"]
 
 
 def test_the_rounds_are_those_of_a_config_without_what_is_new(tmp_path):

@@ -12,7 +12,7 @@ from emfast.diffusion import Denoiser, VPSchedule
 from emfast.graph import KEPT, WARM_UP, Graphed, _Capture, graphed, graphs
 from emfast.operators import Downsample, GaussianBlur, Identity, Mask, MotionBlur
 from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, WarmStart
-from emfast.samplers.base import Problem, transitions
+from emfast.samplers.problem import Problem, transitions
 
 
 def test_on_a_cpu_it_is_a_plain_call():

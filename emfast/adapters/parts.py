@@ -67,7 +67,11 @@ def square(name: str, conv: Any, size: int, stride: int = 1, padding: int | None
 
 
 def square_attributes(size: int, stride: int = 1, padding: int | None = None) -> dict[str, Any]:
-    """Returns what is taken for granted about a dense Conv2d with zeros around the image; arguments as of `square`."""
+    """Returns what is taken for granted about a dense Conv2d with zeros around the image; arguments as of `square`.
+
+    Arguments:
+        size, stride, padding: As of `square`.
+    """
     padding = size // 2 if padding is None else padding
     sizes = {"kernel_size": (size, size), "stride": (stride, stride), "padding": (padding, padding)}
     return sizes | {"dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}

@@ -126,7 +126,13 @@ def obstacle(module: Any, mixin: Any = None) -> str:
 
 
 def swap(module: nn.Module, mixin: type[Swapped], settings: Settings) -> None:
-    """Puts a mixin's forward in front of a module's own."""
+    """Puts a mixin's forward in front of a module's own.
+
+    Arguments:
+        module: The module; its class becomes another, its parameters stay.
+        mixin: What computes instead.
+        settings: How.
+    """
     module.__class__ = swapped_class(mixin, original_class(module))
     module.__dict__[STATE] = State(settings)
 
@@ -150,7 +156,12 @@ def unswap(module: nn.Module) -> None:
 
 
 def swapped_class(mixin: type[Swapped], base: type) -> Any:
-    """Returns the subclass of a module's class that computes as the mixin does; it has the module's name."""
+    """Returns the subclass of a module's class that computes as the mixin does; it has the module's name.
+
+    Arguments:
+        mixin: What computes instead.
+        base: The module's class.
+    """
     if (mixin, base) not in _classes:
         names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_original_class": base}
         derived: Any = type(base.__name__, (mixin, base), names)
@@ -170,7 +181,12 @@ def _with_signature(mixin: Any, base: Any) -> Callable[..., Any]:
 
 
 def precision(settings: Settings, x: Tensor) -> torch.dtype:
-    """Returns the dtype to compute in: the one asked for, else autocast's, else that of x."""
+    """Returns the dtype to compute in: the one asked for, else autocast's, else that of x.
+
+    Arguments:
+        settings: How the network is accelerated.
+        x: An input.
+    """
     if settings.dtype is not None:
         return settings.dtype
     device = x.device.type

@@ -72,7 +72,12 @@ class Display:
             self._line(row)
 
     def advance(self, label: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` steps of a piece of work are done; a new label is a new piece."""
+        """Shows that `done` of `total` steps of a piece of work are done; a new label is a new piece.
+
+        Arguments:
+            label: What is worked at.
+            done, total: Steps.
+        """
         self.show()
         if self.live:
             self._bar(label, done, total)

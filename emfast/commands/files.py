@@ -30,7 +30,12 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def write_images(path: str | os.PathLike[str], images: Tensor) -> None:
-    """Writes images as the array `images` of a .npz file, float32 in data units, atomically."""
+    """Writes images as the array `images` of a .npz file, float32 in data units, atomically.
+
+    Arguments:
+        path: The file.
+        images: (N, C, H, W) in data units.
+    """
     write_file(path, lambda file: np.savez(file, images=images.float().cpu().numpy()))
 
 

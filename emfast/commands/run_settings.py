@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from emfast._check import check
-from emfast._files import check_regular
+from emfast._check import check, check_regular
 from emfast._yaml import NotYaml, load_yaml
 from emfast.em.model import read_note
 from emfast.operators import Operator

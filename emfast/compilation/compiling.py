@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-import emfast.ops  # noqa: F401: what is registered stands in the table
+import emfast.ops
 import emfast.random  # noqa: F401
 from emfast.dispatch import TABLE
 
@@ -45,13 +45,23 @@ Call = tuple[str, tuple[Hashable, ...]]  # an op's name and its arguments, with 
 
 
 def layouts(op: Any, args: tuple[Any, ...]) -> Call:
-    """Returns a call of an op without the values of its tensors."""
+    """Returns a call of an op without the values of its tensors.
+
+    Arguments:
+        op: The op.
+        args: Its arguments, tensors among them.
+    """
     plain = tree_map_only(Tensor, Layout.of, args)
     return op._opname, tuple(tuple(value) if isinstance(value, list) else value for value in plain)
 
 
 def launch(op: str, arguments: Sequence[Any]) -> None:
-    """Launches the Triton kernels of a call, in a `compiling` block."""
+    """Launches the Triton kernels of a call, in a `compiling` block.
+
+    Arguments:
+        op: The name of the op.
+        arguments: Its arguments, as of `layouts`.
+    """
     kernel_of(op)(*[x.empty() if isinstance(x, Layout) else x for x in arguments])
 
 

@@ -29,7 +29,7 @@ from emfast.nn.rehearsal import rehearsed
 from emfast.operators import GaussianBlur, Mask, MotionBlur
 from emfast.ops.attention import LARGEST
 from emfast.samplers import DPS
-from emfast.samplers.base import Problem, transitions
+from emfast.samplers.problem import Problem, transitions
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # compute capabilities of NVIDIA GPUs
 BATCHES = (1, 2, 16)  # Triton compiles a number that is 1, a multiple of 16, and any other one differently
@@ -134,6 +134,8 @@ def compile_calls(
         architectures: Some of ARCHITECTURES.
         jobs: How many processes compile; 1 is this one.
         callback: Called as callback(calls done, calls in all).
+    Returns:
+        How many kernels were compiled, and how many were there already.
     """
     name = "precompile"
     check(not triton_error(), name, "triton", "to be installed", "none", "pip install triton", RuntimeError)
@@ -181,7 +183,12 @@ def digest(call: Call) -> str:
 
 
 def write_archive(folder: Path, path: Path) -> None:
-    """Writes a cache to one file, which `EMFAST_KERNELS` may name."""
+    """Writes a cache to one file, which `EMFAST_KERNELS` may name.
+
+    Arguments:
+        folder: The cache.
+        path: The file.
+    """
     from emfast.kernels._archive import pack
 
     write_file(path, lambda file: pack(folder, file))

@@ -59,6 +59,9 @@ def rows_of_array(path: Path, array: Array, source: Hdf5Rows | str, limit: int |
 def npz_array(path: Path, name: str) -> Array | None:
     """Returns where an array of a .npz file lies, after its checksum was verified; None if numpy has to read it.
 
+    Arguments:
+        path: The file.
+        name: The array in it.
     Raises:
         BadZipFile: If it is damaged.
     """

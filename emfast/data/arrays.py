@@ -35,6 +35,9 @@ def split_key(source: str) -> tuple[Path, str | None]:
 def read_array(source: str | os.PathLike[str], usual: str) -> Tensor:
     """Returns the array of a file: the only one, the one of the usual name, or that of `path:key`.
 
+    Arguments:
+        source: The file, or `path:key`.
+        usual: The name of the array that is taken where there are several and no key is given.
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or the key unknown or missing.
@@ -89,7 +92,12 @@ class ArrayFile:
             self.names = sorted(set(arrays) - {ORIGIN})
 
     def choose(self, key: str | None, usual: str) -> str:
-        """Returns the key, if there is such an array; with None that of the only array, or the usual one."""
+        """Returns the key, if there is such an array; with None that of the only array, or the usual one.
+
+        Arguments:
+            key: The name that the user gave; None if none.
+            usual: The name that is taken where there are several.
+        """
         fix = f"Write {self.path.name}:KEY with KEY one of {', '.join(self.names)}"
         if key is None:
             good = len(self.names) == 1 or usual in self.names
@@ -126,7 +134,12 @@ class ArrayFile:
         return self.read(name, limit)
 
     def read(self, name: str, limit: int | None = None) -> Tensor:
-        """Returns an array, only its first rows if there is a limit."""
+        """Returns an array, only its first rows if there is a limit.
+
+        Arguments:
+            name: The array.
+            limit: How many rows; none: all.
+        """
         with self._open() as arrays:
             array = arrays[name]
             known = hasattr(array, "ndim")  # a .npz file may have members that are no arrays
@@ -218,7 +231,12 @@ def channels_first(array: Tensor | Rows, shape: tuple[int, ...], label: str) -> 
 
 
 def check_units(images: Tensor | Rows, label: str) -> None:
-    """Raises a ValueError unless floats may be in data units; the label says where they are from."""
+    """Raises a ValueError unless floats may be in data units; the label says where they are from.
+
+    Arguments:
+        images: (N, C, H, W) images, float.
+        label: Where they are from.
+    """
     check(math.prod(images.shape) > 0, "load", label, "to hold at least one image", images)
     ends = torch.stack([torch.stack(part.aminmax()) for _, part in pieces(images)])
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from emfast._check import message
-from emfast._files import check_regular
+from emfast._check import check_regular, message
 from emfast.data.files import distinct
 from emfast.data.rows import Rows, collect, picked
 
@@ -29,6 +28,9 @@ def training_files(folder: Path) -> list[Path]:
 def read_cifar(files: list[Path], limit: int | None = None) -> Tensor | Rows:
     """Returns the (N, 3, 32, 32) uint8 images of CIFAR binary files.
 
+    Arguments:
+        files: The files, in order.
+        limit: How many images; none: all.
     Raises:
         ValueError: If a file is not a whole number of records.
     """

@@ -22,6 +22,9 @@ GZIP = b"\x1f\x8b"
 def read_idx(path: Path, limit: int | None = None) -> Tensor:
     """Returns the (N, 1, H, W) uint8 images of an IDX file, compressed or not.
 
+    Arguments:
+        path: The file.
+        limit: How many images; none: all.
     Raises:
         ValueError: If the file is damaged, truncated, or does not hold images of bytes.
     """
@@ -31,7 +34,12 @@ def read_idx(path: Path, limit: int | None = None) -> Tensor:
 
 
 def read_array(path: Path, limit: int | None = None) -> Tensor:
-    """Returns the uint8 array of an IDX file, of any number of dimensions (labels have one)."""
+    """Returns the uint8 array of an IDX file, of any number of dimensions (labels have one).
+
+    Arguments:
+        path: The file.
+        limit: How many rows; none: all.
+    """
     with path.open("rb") as file:
         packed = file.read(2) == GZIP
     try:

@@ -88,7 +88,7 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that depend on every pixel, the shape and the dtype, and on nothing else."""
+        """Returns 16 hexadecimal digits that depend on every pixel, the shape and the dtype, and on nothing else."""
         return fingerprint(self.tensor)
 
 

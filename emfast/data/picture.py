@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emfast._check import check, message
-from emfast._files import check_regular
+from emfast._check import check, check_regular, message
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -37,6 +37,16 @@ def widened(network: Any, weight: Tensor) -> Any:
     return network
 
 
+def prior_config(network: Any, channels: int) -> dict[str, Any]:
+    """Returns the config of a network without its last input channels.
+
+    Arguments:
+        network: A UNet2DModel, whatever its first convolution.
+        channels: The number K of the further channels.
+    """
+    return {**network.config, "in_channels": network.config.in_channels - channels}
+
+
 def parted(network: Any, channels: int) -> tuple[Any, Tensor]:
     """Returns a copy of a network without its last input channels, and their weights.
 
@@ -44,10 +54,10 @@ def parted(network: Any, channels: int) -> tuple[Any, Tensor]:
         network: What `widened` returned, accelerated or not.
         channels: The number K of the further channels.
     """
-    kept = network.config.in_channels - channels
+    config = prior_config(network, channels)
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with are random
-        plain = type(network).from_config({**network.config, "in_channels": kept})
-    state = dict(network.state_dict())
+        plain = type(network).from_config(config)
+    state, kept = dict(network.state_dict()), config["in_channels"]
     first = state[NAME]
     plain.load_state_dict(state | {NAME: first[:, :kept]})
     return plain.train(network.training), first[:, kept:].detach().contiguous().cpu()
@@ -75,9 +85,18 @@ def conditioned(denoiser: Denoiser, channels: int) -> Denoiser:
     return denoiser
 
 
-def write_condition(folder: str | os.PathLike[str], weight: Tensor) -> None:
-    """Writes the weights of the further channels beside a model."""
+def prior_of(denoiser: Denoiser, folder: str | os.PathLike[str]) -> Any:
+    """Returns the network of a denoiser for images alone; the weights of further channels are written beside it.
+
+    Arguments:
+        denoiser: The denoiser, its network a UNet2DModel if it is shown observations.
+        folder: The folder of the model.
+    """
+    if not denoiser.condition:
+        return denoiser.network
+    network, weight = parted(denoiser.network, denoiser.condition)
     write_tensors(Path(folder) / FILE, {NAME: weight})
+    return network
 
 
 def read_condition(folder: str | os.PathLike[str], network: Any) -> tuple[Any, int]:

@@ -113,12 +113,23 @@ class Denoiser(nn.Module):
         return other if self.labels is None or other.labels is None else other.to(self.labels.device)
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns alpha_t and sigma_t, (B or 1, 1, 1, 1), in the dtype of `like`."""
+        """Returns alpha_t and sigma_t, (B or 1, 1, 1, 1), in the dtype of `like`.
+
+        Arguments:
+            t: (B,) or 0-dimensional times.
+            like: A tensor of the dtype.
+        """
         t = t.reshape(-1, 1, 1, 1)
         return self.schedule.alpha(t).to(like.dtype), self.schedule.sigma(t).to(like.dtype)
 
     def raw(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Returns the bare output of the network, (B, C, H, W), in the dtype of x."""
+        """Returns the bare output of the network, (B, C, H, W), in the dtype of x.
+
+        Arguments:
+            x: (B, C, H, W) noisy images, as the network takes them.
+            time: (B,) times, as the network takes them.
+            condition: (B, K, H, W) what the network is shown of observations; None: nothing.
+        """
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
         half = self.dtype is not None and self.dtype != torch.float32
         labels = label_arguments(self.network, self.labels, self.asked, len(x), x.device)

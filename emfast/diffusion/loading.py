@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from emfast._check import check, check_finite, message
-from emfast._files import check_regular, read_json, settle_folder
+from emfast._check import check, check_finite, check_regular, message
+from emfast._files import read_json, settle_folder
 from emfast.diffusion.condition import read_condition
 from emfast.diffusion.schedulers import load_scheduler
 from emfast.diffusion.weights import fit, read_weights

@@ -103,12 +103,23 @@ class VPSchedule(Schedule):
 
     @classmethod
     def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VPSchedule:
-        """Returns the DDPM schedule with linear betas."""
+        """Returns the DDPM schedule with linear betas.
+
+        Arguments:
+            steps: T.
+            beta_start, beta_end: The first and the last beta.
+        """
         return cls(torch.cumprod(1 - torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), 0))
 
     @classmethod
     def cosine(cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> VPSchedule:
-        """Returns the cosine schedule, its betas clipped at beta_max."""
+        """Returns the cosine schedule, its betas clipped at beta_max.
+
+        Arguments:
+            steps: T.
+            offset: What keeps the first betas from being too small.
+            beta_max: The largest beta.
+        """
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls(torch.cumprod(1 - (1 - bar[1:] / bar[:-1]).clamp_max(beta_max), 0))

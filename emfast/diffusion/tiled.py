@@ -102,7 +102,13 @@ class _Blend(torch.autograd.Function):
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Returns where the tiles of a side begin: evenly spaced, the last one at the end, with at least this overlap."""
+    """Returns where the tiles of a side begin: evenly spaced, the last one at the end, with at least this overlap.
+
+    Arguments:
+        side: Pixels of the side.
+        tile: Pixels of a tile.
+        overlap: Pixels that neighbours share, at least.
+    """
     count = max(1, -(-(side - overlap) // (tile - overlap)))
     return [round(k * (side - tile) / max(1, count - 1)) for k in range(count)] if side > tile else [0]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emfast._check import check, message
-from emfast._files import check_regular, read_json, read_tensors
+from emfast._check import check, check_regular, message
+from emfast._files import read_json, read_tensors
 
 STEM = "diffusion_pytorch_model"
 ONE = "to hold one file of weights"

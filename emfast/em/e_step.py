@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from emfast import random
+from emfast.data.rows import not_finite
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
 from emfast.em.batch_size import choose_batch_size
+from emfast.em.filling import fill
 from emfast.em.observations import Observations
-from emfast.em.shards import Alone, Shard, Work
-from emfast.em.state import Stopwatch
-from emfast.graph import graphs
+from emfast.em.shards import Work
 from emfast.samplers import Sampler
 from emfast.samplers.defaults import check_posterior
 
@@ -55,166 +53,12 @@ def e_step(
         RuntimeError: If a sample diverges twice; its id is named.
     """
     check_posterior(sampler, "e_step")
-    device = next(denoiser.parameters()).device
-    work = Alone(store, store.shards) if work is None else work
-    total = sum(stop - start for _, start, stop in work.missing)
     if batch_size == "auto":
-        batch_size = choose_batch_size(sampler, denoiser, observations, ids) if total else 1
-
-    def report(done: int, steps: int) -> None:
-        work.worked()
-        if callback is not None:
-            callback(min(done + work.elsewhere * steps, total * steps), total * steps)
-
-    with graphs(), Writer(store, device, work.made) as writer:
-        cut = Shards(work, writer)
-        for x, seconds in reconstructions(
-            sampler, denoiser, observations, ids, cut.rows, batch_size=batch_size, seed=seed, callback=report
-        ):
-            for index, part, images, times in cut.add(x, seconds):
-                writer.write(index, {"images": images, "ids": ids[part], "seconds": times})
-
-
-def reconstructions(
-    sampler: Sampler,
-    denoiser: Denoiser,
-    observations: Observations,
-    ids: Tensor,
-    more: Callable[[int, bool], Tensor],
-    *,
-    batch_size: int,
-    seed: int,
-    callback: Callable[[int, int], None],
-) -> Iterator[tuple[Tensor, float]]:
-    """Yields the samples of one batch after the other, and the seconds that each of its images took; see `e_step`.
-
-    A batch for which the GPU has no memory is done in halves, and so are those behind it.
-
-    Arguments:
-        more: Called as more(count, wait) for the rows of so many ids, or more, or of fewer if no more are to be had
-            now. To be waited for is only with nothing else to do; none are left at all if it then gives none.
-        sampler, denoiser, observations, ids, batch_size, seed: See `e_step`.
-        callback: Called as callback(steps of single observations done here, steps of each).
-    """
+        todo = store.shards if work is None else work.missing
+        batch_size = choose_batch_size(sampler, denoiser, observations, ids) if todo else 1
+    draw = partial(reconstruct, sampler, denoiser, observations, seed=seed)
     device = next(denoiser.parameters()).device
-    finished, rows = 0, torch.empty(0, dtype=torch.int64)
-
-    def progress(done: int, steps: int) -> None:
-        callback(finished * steps + done * len(part), steps)
-
-    while True:
-        if len(rows) < batch_size:
-            rows = torch.cat((rows, more(batch_size - len(rows), not len(rows))))
-        if not len(rows):
-            return
-        part = ids[rows[:batch_size]]
-        # One shape, one graph: a partial batch on a GPU is filled with its last observation again.
-        full = pad(part, batch_size) if device.type == "cuda" else part
-        watch = Stopwatch()
-        try:
-            x = reconstruct(sampler, denoiser, observations, full, seed=seed, callback=progress)
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size //= 2
-            torch.cuda.empty_cache()
-            warnings.warn(f"e_step: out of memory, it goes on with batches of {batch_size}.", stacklevel=2)
-            continue
-        finished, rows = finished + len(part), rows[len(part) :]
-        yield x[: len(part)], watch.seconds / len(part)
-
-
-def pad(ids: Tensor, count: int) -> Tensor:
-    """Returns the ids, the last one repeated until there are `count`."""
-    return torch.cat((ids, ids[-1:].expand(max(0, count - len(ids)))))
-
-
-class Shards:
-    """Takes shards, and cuts what batches give of them, in their order, into shards: batches need not fit them.
-
-    Arguments:
-        work: Where the shards come from.
-        writer: Where they go.
-    """
-
-    def __init__(self, work: Work, writer: Writer) -> None:
-        self.work, self.writer = work, writer
-        self.todo: list[Shard] = []
-        self.images, self.seconds = torch.empty(0), torch.empty(0)  # of no whole shard yet
-
-    def rows(self, count: int, wait: bool) -> Tensor:
-        """Returns the rows of shards taken now, so many or more; fewer if no more are to be had.
-
-        Arguments:
-            count: How many rows.
-            wait: Whether to wait, if there are none, for what other processes do not bring to an end.
-        """
-        taken: list[Shard] = []
-        while sum(stop - start for _, start, stop in taken) < count:
-            shard = self.work.take()
-            if shard is None and wait and not taken:
-                self.writer.settle()
-                shard = self.work.rest()
-            if shard is None:
-                break
-            taken.append(shard)
-        self.todo += taken
-        return torch.cat([torch.arange(start, stop) for _, start, stop in taken] or [torch.arange(0)])
-
-    def add(self, images: Tensor, seconds: float) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-        """Yields the index, the rows, the images and the seconds of every shard that is whole now.
-
-        Arguments:
-            images: (B, C, H, W) the next ones.
-            seconds: The time that each of them took.
-        """
-        self.images = torch.cat((self.images, images)) if len(self.images) else images
-        self.seconds = torch.cat((self.seconds, torch.full((len(images),), seconds)))
-        while self.todo and len(self.images) >= (count := self.todo[0][2] - self.todo[0][1]):
-            index, start, stop = self.todo.pop(0)
-            yield index, slice(start, stop), self.images[:count], self.seconds[:count]
-            self.images, self.seconds = self.images[count:], self.seconds[count:]
-
-
-class Writer:
-    """A context that writes shards: on a GPU beside the next one's sampling, on a CPU, which has no core to spare, not.
-
-    Arguments:
-        store: The store.
-        device: The device that samples.
-        made: Called with the index of each shard that was written.
-    """
-
-    def __init__(self, store: Store, device: torch.device, made: Callable[[int], None]) -> None:
-        self.store, self.made = store, made
-        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self.pending: tuple[int, Future[None]] | None = None
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            self.settle()
-        finally:
-            if self.pool is not None:
-                self.pool.shutdown()
-
-    def write(self, index: int, shard: dict[str, Tensor]) -> None:
-        """Writes a shard; raises what the writing of the one before raised."""
-        if self.pool is None:
-            self.store.write(index, shard)
-            self.made(index)
-            return
-        self.settle()
-        self.pending = (index, self.pool.submit(self.store.write, index, shard))
-
-    def settle(self) -> None:
-        """Waits until all shards are written; raises what the writing raised."""
-        if self.pending is not None:
-            (index, future), self.pending = self.pending, None
-            future.result()
-            self.made(index)
+    fill(store, ids, draw, device, batch_size=batch_size, work=work, callback=callback)
 
 
 def reconstruct(
@@ -247,10 +91,10 @@ def reconstruct(
         return sampler(denoiser, y, operator, sigma=sigma, ids=where, seed=key, callback=callback).float().cpu()
 
     x = draw(ids, seed, callback)
-    bad = ~x.flatten(1).isfinite().all(1)
+    bad = not_finite(x)
     if bad.any():
         x[bad] = draw(ids[bad], random.derive(seed, "redraw"), None)
-        bad = ~x.flatten(1).isfinite().all(1)
+        bad = not_finite(x)
     if bad.any():
         name = type(sampler).__name__
         raise RuntimeError(

@@ -51,11 +51,24 @@ class ESteps:
 
     Arguments:
         run: The run, begun, or joined.
+
+    Its methods take:
+        number: The round.
+        phase: "initial", "warm" or "final".
+        denoiser: The model of the round before.
+        sampler: The sampler of the round.
+        ids: (n,) ids of its observations, in the order of the store.
+        store: Where its reconstructions go.
+        batch_size: Observations reconstructed together.
+        shards: Those to make; None: all that are missing.
+        callback: Called as callback(done, total).
+        count: How many observations the round has.
     """
 
     def __init__(self, run: Run | Guest) -> None:
         self.run, self.config, self.folder = run, run.config, run.folder
         self.processes, self.observations = run.processes, run.observations
+        self.stores: dict[int, Store] = {}  # of this round and the last one: they know which shards are verified
 
     def reconstruct(self, number: int, phase: str, denoiser: Denoiser) -> Reconstructions:
         """Returns the reconstructions of a round, the missing ones made with the model of the round before."""
@@ -177,6 +190,8 @@ class ESteps:
 
     def store(self, number: int, phase: str, count: int) -> Store:
         """Returns the store of a round's reconstructions, created by the main process."""
+        if number in self.stores:
+            return self.stores[number]
         folder = self.folder.round(number) / RECONSTRUCTIONS
         identity = {"round": number, "phase": phase, "seed": self.config.seed}
         size = self.config.e_step.shard_size
@@ -187,7 +202,9 @@ class ESteps:
         if self.processes.main:
             Store(folder, **arguments)
         self.processes.wait()
-        return Store(folder, **arguments)
+        store = Store(folder, **arguments)
+        self.stores = {number: store, **{k: kept for k, kept in self.stores.items() if k == number - 1}}
+        return store
 
     def scaled(self, number: int, denoiser: Denoiser) -> tuple[Any, float | None]:
         """Returns the sampler with this round's scale, tried on a few observations if candidates are given."""

@@ -36,7 +36,12 @@ def take(
     config: Config, *, images: Any = None, observations: Any = None, clean: Any = None, model: Any = None,
     network: Any = None
 ) -> tuple[Config, Given]:  # fmt: skip
-    """Returns a config that says what is given in Python, and that; see `emfast.train`."""
+    """Returns a config that says what is given in Python, and that; see `emfast.train`.
+
+    Arguments:
+        config: The config.
+        images, observations, clean, model, network: What `emfast.train` was given, or None.
+    """
     for name, pair in {"images or observations": (images, observations), "model or network": (model, network)}.items():
         both = all(part is not None for part in pair)
         check(not both, "train", name, "to be given", "both", "Leave one of them out")

@@ -40,7 +40,12 @@ class GaussianPrior:
         return ((v.flatten(1) @ flat.T) @ flat).reshape(v.shape) + self.diagonal * v
 
     def sample(self, ids: Tensor, seed: int) -> Tensor:
-        """Returns one image for every id, (B, C, H, W)."""
+        """Returns one image for every id, (B, C, H, W).
+
+        Arguments:
+            ids: (B,) int64 ids.
+            seed: The key of the noise.
+        """
         shape = tuple(self.mean.shape)
         z = random.normal((len(self.factor),), ids=ids, seed=random.derive(seed, "factor")).to(self.mean)
         e = random.normal(shape, ids=ids, seed=random.derive(seed, "diagonal")).to(self.mean)
@@ -75,7 +80,12 @@ class GaussianPrior:
 
     @classmethod
     def fit(cls, images: Tensor, rank: int) -> GaussianPrior:
-        """Returns the Gaussian of images (N, C, H, W): their mean, leading directions, and what these leave out."""
+        """Returns the Gaussian of images (N, C, H, W): their mean, leading directions, and what these leave out.
+
+        Arguments:
+            images: (N, C, H, W) in data units.
+            rank: How many directions.
+        """
         shape = images.shape[1:]
         flat = images.flatten(1)
         mean = flat.mean(0)

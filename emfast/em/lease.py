@@ -28,7 +28,12 @@ ENDED, LEFT = "ended", "left"
 
 
 class Files(Protocol):
-    """What the protocol asks of a shared folder: `Shared`, or the one in memory of `benchmarks/scale.py`."""
+    """What the protocol asks of a shared folder: `Shared`, or the one in memory of `benchmarks/scale.py`.
+
+    Its methods take:
+        name: The name of the file in the folder.
+        text: What it is to hold.
+    """
 
     def create(self, name: str, text: str) -> bool:
         """Creates a file; of all who try, on any machine, one is told that it did."""
@@ -54,6 +59,9 @@ class Shared:
 
     Arguments:
         folder: The folder. In one that is not there nothing is created, and nothing is found.
+
+    Its methods take:
+        name, text: As of `Files`.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

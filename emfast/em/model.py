@@ -16,7 +16,7 @@ from emfast._check import check, check_finite, message
 from emfast._files import read_json, settle_folder, write_folder, write_json
 from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
-from emfast.diffusion.condition import conditioned, parted, write_condition
+from emfast.diffusion.condition import conditioned, prior_config, prior_of
 from emfast.diffusion.denoiser import halvings
 from emfast.diffusion.labels import classes
 from emfast.diffusion.loading import read_folder, read_scheduler_of
@@ -79,19 +79,24 @@ def build_model(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -
 
 
 def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
-    """Returns a denoiser with a network of the same architecture and new random weights."""
+    """Returns a denoiser with a network of the same architecture and new random weights.
+
+    Arguments:
+        denoiser: The denoiser.
+        scheduler: Its scheduler of diffusers, from which it was made.
+        seed: The seed of the weights.
+    """
     network: Any = denoiser.network
     with seeded(seed):
         if is_own(denoiser, scheduler):
             return reset(denoiser)
-        count = network.config.in_channels - denoiser.condition
-        network = type(network).from_config({**network.config, "in_channels": count})
+        network = type(network).from_config(prior_config(network, denoiser.condition))
     return conditioned(Denoiser(network, scheduler, multiple=denoiser.multiple), denoiser.condition)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generator, which weight initialisation draws from, and puts its state back after."""
+    """A block before which the global generator, that of new weights, is seeded; behind it it is as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         yield
@@ -129,11 +134,7 @@ def save_model(
         if is_own(denoiser, scheduler):
             write_own(denoiser, scheduler, path)
         else:
-            network = denoiser.network
-            if denoiser.condition:
-                network, weight = parted(network, denoiser.condition)
-                write_condition(path, weight)
-            pipeline: Any = DDPMPipeline(network, scheduler)
+            pipeline: Any = DDPMPipeline(prior_of(denoiser, path), scheduler)
             pipeline.save_pretrained(path)
         write_json(path / NOTE, {**(note or {}), "files": _checksums(path)})
 
@@ -262,7 +263,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it."""
+    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it.
+
+    Arguments:
+        name: "auto", "float32" or "bfloat16".
+        device: Where it is computed.
+    """
     if name == "auto":
         if device.type == "cuda":
             good = torch.cuda.is_bf16_supported(including_emulation=False)

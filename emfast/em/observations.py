@@ -18,7 +18,7 @@ from emfast.data.images import fingerprint
 from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
-from emfast.data.rows import Rows, collect, picked, pieces, rows_at_a_time
+from emfast.data.rows import Rows, collect, not_finite, picked, pieces, rows_at_a_time
 from emfast.operators import Given, Identity, Mask, MotionBlur, Operator
 from emfast.operators.given import checked
 from emfast.operators.linearity import check_linear, check_simulated
@@ -178,12 +178,13 @@ class Observations:
         for ids in torch.arange(len(y)).split(min(256, rows_at_a_time(y))):
             parameters = self.operator.parameters(ids, tuple(y.shape[1:]))
             part = self.operator.project(y[ids], parameters)
-            bad = ~part.flatten(1).isfinite().all(1)
+            bad = not_finite(part)
             found = f"NaN or inf in row {int(ids[bad][0])}" if bad.any() else ""
             fix = "Repair or remove that observation"
             check(not found, "Observations", name, "to be finite wherever the operator observes something", found, fix)
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
-            square += float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+            least, most = part.aminmax()
+            low, high = min(low, float(least)), max(high, float(most))
+            square += float(torch.linalg.vector_norm(part)) ** 2
             count += int(part.count_nonzero())  # what is not recorded is zero now
             gains.append(self.operator.gain(parameters))
         known = [gain for gain in gains if gain is not None]

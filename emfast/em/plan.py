@@ -13,6 +13,10 @@ def next_phase(rows: list[dict[str, Any]], config: Config) -> str | None:
 
     The paper's rule ends the warm-started rounds early: the best scale has not fallen for 3 rounds, or is below
     `switch_scale`.
+
+    Arguments:
+        rows: The metrics of the rounds so far.
+        config: The config of the run.
     """
     phases = [row["phase"] for row in rows]
     scales = [row["scale"] for row in rows if row["phase"] == "warm" and row["scale"] is not None]

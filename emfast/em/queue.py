@@ -243,7 +243,12 @@ def is_open(store: Store) -> bool:
 
 
 def clear(store: Store, shards: Sequence[Shard] | None = None) -> None:
-    """Removes the claims on shards that are all there."""
+    """Removes the claims on shards that are all there.
+
+    Arguments:
+        store: The store.
+        shards: Those whose claims go; None: all.
+    """
     shutil.rmtree(_folder(store, store.shards if shards is None else shards), ignore_errors=True)
 
 

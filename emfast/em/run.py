@@ -55,6 +55,12 @@ class Run:
         device: The device to use.
         processes: The processes that share the run.
         given: What was given in Python.
+
+    Its methods take:
+        number, phase: The round, and "initial", "warm" or "final".
+        denoiser, steps: The model that is trained, and for how many steps.
+        images, ids: (N, C, H, W) reconstructions in data units, and (N,) the ids of their observations.
+        row, preview: What is known of the round so far, and what its pictures show, by name.
     """
 
     def __init__(
@@ -80,8 +86,7 @@ class Run:
         else:
             self.denoiser, self.scheduler = build_model(config.network, shape, config.seed)
         self.conditions = conditions_of(config, self.denoiser, self.observations)
-        measured = (config.evaluation, self.inputs.reference, shape, self.device)
-        self.evaluator = Evaluator(*measured) if self.processes.main else None
+        self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape, self.device, processes)
         self.folder = RunFolder(config.output)
         if self.processes.main:
             self.folder.claim(config.to_yaml(), self.inputs.fingerprints)
@@ -153,7 +158,7 @@ class Run:
         if self.begins_with_reconstructions:
             found, ids, seconds = self.first_reconstructions()
             row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
-            row |= self.evaluator.reconstructions(found, ids, self.observations) if self.evaluator else {}
+            row |= self.evaluator.reconstructions(found, ids, self.observations) if self.processes.main else {}
             preview, images = self.preview(found, ids), joined((images, clamped(found)))
         if self.config.schedule == "continuous":
             self.continuous.initial(self.denoiser, images)
@@ -210,12 +215,10 @@ class Run:
             found = self.continuous.sweep(number)
         else:
             found = self.alternate(number, phase)
-        if not self.processes.main or self.evaluator is None:
-            self.processes.wait()
-            return
-        row = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
+        row: dict[str, Any] = {"round": number, "phase": phase, "observations": len(found.ids), "scale": found.scale}
         row |= {"sigma": self.sigma} if self.config.sigma == "auto" else {}
-        row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
+        if self.processes.main:
+            row |= self.evaluator.reconstructions(found.images, found.ids, self.observations)
         row |= {"network_evaluations": found.evaluations, "seconds_e_step": found.seconds}
         self.finish(number, row, self.preview(found.images, found.ids))
 
@@ -271,12 +274,11 @@ class Run:
 
     def finish(self, number: int, row: dict[str, Any], preview: dict[str, Tensor]) -> None:
         """Measures the model of a round, writes its row and pictures, and publishes the model."""
-        if self.evaluator is not None:
-            watch = Stopwatch()
-            folder = self.folder.round(number)
-            denoiser = self.model(number)
-            callback = self.progress("samples", number)
-            samples, distance = self.evaluator.samples(denoiser, self.config.seed, callback)
+        watch, folder = Stopwatch(), self.folder.round(number)
+        samples, distance = self.evaluator.samples(
+            self.model(number), self.folder, number, self.config.seed, self.progress("samples", number)
+        )
+        if self.processes.main:
             seconds, logged = self.log.read(number)
             row |= logged
             row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}

@@ -42,7 +42,12 @@ class RunLog:
         return report
 
     def write(self, number: int, trainer: Trainer) -> None:
-        """Writes the seconds and the log of a round's training."""
+        """Writes the seconds and the log of a round's training.
+
+        Arguments:
+            number: The round.
+            trainer: What has trained its model.
+        """
         before = self.before(number)
         log = [{**row, "step": before + row["step"]} for row in trainer.log]
         write_record(self.run.folder.round(number) / TRAINING, {"m_step": trainer.watch.seconds, "log": log})

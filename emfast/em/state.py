@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from emfast._check import check, message
-from emfast._files import check_regular, is_unused, remove_folder, write_text
+from emfast._check import check, check_regular, message
+from emfast._files import is_unused, remove_folder, write_text
 from emfast._json import to_json
 from emfast._records import check_record, read_record, write_record
 from emfast._yaml import check_yaml
@@ -16,7 +16,7 @@ from emfast.em.announcement import NAME as ANNOUNCEMENT
 from emfast.em.lock import NAME as LOCK
 from emfast.em.meeting import PREFIX as MEETING
 
-RECONSTRUCTIONS = "reconstructions"  # in the folder of a round
+RECONSTRUCTIONS, SAMPLES = "reconstructions", "samples"  # in the folder of a round
 # May differ between the command that began a run and the one that resumes it: they do not change its results.
 # But for rounding, that is: on the size of batches a GPU's memory has a say.
 FREE = {
@@ -49,7 +49,13 @@ TRAINING = "seconds.json"  # of a round: the seconds and the log of its training
 
 
 def check_row(function: str, name: str, row: Any) -> None:
-    """Raises a ValueError unless a JSON value is the metrics of a round."""
+    """Raises a ValueError unless a JSON value is the metrics of a round.
+
+    Arguments:
+        function: The public function the caller used.
+        name: Where the value is from.
+        row: The value.
+    """
     kinds = {key: NUMBER for key in NUMBERS if isinstance(row, dict) and key in row}
     check_record(function, name, row, round=int, phase=str, **kinds)
 
@@ -70,8 +76,8 @@ class RunFolder:
     """`config.yaml`, `data.json`, `metrics.jsonl`, `rounds/NNN/` and `model/` of a run, and `e_step.json` for guests.
 
     A round folder holds `scale.json`, `reconstructions/` (of the last rounds), `training.safetensors` (only while it
-    trains), `seconds.json` (with the log of the training), `model/`, `preview.safetensors` and, written last,
-    `row.json`: the round is finished if that exists.
+    trains), `seconds.json` (with the log of the training), `model/`, `samples/` (only while they are drawn and
+    measured), `preview.safetensors` and, written last, `row.json`: the round is finished if that exists.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -102,7 +108,9 @@ class RunFolder:
         self.write_metrics()
 
     def drop(self, keep: int) -> None:
-        """Removes the reconstructions of all finished rounds but the last few; their models and pictures stay.
+        """Removes the samples of finished rounds, and their reconstructions but those of the last few.
+
+        Models and pictures stay.
 
         A round is made of those of the round before alone. If these are damaged they are made again, of the ones before
         them; what was dropped comes out the same again too.
@@ -110,8 +118,11 @@ class RunFolder:
         Arguments:
             keep: Of how many rounds they stay.
         """
-        for number in range(len(self.rows()) - keep):
-            remove_folder(self.round(number) / RECONSTRUCTIONS)
+        finished = len(self.rows())
+        for number in range(finished):
+            remove_folder(self.round(number) / SAMPLES)
+            if number < finished - keep:
+                remove_folder(self.round(number) / RECONSTRUCTIONS)
 
     def write_metrics(self) -> None:
         """Writes metrics.jsonl from the rows, unless it holds them."""
@@ -191,7 +202,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {"a.b": value} of nested mappings; `init_args` and `class_path` levels are left out of the names."""
+    """Returns {"a.b": value} of nested mappings; `init_args` and `class_path` levels are left out of the names.
+
+    Arguments:
+        tree: The mappings.
+        prefix: What stands before all names.
+    """
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = prefix.rstrip(".") if key == "class_path" else prefix if key == "init_args" else f"{prefix}{key}"

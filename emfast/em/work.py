@@ -97,6 +97,11 @@ class Guest:
         config: The config of the run.
         folder: Its folder, whatever its config calls it.
         device, accelerate, batch_size, callback: See `work`.
+
+    Its methods take:
+        number: The round.
+        precision: "auto", "float32" or "bfloat16".
+        phase: What is reported.
     Raises:
         ValueError: If the data are others than the run's.
     """

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emfast._check import check, check_finite, message
-from emfast._files import check_regular, read_tensors
+from emfast._check import check, check_finite, check_regular, message
+from emfast._files import read_tensors
 
 CLASSIFIER = Path(__file__).parent.parent / "data" / "sample" / "classifier.safetensors"
 
@@ -38,7 +38,7 @@ class Features(nn.Module):
         self.metric = metric
 
     def train(self, mode: bool = True) -> Features:
-        """Stays in evaluation mode: the features of an image never depend on the batch."""
+        """Returns itself, in evaluation mode whatever is asked for: features of an image never depend on the batch."""
         return super().train(False)
 
     @torch.no_grad()
@@ -270,7 +270,12 @@ SPACES: Mapping[str, Callable[[Any], Features]] = {
 
 
 def require(function: str, module: str, package: str, extra: str) -> None:
-    """Raises a RuntimeError that says how to install a package, unless it is there."""
+    """Raises a RuntimeError that says how to install a package, unless it is there.
+
+    Arguments:
+        function, module: The public function the caller used, and what it imports.
+        package, extra: What pip calls it, and the extra of emfast that brings it.
+    """
     fix = f"Install it with: pip install 'emfast[{extra}]'"
     check(
         find_spec(module) is not None, function, f"the package {package}", "to be installed", "none", fix, RuntimeError
@@ -278,7 +283,11 @@ def require(function: str, module: str, package: str, extra: str) -> None:
 
 
 def read_weights(function: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Returns the tensors of a PyTorch weights file, refusing one that holds anything else."""
+    """Returns the tensors of a PyTorch weights file, refusing one that holds anything else.
+
+    Arguments:
+        function, path: The public function the caller used, and the file.
+    """
     check_regular(function, Path(path))
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)

@@ -10,7 +10,12 @@ CHANNELS_LAST = torch.channels_last
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns x in a dtype and channels_last."""
+    """Returns x in a dtype and channels_last.
+
+    Arguments:
+        x: (B, C, H, W) images.
+        dtype: The dtype.
+    """
     return x.to(dtype=dtype, memory_format=CHANNELS_LAST)
 
 
@@ -20,7 +25,12 @@ def is_real(*tensors: Tensor) -> bool:
 
 
 def joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Returns the concatenation of tensors, or the tensor itself if there is one."""
+    """Returns the concatenation of tensors, or the tensor itself if there is one.
+
+    Arguments:
+        parts: The tensors.
+        axis: Along which they are joined.
+    """
     return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), axis)
 
 
@@ -35,18 +45,33 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def as_image(rows: Tensor, like: Tensor) -> Tensor:
-    """Undoes `as_rows`, for an image of the height and width of another."""
+    """Undoes `as_rows`, for an image of the height and width of another.
+
+    Arguments:
+        rows: (B H W, C), as `as_rows` makes them.
+        like: (B, ..., H, W) an image of the height and width.
+    """
     batch, _, height, width = like.shape
     return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def sorted_rows(x: Tensor, groups: int) -> Tensor:
-    """Returns rows that belong to some groups in turn, the first group's first."""
+    """Returns rows that belong to some groups in turn, the first group's first.
+
+    Arguments:
+        x: (C, ...) rows.
+        groups: How many groups.
+    """
     return x if groups == 1 else x.unflatten(0, (-1, groups)).transpose(0, 1).flatten(0, 1)
 
 
 def interleaved_rows(x: Tensor, groups: int) -> Tensor:
-    """Undoes `sorted_rows`."""
+    """Undoes `sorted_rows`.
+
+    Arguments:
+        x: (C, ...) rows, as `sorted_rows` returns them.
+        groups: How many groups.
+    """
     return x if groups == 1 else x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 

@@ -55,6 +55,12 @@ class Operator:
     its observations are images in data units: that is enough for the sampler `Conditional`.
 
     .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
+
+    Its methods take:
+        x: (B, C, H, W) images, in data units.
+        y: (B, ...) observations.
+        z: Standard normal noise of the shape of y.
+        parameters: What `parameters` returns for them.
     """
 
     closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
@@ -228,7 +234,12 @@ def only_simulates(kind: type[Operator]) -> bool:
 
 
 def rows_of(values: Tensor | Rows, ids: Tensor) -> Tensor:
-    """Returns the rows of ids, on their device; the others stay where they are, which may be more than a GPU holds."""
+    """Returns the rows of ids, on their device; the others stay where they are, which may be more than a GPU holds.
+
+    Arguments:
+        values: (N, ...) rows, row id for observation id.
+        ids: (B,) int64 ids.
+    """
     return values[ids.to(values.device)].to(ids.device)
 
 
@@ -238,7 +249,12 @@ def single_id(ids: Tensor | None) -> Tensor | None:
 
 
 def default_ids(x: Tensor, ids: Tensor | None) -> Tensor:
-    """Returns the ids on the device of x; 0 ... B-1 if none are given."""
+    """Returns the ids on the device of x; 0 ... B-1 if none are given.
+
+    Arguments:
+        x: (B, ...) images or observations.
+        ids: (B,) int64 ids, or None.
+    """
     if ids is None:
         return torch.arange(len(x), device=x.device)
     good = ids.shape == (len(x),) and not ids.is_floating_point()

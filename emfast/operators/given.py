@@ -85,7 +85,12 @@ class Given(Operator):
 
 
 def checked(operator: Operator, given: GivenParameters) -> GivenParameters:
-    """Returns parameters as an operator takes them; they are read into memory for one that knows no others."""
+    """Returns parameters as an operator takes them; they are read into memory for one that knows no others.
+
+    Arguments:
+        operator: The operator.
+        given: (N, ...) tensors or rows by name.
+    """
     if not operator.checks_rows and type(operator).checked is not Operator.checked:
         given = {name: value[:] for name, value in given.items()}
     return operator.checked(given)

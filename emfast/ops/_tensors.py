@@ -20,7 +20,12 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 
 def empty(x: Tensor, channels: int) -> Tensor:
-    """Returns an uninitialised tensor like x in the memory format of results, with another number of channels."""
+    """Returns an uninitialised tensor like x in the memory format of results, with another number of channels.
+
+    Arguments:
+        x: (B, C, ...) a tensor.
+        channels: How many the new one has.
+    """
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 

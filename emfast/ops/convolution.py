@@ -127,7 +127,14 @@ def _rows(weights: Any, biases: Any) -> list[list[Tensor | int | None]]:
 
 
 def unsupported(dtype: torch.dtype, weights: Sequence[Tensor], biases: Sequence[Tensor], window: Window) -> str | None:
-    """Returns why the kernels cannot take images of a dtype with these weights, or None if they can."""
+    """Returns why the kernels cannot take images of a dtype with these weights, or None if they can.
+
+    Arguments:
+        dtype: That of the images.
+        weights: (D, C, K, K) kernels.
+        biases: (D,) biases.
+        window: The stride and the padding in pixels, and whether images are doubled in size first.
+    """
     if dtype != torch.bfloat16 or any(t.dtype != torch.float32 for t in (*weights, *biases)):
         return f"{dtype} beside {weights[0].dtype}; the kernel takes bfloat16 beside float32"
     if not all(t.is_contiguous() for t in (*weights, *biases)):
@@ -142,7 +149,13 @@ def unsupported_machine() -> str | None:
 
 
 def unsupported_window(size: int, stride: int, padding: int, upsample: bool) -> str | None:
-    """Returns why the kernels cannot take a window, or None if they can."""
+    """Returns why the kernels cannot take a window, or None if they can.
+
+    Arguments:
+        size: Taps of the kernel along an axis.
+        stride, padding: In pixels.
+        upsample: Whether images are doubled in size first.
+    """
     usual = size in (1, 3) and stride in (1, 2) and padding < size
     fits = usual and (not upsample or (size, stride, padding) == (3, 1, 1))
     return None if fits else f"kernel {size}, stride {stride}, padding {padding}, upsample {upsample}"
@@ -154,6 +167,11 @@ def is_slow(x: Tensor, weights: Sequence[Tensor], stride: int) -> bool:
     They compute blocks of 32 outputs, and pack all phases of a strided image, of which a 1 x 1 kernel reads one. Times
     of native torch over the kernel's, at 65,536 pixels: 32 to 1 or 3 channels 0.7x, 32 channels at a stride of 2 1.0x,
     128 or 256 channels 0.8x; at 4,096 pixels 128 to 3 channels 1.0x.
+
+    Arguments:
+        x: (B, C, H, W) images.
+        weights: (D, C, K, K) kernels.
+        stride: In pixels.
     """
     few = x.numel() >= x.shape[1] << 14 and sum(w.shape[0] for w in weights) < 16
     return x.is_cpu and (few or (stride == 2 and x.numel() >= 1 << 22))

@@ -85,7 +85,11 @@ def modulated(
 def validate(
     x: Tensor, skip: Tensor | None, num_groups: int, weight: Tensor | None, bias: Tensor | None, shift: Tensor | None
 ) -> None:
-    """Raises an error for arguments that do not fit each other."""
+    """Raises an error for arguments that do not fit each other.
+
+    Arguments:
+        x, skip, num_groups, weight, bias, shift: As of the op.
+    """
     name = "group_norm_silu"
     check(x.is_floating_point(), name, "x", "to be a floating tensor", x.dtype, "Cast it with x.float()", TypeError)
     check(x.dim() >= 2, name, "x", "of shape (B, C, ...)", x)

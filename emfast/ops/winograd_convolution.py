@@ -141,6 +141,9 @@ def is_slow(inputs: int, outputs: int) -> bool:
     Where they were, its time over theirs is a row of benchmarks/results/ops.md. With tiles of width 2, two threads and
     AVX-512 they lost at batch 4 with 3 to 128 channels at 32 x 32 (0.4x) and 128 to 3 (1.0x), and at batch 64 with 1 to
     32 (0.2x) and 32 to 1 (0.9x).
+
+    Arguments:
+        inputs, outputs: How many channels.
     """
     return inputs < 16 or outputs < 16
 

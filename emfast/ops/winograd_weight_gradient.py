@@ -66,6 +66,9 @@ def is_slow(inputs: int, outputs: int) -> bool:
     256 to 256 at 16 x 16 1.8x, at 8 x 8 1.8x and at 4 x 4 2.0x, 512 to 256 at 16 x 16 1.7x; batch 64, 64 to 64 at
     16 x 16 1.3x, 32 to 32 at 32 x 32 1.1x, 96 to 32 1.2x; but 16 to 64 at 16 x 16 1.0x, 64 to 16 0.6x, 1 to 32 at
     32 x 32 0.5x, and of batch 4 3 to 128 0.3x and 128 to 3 0.7x.
+
+    Arguments:
+        inputs, outputs: How many channels.
     """
     return inputs < 32 or outputs < 32
 

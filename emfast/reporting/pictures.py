@@ -73,7 +73,14 @@ def draw_rows(rows: Sequence[Row], file: BinaryIO, title: str = "") -> None:
 
 
 def draw_summary_figure(rows: Sequence[Row], metrics: Sequence[Mapping[str, Any]], file: BinaryIO, title: str) -> None:
-    """Writes the summary of a run as a PNG: labelled rows of images above the plots of PSNR and distance."""
+    """Writes the summary of a run as a PNG: labelled rows of images above the plots of PSNR and distance.
+
+    Arguments:
+        rows: The rows of images, with their labels.
+        metrics: Those of every round.
+        file: Where to.
+        title: What stands above.
+    """
     names = next((str(m["features"]) for m in metrics if m.get("fd") is not None), "")
     plots = [("psnr", "PSNR of the E-step (dB)"), ("fd", f"Frechet distance of samples ({names})")]
     plots = [(key, text) for key, text in plots if sum(m.get(key) is not None for m in metrics) > 1]

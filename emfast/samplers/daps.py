@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from emfast.random import Stream
-from emfast.samplers.base import Coefficients, Problem, Sampler, clip_values
+from emfast.samplers.base import Sampler
+from emfast.samplers.problem import Coefficients, Problem, clip_values
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ class DAPS(Sampler):
         return clip_values(x + problem.regularised_inverse(residual, (sigma / width) ** 2, self.iterations), self.clip)
 
     def follow(self, problem: Problem, x: Tensor, c: Coefficients) -> Tensor:
-        """Returns where the probability flow from x at time t ends, in `flow` DDIM steps evenly spaced in time."""
+        """Returns where the probability flow from x at time t ends, in `flow` DDIM steps evenly spaced in time.
+
+        Arguments:
+            problem: What a step reads.
+            x: (B, C, H, W) images at the time t.
+            c: The coefficients of the step, t among them.
+        """
         schedule, x_0 = problem.denoiser.schedule, x
         alpha, sigma = c.alpha_t, c.sigma_t
         for j in range(self.flow):

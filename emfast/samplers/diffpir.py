@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from emfast.samplers.base import Problem, Sampler, clip_values
+from emfast.samplers.base import Sampler
+from emfast.samplers.problem import Problem, clip_values
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from emfast.diffusion import Schedule
-from emfast.samplers.base import Problem, Sampler, clip_values
+from emfast.samplers.base import Sampler
+from emfast.samplers.problem import Problem, clip_values
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 from emfast import random
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Identity
-from emfast.samplers.base import Callback, Problem, Sampler, clip_values
+from emfast.samplers.base import Callback, Sampler
+from emfast.samplers.problem import Problem, clip_values
 
 NOTHING = Identity()  # one for all calls, which share their graphs
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from emfast._check import check
 from emfast.diffusion import Schedule
 from emfast.operators import Identity
-from emfast.samplers.base import Problem, Sampler, clip_values
+from emfast.samplers.base import Sampler
+from emfast.samplers.problem import Problem, clip_values
 
 
 @dataclass(frozen=True)

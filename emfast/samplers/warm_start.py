@@ -13,7 +13,8 @@ from emfast.data.rows import Rows
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Operator
 from emfast.random import Stream
-from emfast.samplers.base import Callback, Problem, Sampler
+from emfast.samplers.base import Callback, Sampler
+from emfast.samplers.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,11 +97,15 @@ def shift(seconds):
         time.time, os.utime = lambda: now() + seconds, utime
 
 
-def hurry():
-    """Makes all that waits wait a fraction of it."""
+def hurry(patience=2.0):
+    """Makes all that waits wait a fraction of it.
+
+    Arguments:
+        patience: Seconds without a sign of life after which a process is dead.
+    """
     lease.Lease.__init__.__kwdefaults__["beat"] = 0.2
-    lease.Watch.__init__.__kwdefaults__["patience"] = 2.0
-    lock.held.__wrapped__.__kwdefaults__.update(beat=0.2, patience=2.0)
+    lease.Watch.__init__.__kwdefaults__["patience"] = patience
+    lock.held.__wrapped__.__kwdefaults__.update(beat=0.2, patience=patience)
     work.POLL = 0.05
     meeting.GRACE = 1.0
     # A sampler that waits for company in its first batch would wait while its steps are timed.

@@ -15,21 +15,28 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # for the sampler, here and in the processes
 
-from cluster.hosts import Host, close, config, same
+from cluster.hosts import Host, close, config, hurry, same
 from cluster.test_ranks import job
 
+PATIENCE = 15.0  # seconds: a busy machine may let a process wait for several
 KINDS = {"alone": (1, 0), "ranks": (2, 0), "joined": (1, 2)}  # processes of the job, and others
+
+
+def patient():
+    """Makes all that waits wait long enough for a machine with other things to do."""
+    hurry(PATIENCE)
 
 
 def begin(stack, kind, folder):
     """Begins the processes of a run; returns those of the job, and all."""
     ranks, guests = KINDS[kind]
     words = ["train", "--config", config(folder, 0.05)]
-    hosts = job(stack, words, folder, ranks) if ranks > 1 else [stack.enter_context(Host(words, folder / "log"))]
-    others = [
-        stack.enter_context(Host(["work", folder / "run", "--wait", "1"], folder / f"guest-{number}"))
-        for number in range(guests)
-    ]
+
+    def host(words, log):
+        return stack.enter_context(Host(words, folder / log, before=patient))
+
+    hosts = job(stack, words, folder, ranks, before=lambda _: patient) if ranks > 1 else [host(words, "log")]
+    others = [host(["work", folder / "run", "--wait", "1"], f"guest-{number}") for number in range(guests)]
     return hosts, [*hosts, *others]
 
 
@@ -54,9 +61,9 @@ def whole(kind, folder):
     begun = time.monotonic()
     with ExitStack() as stack:
         hosts, _ = begin(stack, kind, folder)
-        for host in hosts:
-            if host.end(600) != 0:
-                return host.said
+        codes = [host.end(600) for host in hosts]
+        if any(code != 0 for code in codes):
+            return "\n".join(host.said for host in hosts)
     return time.monotonic() - begun
 
 

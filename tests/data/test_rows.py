@@ -12,7 +12,7 @@ from emfast.config import EvaluationConfig
 from emfast.data import Store, load, load_observations, save_observations
 from emfast.data import rows as module
 from emfast.data.observations import open_observations
-from emfast.data.rows import Rows, collect, joined, mapped, picked, pieces
+from emfast.data.rows import Rows, collect, joined, mapped, not_finite, picked, pieces
 from emfast.em import Observations
 from emfast.em.batches import Batches
 from emfast.em.evaluation import Evaluator
@@ -177,6 +177,16 @@ def test_bfloat16_takes_half_the_disk_and_rounds_by_less_than_half_a_grey_level(
     error = (found - images).abs()
     assert error.max() <= 1 / 512 < 0.26 * 2 / 255  # a grey level is 2/255
     assert (2 / error.square().mean().sqrt()).log10() * 20 > 65  # PSNR in dB
+
+
+def test_rows_that_are_not_finite_are_found():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.complex64, torch.int64):
+        assert not not_finite(VALUES.to(dtype)).any()
+    large = torch.full((3, 2), 3e38)  # whose sum is infinite
+    assert not not_finite(large).any()
+    for value in (float("nan"), float("inf"), -float("inf")):
+        assert not_finite(torch.tensor([[0.0, 1], [value, 1], [3e38, 3e38], [1, value]])).tolist() == [0, 1, 0, 1]
+    assert not_finite(torch.tensor([[float("inf")], [-float("inf")]])).all()
 
 
 def read_and_write(folder, count):

@@ -12,8 +12,9 @@ from emfast.data import Images
 from emfast.data.store import Store
 from emfast.diffusion import VPSchedule
 from emfast.em import Observations, e_step
-from emfast.em.e_step import Writer, pad, reconstruct
+from emfast.em.e_step import reconstruct
 from emfast.em.evaluation import Evaluator
+from emfast.em.filling import Writer, pad
 from emfast.em.initialisation import fit_gaussian
 from emfast.operators import Downsample, GaussianBlur, Identity, Mask, MotionBlur, Operator
 from emfast.samplers import DPS, MMPS, Sampler

@@ -9,6 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from tiny_run import snapshot, train
 
 from emfast.config import Config, EStepConfig
+from emfast.data import store
 from emfast.em import load_model
 from emfast.em.plan import next_phase
 
@@ -66,6 +67,7 @@ def test_what_a_run_leaves(run):
         assert 0 < line["network_evaluations"] <= 6
         assert line["features"] == "fashion-mnist"
     assert not list(run.rglob("training.safetensors"))
+    assert not list(run.glob("rounds/*/samples"))
     assert not list(run.rglob(".tmp-*"))
 
 
@@ -102,6 +104,15 @@ def test_lost_metrics_are_written_again(run, left):
         path.write_text("".join(expected.splitlines(keepends=True)[:left]))
     assert train(run.parent, "--e_step.scales", "[0.1, 1.0]", "--e_step.scale_images", "4") == 0
     assert path.read_text() == expected
+
+
+def test_a_shard_is_verified_once(tmp_path, monkeypatch):
+    verified = store.verified
+    seen = []
+    monkeypatch.setattr(store, "verified", lambda path: seen.append(path) or verified(path))
+    flags = ("--rounds", "2", "--final_rounds", "0", "--e_step.warm_start", "0.5", "--evaluation.samples", "0")
+    assert train(tmp_path, "--sampler", "MMPS", "--sampler.steps", "2", "--switch", "false", *flags) == 0
+    assert len(seen) == len(set(seen)) == 4
 
 
 def test_the_same_command_again_changes_nothing(run):

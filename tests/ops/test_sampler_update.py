@@ -8,7 +8,7 @@ from emfast import random
 from emfast.diffusion import VPSchedule
 from emfast.dispatch import backend as forced
 from emfast.ops import sampler_update
-from emfast.samplers.base import transitions
+from emfast.samplers.problem import transitions
 
 IDS = torch.tensor([5, 2**40 + 3, 0])
 TABLE = transitions(VPSchedule.linear(), torch.tensor([900.0, 500.0, 20.0, 1.0]), 1.0)  # the last step has no noise

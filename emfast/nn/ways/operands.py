@@ -45,7 +45,12 @@ class Parameters(NamedTuple):
 
     @classmethod
     def of(cls, plan: Plan, parts: Sequence[Tensor]) -> "Parameters":
-        """Returns parameters with what was made of them before: nothing, while they are new at every call."""
+        """Returns parameters with what was made of them before: nothing, while they are new at every call.
+
+        Arguments:
+            plan: The constants.
+            parts: The weights, or the biases.
+        """
         return cls(parts, Prepared(parts) if plan.training else prepared(parts))
 
     def get(self, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -57,7 +62,12 @@ Columns = tuple[int, int]  # the input channels of the weights that an input mee
 
 
 def columns(plan: Plan, shapes: Sequence[torch.Size]) -> Iterator[Columns]:
-    """Yields the columns of inputs."""
+    """Yields the columns of inputs.
+
+    Arguments:
+        plan: The constants.
+        shapes: (B, C, H, W) of each input.
+    """
     first = plan.first
     for shape in shapes:
         yield first, first + shape[1]
@@ -94,10 +104,20 @@ def shift(biases: Parameters | None, plan: Plan) -> Tensor | None:
 
 
 def sorted_bias(biases: Sequence[Tensor], plan: Plan) -> Tensor:
-    """Returns biases in the order of the result's channels, in the compute precision."""
+    """Returns biases in the order of the result's channels, in the compute precision.
+
+    Arguments:
+        biases: All biases.
+        plan: The constants.
+    """
     return sorted_rows(joined(biases), plan.interleaved).to(plan.dtype)
 
 
 def is_product(plan: Plan, weights: Sequence[Tensor]) -> bool:
-    """Returns whether a convolution is a matrix product."""
+    """Returns whether a convolution is a matrix product.
+
+    Arguments:
+        plan: The constants.
+        weights: (D, C, K, K) kernels, or matrices.
+    """
     return plan.window == (1, 0, False) and weights[0].shape[2:].numel() == 1
