@@ -107,9 +107,9 @@ def run(task: str, method: str, seed: int, rounds: int, steps: int, folder: Path
     """Trains a method on a task, and returns what was measured."""
     config = Config.from_yaml(ROOT / "examples" / "demo.yaml")
     fixed = {"operator": TASKS[task], "sampler": LEARNED, "seed": seed, "rounds": rounds, "output": str(folder)}
-    # What a detector shows is no beginning: a prior of saturated images explains all that is observed.
-    config = changed(config, {**fixed, "gaussian": {"always": False}, "evaluation": {"samples": 0}})
-    config = changed(config, {"m_step": {"steps": steps}})
+    config = changed(config, {**fixed, "m_step": {"steps": steps}, "evaluation": {"samples": 0}})
+    if TASKS[task].is_simulated:  # what a detector shows is no beginning: saturated images explain all that is observed
+        config = changed(config, {"gaussian": {"always": False}})
     inputs, device = read_inputs(config), resolve_device(config.device)
     observed, approximation = inputs.observations, METHODS[task][method]
     given: dict[str, Tensor] | None = None
@@ -145,6 +145,29 @@ def run(task: str, method: str, seed: int, rounds: int, steps: int, folder: Path
         "psnr": float(psnr(x, clean).mean()),
         "fd": evaluator.samples(denoiser, RunFolder(folder), rounds, seed, lambda *_: None)[1]["fd"],
     }
+
+
+def saved() -> list[dict[str, Any]]:
+    """Returns all rows that were saved."""
+    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns what was measured, in Markdown."""
+    heads = ("task", "E-step", "seed", "evaluations", "CPU seconds", "PSNR of what is observed (dB)", "PSNR (dB)", "FD")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in sorted(rows, key=lambda row: (list(TASKS).index(row["task"]), row["method"], row["seed"])):
+        before = "" if row["psnr_observations"] is None else f"{row['psnr_observations']:.2f}"
+        cells = [
+            row["task"],
+            row["method"],
+            row["seed"],
+            f"{row['evaluations']:,}",
+            f"{row['cpu_seconds']:.0f}",
+            before,
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['psnr']:.2f} | {row['fd']:.2f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

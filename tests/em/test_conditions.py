@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from contracts import OnDevice
 from diffusers import DDPMPipeline
 from tiny_run import CONFIG, write_config
 
@@ -18,7 +19,7 @@ from emfast.em.model import build_model
 from emfast.em.processes import Processes
 from emfast.em.state import RunFolder
 from emfast.em.trainer import Trainer
-from emfast.operators import Detector, Mask, PoissonCounts
+from emfast.operators import Detector, GaussianBlur, Mask, PoissonCounts
 from emfast.samplers import MMPS, Conditional
 
 SHAPE = (1, 12, 12)
@@ -161,6 +162,17 @@ def test_steps_do_not_depend_on_the_processes(operator, world):
         for index, value in enumerate(expected):
             mean = sum(part[k][index] for part in parts) / world
             torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", [Mask(missing=0.5), GaussianBlur(size=3), PoissonCounts(4.0), Detector()])
+def test_what_is_shown_stays_on_the_device(operator):
+    made = Conditions(Observations(operator, y=torch.zeros(6, *SHAPE)), 0.5)
+    values = [value.to("meta") for value in made.parameters(4, slice(None), 0, 3, torch.device("cpu"))]
+    place = torch.arange(4, device="meta")
+    with OnDevice():
+        condition, _ = made.show(torch.zeros(4, *SHAPE, device="meta"), values, place, 1, place[0])
+    assert condition.shape == (4, made.observations.channels, 12, 12)
+    assert made.observations.channels == (3 if isinstance(operator, Mask) else 2)
 
 
 def test_what_asks_for_more_than_a_simulation_is_refused():
