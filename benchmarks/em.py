@@ -30,11 +30,11 @@ from emfast import random
 from emfast.config import Config
 from emfast.data import Images
 from emfast.em import load_model, train
+from emfast.em.device import resolve_device
 from emfast.em.e_step import reconstruct
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Predicted, Progress, RoundFinished
 from emfast.em.inputs import Inputs, read_inputs
-from emfast.em.model import resolve_device
 from emfast.em.state import RunFolder
 from emfast.evaluation import psnr, ssim
 from emfast.operators import Mask

@@ -30,8 +30,9 @@ from samplers_show import draw, lines_of
 from emfast.config import MStepConfig, NetworkConfig
 from emfast.data import load
 from emfast.em import load_model, prepare
+from emfast.em.device import resolve_device
 from emfast.em.m_step import m_step
-from emfast.em.model import build_model, resolve_device, save_model
+from emfast.em.model import build_model, save_model
 from emfast.evaluation import default_features, frechet_distance, psnr, ssim
 from emfast.graph import Graphed
 from emfast.operators import GaussianBlur, Identity, Mask

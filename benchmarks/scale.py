@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import measure
 import torch
-from simulated_time import Clock, Memory
+from simulated_time import Clock, Memory, View
 
 from emfast.em import lease as leases
 from emfast.em.lease import Lease, Watch
@@ -99,10 +99,11 @@ class Simulation:
             lease.begin()
             self.clock.at(begin + self.random.random() * lease.beat, lambda: renew(lease))
             watch = Watch(self.claims, clock=lambda: self.clock.now)
+            finished = View(self.store)
             queue = Queue(
                 self.shards,
-                lambda: [int(name) for name in self.store.names()],
-                self.claims,
+                lambda: [int(name) for name in finished.names()],
+                View(self.claims),
                 lease,
                 watch,
                 place=number / self.case.workers if begin == 0 else self.random.random(),

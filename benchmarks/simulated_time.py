@@ -89,5 +89,27 @@ class Memory:
 
     def names(self):
         """See `Files`."""
+        return self.names_after(0)
+
+    def names_after(self, first):
+        """Returns the names of a listing without so many that are known already; all of them are asked for."""
         self.count(2 + len(self.listed) // 1000)  # a touch, and about so many requests
-        return self.listed[: bisect_right(self.since, self.clock.now - self.age)]
+        return self.listed[first : bisect_right(self.since, self.clock.now - self.age)]
+
+
+class View:
+    """A folder in memory as one worker sees it: in a listing the names that are new to it, for it looks at no others.
+
+    Arguments:
+        folder: The folder.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.known = folder, 0
+        self.create, self.write, self.read = folder.create, folder.write, folder.read
+
+    def names(self):
+        """See `Files`."""
+        new = self.folder.names_after(self.known)
+        self.known += len(new)
+        return new

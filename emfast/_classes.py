@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import collections.abc
 import importlib
 import inspect
+import numbers
 import os
 import types
 from contextlib import suppress
 from dataclasses import is_dataclass
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from emfast._check import check
 
 PLAIN = ("builtins", "typing", "types", "collections.abc", "torch")  # modules whose classes are values, not settings
+LISTS = (list, tuple, collections.abc.Sequence)
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 class Argument(NamedTuple):
@@ -92,3 +98,66 @@ def imported(path: Any) -> Any:
             found = getattr(found, part, None)
         return found
     return None
+
+
+def described(kind: Any) -> str:
+    """Returns a type as a sentence names it."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return repr(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(repr, parts))}"
+    if get_origin(kind) in LISTS:
+        return f"a list of which each is {described(parts[0])}"
+    if get_origin(kind) is collections.abc.Callable:
+        return "the import path of a function"
+    return NAMES.get(kind) or str(getattr(kind, "__name__", kind))
+
+
+def check_fields(group: str, config: Any) -> None:
+    """Raises a sentence unless each field of a dataclass of options has a value of its type.
+
+    Files and command lines are read by their types; this is for what is made in Python. Paths become text, numbers of
+    numpy plain ones and tuples lists, so that the config can be written to a file.
+
+    Arguments:
+        group: The group of the config that it is; empty for the config itself.
+        config: The dataclass, whose types are those of files: plain ones, lists of them, and classes.
+    Raises:
+        TypeError: If a value is of another type.
+        ValueError: If it is none of the words that may stand there.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = alternatives(hint)
+        value: Any = _plain(getattr(config, name), kinds)
+        setattr(config, name, value)
+        words = any(get_origin(kind) is Literal for kind in kinds)
+        found, fix = repr(value) if isinstance(value, str) else value, None
+        if inspect.isclass(value):
+            found, fix = f"the class {value.__name__}", f"Write {value.__name__}(...)"
+        elif is_group(kinds[0]):
+            fix = f"Write {kinds[0].__name__}(...)"
+        key = f"{group}.{name}" if group else name
+        requirement = f"to be {' or '.join(map(described, kinds))}"
+        good = any(_is_of(value, kind) for kind in kinds)
+        check(good, "config", key, requirement, found, fix, ValueError if words else TypeError)
+
+
+def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """Returns a value as a file would give it."""
+    if isinstance(value, os.PathLike) and str in kinds:
+        return os.fspath(value)
+    if isinstance(value, tuple) and any(get_origin(kind) is list for kind in kinds):
+        return list(value)
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Returns whether a value is of a type, which is no union."""
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(item, parts[0]) for item in value)
+    return isinstance(value, origin)

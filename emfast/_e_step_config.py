@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emfast._check import check, check_positive
+from emfast._classes import check_fields
 
 
 @dataclass
@@ -37,6 +38,7 @@ class EStepConfig:
     parts: int = 8
 
     def __post_init__(self) -> None:
+        check_fields("e_step", self)
         check_positive("e_step", self, "shard_size", "warm_start", "subset", "scale_images", "parts")
         if self.batch_size != "auto":
             check_positive("e_step", self, "batch_size")

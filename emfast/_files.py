@@ -245,7 +245,8 @@ DELETE = "The file is damaged: delete it, or restore it from a copy, and run aga
 
 def _present(function: str, path: str | os.PathLike[str]) -> None:
     if not Path(path).is_file():
-        raise FileNotFoundError(message(function, str(path), "to be a file", "nothing there", "Check the path"))
+        found = "a folder" if Path(path).is_dir() else "nothing there"
+        raise FileNotFoundError(message(function, str(path), "to be a file", found, "Check the path"))
 
 
 def _aside(path: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emfast._check import MANY, check, check_positive
+from emfast._classes import check_fields
 
 
 @dataclass
@@ -64,6 +65,7 @@ class MStepConfig:
     checkpoint: int = 500
 
     def __post_init__(self) -> None:
+        check_fields("m_step", self)
         check_positive("m_step", self, "initial_steps", "steps", "final_steps", "batch_size", "checkpoint")
         check_positive("m_step", self, "learning_rate", "clip_norm")
         check(0 <= self.warmup <= MANY, "config", "m_step.warmup", f"to be in 0 ... {MANY}", self.warmup)

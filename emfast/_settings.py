@@ -17,12 +17,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from emfast._check import check, check_regular, message
-from emfast._classes import alternatives, arguments, base_of, class_at, imported, is_group, subclasses
+from emfast._classes import (
+    LISTS,
+    alternatives,
+    arguments,
+    base_of,
+    class_at,
+    described,
+    imported,
+    is_group,
+    subclasses,
+)
 from emfast._yaml import CLASS, NotYaml, check_yaml, load_yaml
 
 LARGEST = 2**63  # of whole numbers: torch and numpy hold them in 64 bits
-LISTS = (list, tuple, collections.abc.Sequence)
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 Tree = dict[str, Any]
 
 
@@ -223,9 +231,12 @@ class _Reader:
             with suppress(OtherKind):
                 return self.converted(kind, value, key)
         texts = [text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)]
-        near, described = nearest(str(value), texts), " or ".join(map(_described, kinds))
+        near = nearest(str(value), texts)
         fix = f"The nearest is {near!r}" if near else None
-        raise ValueError(message(self.function, key, f"to be {described}", value, fix))
+        if str(value).startswith("__main__."):
+            fix = "It is from a program: run that again, or move it to a module of its own"
+        requirement = f"to be {' or '.join(map(described, kinds))}"
+        raise ValueError(message(self.function, key, requirement, value, fix))
 
     def converted(self, kind: Any, value: Any, key: str) -> Any:
         """Returns a value as one type, which is no union; raises `OtherKind` if it is not of that type."""
@@ -286,15 +297,3 @@ def _loaded(word: Word) -> Any:
         return load_yaml(str(word))
     except NotYaml:
         return str(word)
-
-
-def _described(kind: Any) -> str:
-    """Returns a type as a sentence names it."""
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return repr(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(repr, parts))}"
-    if get_origin(kind) in LISTS:
-        return f"a list of which each is {_described(parts[0])}"
-    if get_origin(kind) is collections.abc.Callable:
-        return "the import path of a function"
-    return NAMES.get(kind) or str(getattr(kind, "__name__", kind))

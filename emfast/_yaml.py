@@ -84,6 +84,25 @@ def to_yaml(settings: Any) -> str:
     return "".join(lines) + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
+def defaults(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns what each setting is where nothing is said of it, by names with dots, for those that have a default.
+
+    A setting that a file of an older version lacks had that value, as far as it had any.
+
+    Arguments:
+        settings: What `to_yaml` writes; of an operator or a sampler the arguments are settings.
+        prefix: What the names begin with.
+    """
+    found: dict[str, Any] = {}
+    usual = _usual_arguments(type(settings))
+    for key, value in (_arguments(settings) or {}).items():
+        if not isinstance(value, type) and _arguments(value) is not None:
+            found |= defaults(value, f"{prefix}{key}.")
+        elif key in usual:
+            found[f"{prefix}{key}"] = _plain(usual[key], key, [])
+    return found
+
+
 @cache
 def _loader() -> Any:
     """Returns PyYAML's safe loader with numbers as YAML 1.2 has them, and without dates."""
@@ -190,6 +209,17 @@ def _arguments(value: Any) -> dict[str, Any] | None:
     bound = inspect.signature(type(value).__init__).bind(value, *given[0], **given[1])
     bound.apply_defaults()
     return {key: item for key, item in bound.arguments.items() if item is not value}
+
+
+def _usual_arguments(kind: type) -> dict[str, Any]:
+    """Returns the arguments that a class has by default."""
+    if not dataclasses.is_dataclass(kind):
+        parameters = inspect.signature(kind).parameters.items()
+        return {key: item.default for key, item in parameters if item.default is not item.empty}
+    factories = {item.name: item.default_factory for item in dataclasses.fields(kind) if callable(item.default_factory)}
+    constants = {item.name: item.default for item in dataclasses.fields(kind)}
+    made = {key: factory() for key, factory in factories.items()}
+    return {key: value for key, value in {**constants, **made}.items() if value is not dataclasses.MISSING}
 
 
 def _fingerprint(value: Any) -> str | None:

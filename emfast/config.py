@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from emfast._check import MANY, MOST, check, check_positive, check_sigma
+from emfast._classes import check_fields
 from emfast._e_step_config import EStepConfig
 from emfast._m_step_config import MStepConfig
 from emfast._settings import read_file, read_settings
@@ -53,6 +54,7 @@ class DataConfig:
     patch: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields("data", self)
         check_positive("data", self, "size", "crop", "limit", "patch")
         check_sigma(self.sigma or 0.0, "config")
         good = 0 <= self.clean_count <= MANY
@@ -86,6 +88,7 @@ class NetworkConfig:
     prediction: Literal["eps", "v", "x0"] = "eps"
 
     def __post_init__(self) -> None:
+        check_fields("network", self)
         check_positive("network", self, "layers", "head_dim", "groups")
         check(len(self.channels) > 0, "config", "network.channels", "to name at least one width", self.channels)
         good = 0 < min(self.channels) <= max(self.channels) <= 100_000
@@ -112,6 +115,7 @@ class GaussianConfig:
     always: bool = False
 
     def __post_init__(self) -> None:
+        check_fields("gaussian", self)
         check_positive("gaussian", self, "rank", "rounds", "images")
 
 
@@ -120,7 +124,8 @@ class EvaluationConfig:
     """What is measured after every round.
 
     Args:
-        samples: Images sampled from the model for the Frechet distance and the pictures, 2 or more; 0: none.
+        samples: Images sampled from the model for the Frechet distance and the pictures, 2 or more; 0: none. Without a
+            distance no more than the pictures show.
         steps: Deterministic sampling steps for them.
         order: 2 extrapolates each step from the one before: at as many evaluations far closer to what the model has
             learned. 1 does not.
@@ -137,6 +142,7 @@ class EvaluationConfig:
     pictures: int = 8
 
     def __post_init__(self) -> None:
+        check_fields("evaluation", self)
         check_positive("evaluation", self, "steps", "pictures")
         good = self.samples == 0 or 1 < self.samples <= MANY
         check(good, "config", "evaluation.samples", f"to be 0, or in 2 ... {MANY}", self.samples)
@@ -219,6 +225,10 @@ class Config:
         return {**expanded(tree), **usual_classes(tree)}
 
     def __post_init__(self) -> None:
+        fix = "Give operators.Linear(function, shape=(C, H, W)) for a function"
+        function = callable(self.operator) and not isinstance(self.operator, type | Operator)
+        check(not function, "config", "operator", "to be an Operator", self.operator, fix)
+        check_fields("", self)
         fix = f"Write Config.with_preset({self.preset!r}, shape, ...)"
         check(self.preset is None, "config", "preset", "to be read from a file or a command line", self.preset, fix)
         if self.operator is None and self.data.observations is None:
@@ -238,9 +248,6 @@ class Config:
         check(good, "config", "switch_scale", "to be >= 0 and finite", self.switch_scale)
         check(0 < self.keep <= most, "config", "keep", f"to be in 1 ... {most}", self.keep)
         check(bool(self.output), "config", "output", "to be a folder", repr(self.output))
-        kind, fix = (Operator, type(None)), "Give operators.Linear(function, shape=(C, H, W)) for a function"
-        check(isinstance(self.operator, kind), "config", "operator", "to be an Operator", self.operator, fix)
-        check(isinstance(self.sampler, Sampler), "config", "sampler", "to be a Sampler", self.sampler)
         steps = getattr(self.sampler, "steps", 1)
         check(steps > 0, "config", "sampler.steps", "to be positive", steps)
         if self.model is None:

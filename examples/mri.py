@@ -100,7 +100,7 @@ def main(output: str = "runs/mri", count: int = 256, side: int = 32, **settings:
     scans, truth = measure(phantoms(count, side)), phantoms(8, side, seed=1)
     options = {"output": output, "operator": MultiCoil(), "sigma": 0.01, "data": DataConfig(clean=None), **settings}
     config = Config.with_preset("tiny", (2, side, side), **options)
-    folder = emfast.train(config, callback=print, observations=scans)
+    folder = emfast.train(config, callback=emfast.reporting.show, observations=scans)
 
     denoiser = emfast.diffusion.Denoiser.from_pretrained(folder)
     new = measure(truth, seed=1)

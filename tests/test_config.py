@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import tiny_run
 import torch
@@ -103,20 +104,6 @@ def test_a_mistake_in_a_file_is_one_sentence(tmp_path, text, words):
     assert tiny_run.one_sentence(str(error.value), words)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"operator": halved}, ["operator", "Operator", "Give operators.Linear(function, shape=(C, H, W))"]),
-        ({"operator": Mask}, ["operator", "Operator", "Mask"]),
-        ({"sampler": DPS}, ["sampler", "Sampler", "DPS"]),
-    ],
-)
-def test_what_is_no_operator_or_sampler(changes, words):
-    with pytest.raises(ValueError, match=r"^config: expected") as error:
-        emfast.Config(**changes)
-    assert tiny_run.one_sentence(str(error.value), words)
-
-
 def local():
     class Local(Identity):
         def __init__(self, factor=1.0):
@@ -189,3 +176,35 @@ def test_copies_of_an_operator_are_written_alike(tmp_path):
     for other in (copy.copy(operator), copy.deepcopy(operator), pickle.loads(pickle.dumps(operator))):
         assert isinstance(other, Operator)
         assert emfast.Config(operator=other).to_yaml() == text
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: emfast.Config(schedule="contin"), r"schedule to be one of 'rounds', 'continuous', got 'contin'"),
+        (lambda: MStepConfig(optimizer="sgd"), r"m_step.optimizer to be one of 'adamw', 'muon', got 'sgd'"),
+        (lambda: emfast.Config(rounds="3"), r"rounds to be a whole number, got '3'"),
+        (lambda: emfast.Config(seed=1.5), r"seed to be a whole number, got 1.5"),
+        (lambda: MStepConfig(learning_rate="1e-4"), r"m_step.learning_rate to be a number, got '1e-4'"),
+        (lambda: EStepConfig(batch_size="many"), r"e_step.batch_size to be a whole number or 'auto', got 'many'"),
+        (lambda: NetworkConfig(channels="8,16"), r"network.channels to be a list of which each is a whole number"),
+        (lambda: emfast.Config(network={"layers": 1}), r"network to be NetworkConfig, .* Write NetworkConfig\(...\)"),
+        (lambda: emfast.Config(sampler=DPS), r"sampler to be Sampler or null, got the class DPS. Write DPS\(...\)"),
+        (lambda: emfast.Config(operator=Mask), r"operator to be Operator or null, got the class Mask"),
+        (
+            lambda: emfast.Config(operator=halved),
+            r"operator to be an Operator, got .* Give operators.Linear\(function, shape",
+        ),
+    ],
+)
+def test_what_is_of_another_type_is_told(make, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        make()
+
+
+def test_paths_numpy_and_tuples_are_taken_as_a_file_has_them(tmp_path):
+    network = NetworkConfig(channels=(8, 16), attention=())
+    config = emfast.Config(output=tmp_path / "run", rounds=np.int64(3), sigma=np.float32(0.5), network=network)
+    assert yaml.safe_load(config.to_yaml())["network"]["channels"] == [8, 16]
+    assert (config.output, config.rounds, config.sigma) == (str(tmp_path / "run"), 3, 0.5)
+    assert emfast.Config(data=DataConfig(images=tmp_path / "a")).data.images == str(tmp_path / "a")

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "emfast"
 
 LAYERS = (
-    ("_check", "_json", "_classes", "_process", "_safetensors"),
-    ("dispatch",),
+    ("_check", "_json", "_process", "_safetensors"),
+    ("dispatch", "_classes"),
     ("_files", "_library", "_memory", "_yaml"),
     ("random", "graph", "_records", "_settings", "_e_step_config", "_m_step_config"),
     ("ops", "data", "evaluation"),

@@ -18,8 +18,9 @@ from torch import Tensor
 from emfast import Config
 from emfast.diffusion import Denoiser
 from emfast.em import prepare
+from emfast.em.device import resolve_device
 from emfast.em.m_step import Batches, m_step
-from emfast.em.model import build_model, resolve_device
+from emfast.em.model import build_model
 from emfast.em.trainer import Trainer
 
 STEPS = 1350  # of a training that is not part of a round: no fewer than any method in rounds has in all

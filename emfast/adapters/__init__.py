@@ -124,12 +124,17 @@ def report(model: Any) -> dict[str, dict[str, Any]]:
 
     Returns:
         `swapped` and `left`: the number of modules of each class that are accelerated and that were left as they are.
-        `reasons`: for modules of a known class that compute as their own class does, by name, why.
+        `reasons`: for modules of a known class that compute as their own class does, by name, why. Of a network with
+            no module of a known class, under the name "".
     """
     network = _network("report", model)
     swapped = Counter(original_class(module).__name__ for module in network.modules() if _is_fast(module))
     left = Counter(original_class(module).__name__ for module in left_alone(network))
-    return {"swapped": dict(swapped), "left": dict(left), "reasons": dict(_named_reasons(network))}
+    reasons = dict(_named_reasons(network))
+    if not swapped and not reasons:
+        known = ", ".join(name for adapter in ADAPTERS for name in adapter.NETWORKS)
+        reasons[""] = f"{type(network).__name__} has no module of a class that is known, as {known} have"
+    return {"swapped": dict(swapped), "left": dict(left), "reasons": reasons}
 
 
 def _is_fast(module: nn.Module) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,12 +20,6 @@ def gather(argv: list[str]) -> list[str]:
     count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
     words = [os.path.expanduser(word) for word in argv[:count]]
     return [json.dumps(words), *argv[count:]] if count else argv
-
-
-def model_folder(path: str | os.PathLike[str]) -> Path:
-    """Returns the folder of the model: `model/` of a run, or the folder itself."""
-    path = Path(path)
-    return path / "model" if (path / "model").is_dir() and not (path / "unet").is_dir() else path
 
 
 def write_images(path: str | os.PathLike[str], images: Tensor) -> None:

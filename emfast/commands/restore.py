@@ -17,15 +17,17 @@ from emfast._check import check, message
 from emfast._files import is_unused, write_text
 from emfast._safetensors import checksum
 from emfast._settings import choice
+from emfast._yaml import defaults
 from emfast.commands.display import Display
-from emfast.commands.files import model_folder
 from emfast.commands.restored import write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load
 from emfast.data.origin import check_range, range_of_note, read_origin
 from emfast.diffusion import Denoiser, TiledDenoiser
+from emfast.diffusion.loading import model_folder
 from emfast.em import Observations, e_step, load_model, prepare
-from emfast.em.model import read_note, resolve_device
+from emfast.em.device import resolve_device
+from emfast.em.model import read_note
 from emfast.operators import Given, Operator
 from emfast.reporting import COLUMNS, plain_table, write_report
 from emfast.samplers import Sampler, default_sampler
@@ -245,10 +247,14 @@ def _claim(options: Options, yaml: str, identity: Mapping[str, Any], count: int)
         "other files",
         fix,
     )
-    stores = [Store(output / STORE, count=count, shard_size=options.shard_size, identity=identity)]
+
+    def store(folder: Path, identity: Mapping[str, Any]) -> Store:
+        size = options.shard_size
+        return Store(folder, count=count, shard_size=size, identity=identity, defaults=defaults(options))
+
+    stores = [store(output / STORE, identity)]
     for number in range(1, options.samples):
-        own, folder = {**identity, "sample": number}, output / "samples" / str(number + 1)
-        stores.append(Store(folder, count=count, shard_size=options.shard_size, identity=own))
+        stores.append(store(output / "samples" / str(number + 1), {**identity, "sample": number}))
     write_text(output / "config.yaml", yaml)
     return stores
 

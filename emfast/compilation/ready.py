@@ -87,7 +87,7 @@ def _calls(model: str | os.PathLike[str]) -> set[str]:
     from emfast.adapters import accelerate
     from emfast.compilation.precompile import BATCHES, digest, trace
     from emfast.em import load_model
-    from emfast.em.model import resolve_precision
+    from emfast.em.device import resolve_precision
 
     denoiser, shape = load_model(model)
     dtype = resolve_precision("auto", torch.device("cuda")) if torch.cuda.is_available() else torch.bfloat16

@@ -19,10 +19,14 @@ _FIX = "Give an unchanged file of the binary version: data_batch_1.bin, test_bat
 
 
 def training_files(folder: Path) -> list[Path]:
-    """Returns the files of the training images in a folder of CIFAR-10 or of CIFAR-100; none in any other folder."""
-    batches = distinct(sorted(folder.glob("data_batch_*.bin")))
+    """Returns the files of a folder of CIFAR-10 or CIFAR-100: the training images, or the others if it has them alone.
+
+    Arguments:
+        folder: The folder; there are none in any other one.
+    """
+    batches = distinct(sorted(folder.glob("data_batch_*.bin"))) or [folder / "test_batch.bin"]
     both = [folder / "train.bin", folder / "test.bin"]
-    return batches or (both[:1] if all(path.is_file() for path in both) else [])
+    return batches if batches[0].is_file() else both[:1] if all(path.is_file() for path in both) else []
 
 
 def read_cifar(files: list[Path], limit: int | None = None) -> Tensor | Rows:

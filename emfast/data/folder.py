@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.data.arrays import check_units
-from emfast.data.files import PICTURES, distinct, files_below
+from emfast.data.files import PICTURES, SUFFIXES, distinct, files_below
 from emfast.data.picture import Picture, read_picture
 from emfast.data.resize import crop_and_resize
 from emfast.data.rows import Rows, collect, picked
@@ -42,7 +42,9 @@ def read_folder(
         OSError: If a folder cannot be read.
     """
     files = _pictures(path) if path.is_dir() else [path]
-    check(len(files) > 0, "load", str(path), f"to hold pictures ({', '.join(PICTURES)})", "none", "Check the path")
+    others = [] if files else [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
+    fix = f"Name the file, as in {others[0]}" if others else "Check the path"
+    check(len(files) > 0, "load", str(path), f"to hold pictures ({', '.join(PICTURES)})", "none", fix)
     files = files[:limit]
     rows, kind, wanted = _collect(files, None, crop, size, limit, str(path))
     if wanted != kind:  # the first picture was not like all others

@@ -33,6 +33,7 @@ class Store:
         count: Rows in all.
         shard_size: Rows of each shard but the last.
         identity: JSON values that say what the rows are (seed, round, sampler, fingerprints, ...).
+        defaults: What a value of the identity was in a store that was begun before it was noted.
         dtype: What the tensors called images are written as: float32, or bfloat16, which takes half the disk and
             rounds by up to 1/512 of a value. They are read as float32.
     Raises:
@@ -47,6 +48,7 @@ class Store:
         count: int,
         shard_size: int,
         identity: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check(count > 0, "Store", "count", "to be positive", count)
@@ -60,7 +62,7 @@ class Store:
         starts = range(0, count, shard_size)
         self.shards = [(index, start, min(start + shard_size, count)) for index, start in enumerate(starts)]
         if (self.folder / MANIFEST).exists():
-            self._compare(_manifest(self.folder))
+            self._compare(_manifest(self.folder), defaults or {})
             return
         if any(self.folder.glob("shard-*.safetensors")):  # their manifest was lost
             self._check_own()
@@ -214,15 +216,18 @@ class Store:
     def _stamp(self, index: int) -> dict[str, str]:
         return {"shard": str(index), "store": _hash(self.count, self.shard_size, self.identity)}
 
-    def _compare(self, manifest: dict[str, Any]) -> None:
+    def _compare(self, manifest: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Raises a ValueError unless a manifest is this store's, whose identity becomes the one noted there."""
         given = {**self.identity, "count": self.count, "shard_size": self.shard_size}
         there = {**manifest["identity"], "count": manifest["count"], "shard_size": manifest["shard_size"]}
+        there = {**{key: value for key, value in defaults.items() if key in given}, **there}
         for key in [*there, *(key for key in given if key not in there)]:
             if key not in given or key not in there or given[key] != there[key]:
                 wanted = repr(there[key]) if key in there else "absent"
                 found = repr(given[key]) if key in given else "nothing"
                 requirement = f"to be {wanted} as in the store {self.folder}"
                 raise ValueError(message("Store", repr(key), requirement, found, _OTHER))
+        self.identity = manifest["identity"]
 
 
 _OTHER = "Give another folder, or delete this one"

@@ -91,7 +91,7 @@ class Denoiser(nn.Module):
         """Returns the denoiser of a diffusers pipeline or of its folder, in evaluation mode.
 
         Arguments:
-            source: The folder of a pipeline, or of a UNet2DModel; or a pipeline.
+            source: The folder of a pipeline, of a UNet2DModel, or of a run; or a pipeline.
             schedule: That of a folder without a scheduler.
             options: Further arguments of `Denoiser`.
         Raises:

@@ -52,14 +52,14 @@ def read_folder(folder: str | os.PathLike[str], *, scheduled: bool = True) -> Fo
     """Returns the network of a folder, its scheduler and the shape (C, H, W) of its images.
 
     Arguments:
-        folder: That of a pipeline (with `unet/` and `scheduler/`), or of a UNet2DModel with a folder `scheduler/` in
-            it or beside it.
+        folder: That of a pipeline (with `unet/` and `scheduler/`), of a UNet2DModel with a folder `scheduler/` in it or
+            beside it, or of a run, for its newest model.
         scheduled: Whether the scheduler is read.
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no model, a damaged one, or one that is not understood; the file at fault is named.
     """
-    path = Path(folder)
+    path = model_folder(folder)
     settle_folder(path)
     if not path.is_dir():
         raise FileNotFoundError(message("load_model", str(folder), "to be a model folder", "nothing there"))
@@ -73,6 +73,17 @@ def read_folder(folder: str | os.PathLike[str], *, scheduled: bool = True) -> Fo
     shape = (int(network.config.in_channels), *_sides(network, unet))
     network, condition = read_condition(path, network)
     return Folder(network, scheduler, shape, condition)
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a model: `model/` of a run, or the folder itself.
+
+    Arguments:
+        path: The folder of a run, or of a model.
+    """
+    path = Path(path)
+    own = (path / "unet").is_dir() or (path / "config.json").is_file()
+    return path / "model" if (path / "model").is_dir() and not own else path
 
 
 def _check_parts(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 
@@ -44,16 +45,45 @@ def choose_batch_size(sampler: Sampler, denoiser: Denoiser, observations: Observ
     return best
 
 
-def step_seconds(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> tuple[float, int]:
-    """Returns the time of a sampler's second step (the first prepares weights and memory), in seconds, and all steps.
+def step_seconds(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    observations: Observations,
+    ids: Tensor,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, int]:
+    """Returns the time of a step of a sampler, in seconds, and all its steps.
 
     Arguments:
         sampler: The posterior sampler.
         denoiser: The prior, on the device to use.
         observations: The observations.
         ids: (N,) ids of those to take together.
+        clock: What tells the time, in seconds.
     """
     device = next(denoiser.parameters()).device
+    y, operator, sigma = observations.read(ids).to(device), observations.operator, observations.sigma
+
+    def sample(callback: Callable[[int, int], None]) -> None:
+        sampler(denoiser, y, operator, sigma=sigma, ids=ids.to(device), callback=callback)
+
+    return timed(sample, device, clock)
+
+
+def timed(
+    sample: Callable[[Callable[[int, int], None]], object],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, int]:
+    """Returns the time of the faster of the second and third step, in seconds, and all steps.
+
+    The first one prepares weights and memory.
+
+    Arguments:
+        sample: Called as sample(callback), it begins to sample and calls callback(steps done, steps in all).
+        device: Where it does.
+        clock: What tells the time, in seconds.
+    """
     marks: list[float] = []
     count = 1
 
@@ -62,14 +92,15 @@ def step_seconds(sampler: Sampler, denoiser: Denoiser, observations: Observation
         count = steps
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        marks.append(time.perf_counter())
+        marks.append(clock())
         if done >= min(3, steps):
             raise _Enough
 
-    y = observations.read(ids).to(device)
+    start = clock()
     with suppress(_Enough):
-        sampler(denoiser, y, observations.operator, sigma=observations.sigma, ids=ids.to(device), callback=stop)
-    return (min(b - a for a, b in pairwise(marks)) if len(marks) > 1 else 1.0), count
+        sample(stop)
+    # A sampler of one step has no second one.
+    return (min(b - a for a, b in pairwise(marks)) if len(marks) > 1 else marks[0] - start), count
 
 
 def _largest(sampler: Sampler, denoiser: Denoiser, observations: Observations, ids: Tensor) -> int:

@@ -12,12 +12,13 @@ from emfast._files import settle_folder
 from emfast.data.rows import Rows, joined, picked
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
+from emfast.em.announcement import WEIGHTS, write_weights
 from emfast.em.e_steps import Reconstructions, clamped
 from emfast.em.m_step import Training
 from emfast.em.model import save_model
 from emfast.em.state import Stopwatch
 from emfast.em.trainer import Trainer
-from emfast.samplers import Sampler, WarmStart
+from emfast.samplers import Sampler
 
 if TYPE_CHECKING:
     from emfast.em.run import Run
@@ -72,19 +73,15 @@ class Continuous:
 
     def sweep(self, number: int) -> Reconstructions:
         """Returns the reconstructions of a round, each part of them made as the training had come to it."""
-        e_steps, ids = self.run.e_steps, torch.arange(len(self.observations))
-        before = clamped(e_steps.whole(number - 1).rows("images")) if number > 1 else self.run.first_images()
+        e_steps, denoiser = self.run.e_steps, self.run.model(number - 1)
+        before = e_steps.before(number, "warm")
+        sampler, ids, scale = e_steps.plan(number, "warm", denoiser, before)
         store = e_steps.store(number, "warm", len(ids))
-        denoiser = self.run.model(number - 1)
-        sampler, scale = e_steps.scaled(number, denoiser)
-        noise = self.config.e_step.warm_start
-        if noise is not None and sampler.begins_at_noise and len(before):
-            sampler = WarmStart(sampler, before, ids[: len(before)], noise)
         if not self._settled(number):
             trainer = self._trainer(denoiser)
             parts = self._parts(number, store)
             self._load(trainer, number, store, parts)
-            self._train(number, trainer, denoiser, before, parts, (store, sampler))
+            self._train(number, trainer, denoiser, before.images, parts, (store, sampler))
         self.processes.wait()
         seconds = float(store.load("seconds").sum())
         return Reconstructions(store.rows("images"), ids, scale, e_steps.evaluations(sampler, ids), seconds)
@@ -159,6 +156,7 @@ class Continuous:
             training.advance(part.end, lambda done: report(done - first, last - first), self.run.log.follow(number))
         if self.processes.main:
             trainer.save(folder / STATE)
+            (folder / WEIGHTS).unlink(missing_ok=True)
         if training is not None:
             training.finish()
         else:
@@ -178,5 +176,8 @@ class Continuous:
         ids, seconds = torch.arange(len(self.observations)), trainer.watch.seconds
         with trainer.averaged():
             size = self.run.e_steps.batch_size(sampler, denoiser, ids)
+            if self.processes.main:
+                write_weights(self.folder.round(number), denoiser.network, trainer.step)
+            self.run.e_steps.announce(number, "warm", size, part.shards, trainer.step)
             self.run.e_steps.make(number, sampler, denoiser, ids, store, batch_size=size, shards=part.shards)
         trainer.watch = Stopwatch(seconds)

@@ -17,8 +17,9 @@ from emfast.data.store import MANIFEST, Store
 from emfast.diffusion import Denoiser
 from emfast.em.announcement import Announcement
 from emfast.em.batch_size import choose_batch_size
+from emfast.em.device import resolve_precision
 from emfast.em.e_step import e_step
-from emfast.em.model import resolve_precision
+from emfast.em.first_images import begins_with_images, first_images
 from emfast.em.queue import clear, shared
 from emfast.em.shards import Shard
 from emfast.em.state import RECONSTRUCTIONS
@@ -39,6 +40,13 @@ class Reconstructions(NamedTuple):
     scale: float | None
     evaluations: float  # of the network, per image
     seconds: float
+
+
+class Before(NamedTuple):
+    """The images that a round begins with, and the ids of their observations."""
+
+    images: Tensor | Rows  # (N, C, H, W)
+    ids: Tensor  # (N,)
 
 
 def clamped(images: Tensor | Rows) -> Tensor | Rows:
@@ -75,23 +83,46 @@ class ESteps:
         sampler, ids, scale = self.plan(number, phase, denoiser)
         store = self.store(number, phase, len(ids))
         size = self.batch_size(sampler, denoiser, ids)
-        if self.processes.main:
-            precision = str(resolve_precision(self.config.precision, self.run.device)).removeprefix("torch.")
-            Announcement(number, phase, size, precision).write(self.folder.path)
+        self.announce(number, phase, size)
         callback = self.run.progress("e-step", number)
         self.make(number, sampler, denoiser, ids, store, batch_size=size, callback=callback)
         seconds = float(store.load("seconds").sum())
         return Reconstructions(store.rows("images"), ids, scale, self.evaluations(sampler, ids), seconds)
 
-    def plan(self, number: int, phase: str, denoiser: Denoiser) -> tuple[Sampler, Tensor, float | None]:
-        """Returns the sampler of a round, the ids of its observations in the order of the store, and the scale."""
+    def plan(
+        self, number: int, phase: str, denoiser: Denoiser, before: Before | None = None
+    ) -> tuple[Sampler, Tensor, float | None]:
+        """Returns the sampler of a round, the ids of its observations in the order of the store, and the scale.
+
+        Arguments:
+            number, phase: Those of the round.
+            denoiser: The model that the round begins with.
+            before: What `before` returns, if that is known.
+        """
         self.take_sigma(number)
         ids = self.subset(number, phase)
         scaled, scale = self.scaled(number, denoiser)
-        sampler = self.warm(number, scaled)
+        sampler = self.warm(number, phase, scaled, before)
         if isinstance(sampler, WarmStart):  # one batch at most is mixed
             ids = torch.cat((ids[sampler.known(ids)], ids[~sampler.known(ids)]))
         return sampler, ids, scale
+
+    def announce(
+        self, number: int, phase: str, batch_size: int, shards: Sequence[Shard] = (), step: int | None = None
+    ) -> None:
+        """Tells those who join which shards are made now, and by which model.
+
+        Arguments:
+            number: The round.
+            phase: "warm" or "final".
+            batch_size: Observations reconstructed together.
+            shards: The shards, which follow each other; all of them by default.
+            step: The training steps after which the model is, if it is that of a moment.
+        """
+        if self.processes.main:
+            precision = str(resolve_precision(self.config.precision, self.run.device)).removeprefix("torch.")
+            first, stop = (shards[0][0], shards[-1][0] + 1) if shards else (0, None)
+            Announcement(number, phase, batch_size, precision, first, stop, step).write(self.folder.path)
 
     def take_sigma(self, number: int) -> None:
         """Takes the noise level that was estimated before a round for that of the observations, if it is unknown."""
@@ -150,13 +181,30 @@ class ESteps:
             self.observations.sigma = sigma
         return store
 
-    def warm(self, number: int, sampler: Sampler) -> Sampler:
-        """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any."""
+    def warm(self, number: int, phase: str, sampler: Sampler, before: Before | None = None) -> Sampler:
+        """Returns the sampler, made to begin at the reconstructions of the round before if it can and there are any.
+
+        Arguments:
+            number: The round.
+            phase: "warm" or "final".
+            sampler: The sampler.
+            before: Those reconstructions, where they are known.
+        """
         noise = self.config.e_step.warm_start
-        if noise is None or not sampler.begins_at_noise or number == 1:
+        if noise is None or not sampler.begins_at_noise:
             return sampler
-        before = self.whole(number - 1)
-        return WarmStart(sampler, clamped(before.rows("images")), before.load("ids"), noise)
+        images, ids = before or self.before(number, phase)
+        return WarmStart(sampler, images, ids, noise) if len(ids) else sampler
+
+    def before(self, number: int, phase: str) -> Before:
+        """Returns the images that a round begins with; a first one with none, or those under a Gaussian."""
+        if number > 1:
+            store = self.whole(number - 1)
+            return Before(clamped(store.rows("images")), store.load("ids"))
+        if phase == "warm" and self.config.schedule == "continuous" and begins_with_images(self.run):
+            images, ids, _ = first_images(self.run)
+            return Before(clamped(images), ids)
+        return Before(torch.empty(0, *self.observations.shape), torch.empty(0, dtype=torch.int64))
 
     def evaluations(self, sampler: Sampler, ids: Tensor) -> float:
         """Returns the network evaluations per image, the mean over a round's observations."""

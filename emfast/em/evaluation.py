@@ -62,6 +62,12 @@ class Evaluator:
             self.distance = frechet_distance
             self.reference = self.features.extract(reference) if self.processes.main else torch.empty(0)
 
+    @property
+    def count(self) -> int:
+        """How many samples are drawn in a round: without a distance as many as the pictures show."""
+        config = self.config
+        return config.samples if self.features is not None else min(config.samples, config.pictures**2)
+
     def reconstructions(self, x: Tensor | Rows, ids: Tensor, observations: Observations) -> dict[str, float | None]:
         """Returns the means of psnr and ssim (None without the truth, or a window for SSIM to fit in) and misfit.
 
@@ -106,7 +112,7 @@ class Evaluator:
             seed: The key of the samples: the same for every round, so that rounds can be compared.
             callback: Called as callback(done, in all).
         """
-        count = self.config.samples
+        count = self.count
         if count == 0:
             return torch.empty(0, *self.shape), {"fd": None, "features": None}
         store = self._store(folder.round(number) / SAMPLES, number, seed)
@@ -137,7 +143,7 @@ class Evaluator:
         """Returns the store of the samples; one that lacks the features, of references that came later, begins anew."""
         features = None if self.features is None else self.features.name
         identity = {"round": number, "seed": seed, "features": features}
-        arguments: dict[str, Any] = {"count": self.config.samples, "shard_size": BATCH, "identity": identity}
+        arguments: dict[str, Any] = {"count": self.count, "shard_size": BATCH, "identity": identity}
         if self.processes.main:
             try:
                 Store(folder, **arguments)

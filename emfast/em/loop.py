@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emfast._check import check
+from emfast.em.device import resolve_device
 from emfast.em.events import Event
 from emfast.em.given import take
 from emfast.em.lock import held
-from emfast.em.model import resolve_device
 from emfast.em.plan import next_phase
 from emfast.em.prediction import predict
 from emfast.em.processes import is_main, join

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from emfast import random
-from emfast._check import check, check_finite, message
+from emfast._check import check, check_finite
 from emfast._files import read_json, settle_folder, write_folder, write_json
-from emfast.adapters import accelerate
 from emfast.diffusion import Denoiser
 from emfast.diffusion.condition import conditioned, prior_config, prior_of
 from emfast.diffusion.denoiser import halvings
@@ -154,8 +153,15 @@ def damaged_file(folder: str | os.PathLike[str]) -> str | None:
         return None
     except (OSError, ValueError, TypeError):
         return NOTE
-    found = _checksums(path)
-    return next((name for name in sorted(expected) if found.get(name) != expected[name]), None)
+    return next((name for name in sorted(expected) if not _has(path / name, expected[name])), None)
+
+
+def _has(path: Path, expected: str) -> bool:
+    """Returns whether there is a file with a checksum that may be read."""
+    try:
+        return _checksum(path) == expected
+    except OSError:
+        return False
 
 
 def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -168,7 +174,11 @@ def read_note(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def _checksums(path: Path) -> dict[str, str]:
     """Returns the CRC-32 of every file below a folder but the note, by its name there."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != NOTE)
-    return {file.relative_to(path).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in files}
+    return {file.relative_to(path).as_posix(): _checksum(file) for file in files}
+
+
+def _checksum(path: Path) -> str:
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def load_model(
@@ -213,7 +223,7 @@ def load_whole(folder: str | os.PathLike[str], fix: str, like: Denoiser | None =
     """
     settle_folder(folder)
     bad = damaged_file(folder)
-    check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or no file", fix)
+    check(bad is None, "train", f"{folder}/{bad}", "to be as it was written", "another content, or none to read", fix)
     if like is not None:
         scheduled = (Path(folder) / "scheduler").is_dir()
         return read_own(Path(folder), like), read_scheduler_of(Path(folder)) if scheduled else None
@@ -241,59 +251,3 @@ def publish_model(
         model = load_whole(source, fix, like)
         note = {key: value for key, value in read_note(source).items() if key != "files"}
         save_model(*model, folder, {**note, "round": number})
-
-
-def resolve_device(name: str) -> torch.device:
-    """Returns the device of a config: "auto" is CUDA if there is one.
-
-    Raises:
-        ValueError: If the name is not a device's, or there is no such device.
-    """
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        missing = device.type == "cuda" and not torch.cuda.is_available()
-        if not missing:
-            torch.zeros(1, device=device).cpu()  # is there one of that number, and does it hold values?
-    except Exception:  # every kind of device has its own way to say that it is not there
-        raise ValueError(message("device", "device", 'to be "auto", "cpu", "cuda", ... and to exist', name)) from None
-    check(not missing, "device", "device", "to exist", f"{name}, but no CUDA device is visible")
-    return device
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the compute dtype of a config: "auto" is bfloat16 where the hardware multiplies matrices in it.
-
-    Arguments:
-        name: "auto", "float32" or "bfloat16".
-        device: Where it is computed.
-    """
-    if name == "auto":
-        if device.type == "cuda":
-            good = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            good = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-        name = "bfloat16" if good else "float32"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def prepare(denoiser: Denoiser, device: torch.device, precision: str = "auto", *, fast: bool | None = None) -> Denoiser:
-    """Returns the denoiser on a device, its network computing in a precision; the values of the weights stay.
-
-    Arguments:
-        denoiser: The denoiser.
-        device: Where to put it.
-        precision: "auto", "float32" or "bfloat16".
-        fast: Accelerates the modules that emfast knows; None: where that was measured to be faster, on CPUs and, in
-            bfloat16, on GPUs.
-    """
-    dtype = resolve_precision(precision, device)
-    measured = device.type == "cpu" or (device.type == "cuda" and dtype == torch.bfloat16)
-    if measured if fast is None else fast:
-        accelerate(denoiser.network, dtype=dtype)
-    else:
-        denoiser.dtype = dtype
-        if device.type == "cuda" and dtype == torch.bfloat16:  # tensor cores read channels innermost
-            denoiser.network.to(memory_format=torch.channels_last)
-    return denoiser.to(device)

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -227,7 +226,8 @@ def shared(
 
     with Lease(files) as lease:
         start = random.Random(lease.name).random() if place is None else place
-        queue = Queue(shards, partial(_finished, store), files, lease, Watch(files), place=start, sleep=sleep)
+        finished = _finished(store)
+        queue = Queue(shards, finished, files, lease, Watch(files), place=start, sleep=sleep)
         if place is None:
             queue.look()
         else:
@@ -236,10 +236,14 @@ def shared(
         yield queue
 
 
-def is_open(store: Store) -> bool:
-    """Returns whether the shards of a whole store are being made, and some are not there."""
-    there = _folder(store, store.shards).is_dir()
-    return there and not all(store.path(index).exists() for index, *_ in store.shards)
+def is_open(store: Store, shards: Sequence[Shard]) -> bool:
+    """Returns whether shards of a store are being made together, and some are not there.
+
+    Arguments:
+        store: The store.
+        shards: The shards.
+    """
+    return _folder(store, shards).is_dir() and not all(store.path(index).exists() for index, *_ in shards)
 
 
 def clear(store: Store, shards: Sequence[Shard] | None = None) -> None:
@@ -256,7 +260,8 @@ def _folder(store: Store, shards: Sequence[Shard]) -> Path:
     return store.folder / f"claims-{shards[0][0]:05d}"
 
 
-def _finished(store: Store) -> list[int]:
-    """Returns the shards that a listing of the store's folder has, which may be seconds old."""
+def _finished(store: Store) -> Callable[[], list[int]]:
+    """Returns what gives the shards that a listing of the store's folder has, which may be seconds old."""
     names = {store.path(index).name: index for index, *_ in store.shards}
-    return [names[name] for name in Shared(store.folder).names() if name in names]
+    folder = Shared(store.folder)
+    return lambda: [names[name] for name in folder.names() if name in names]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +10,25 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_finite
-from emfast._files import read_tensors, settle_folder, write_tensors
+from emfast._check import check
+from emfast._files import settle_folder, write_tensors
 from emfast._records import write_record
-from emfast.data.rows import Rows, collect, joined
+from emfast._yaml import defaults
+from emfast.data.rows import Rows, joined
 from emfast.diffusion import Denoiser
 from emfast.em.conditions import conditions_of
 from emfast.em.continuous import Continuous
+from emfast.em.device import prepare
 from emfast.em.e_steps import ESteps, Reconstructions, clamped
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
+from emfast.em.first_images import begins_with_images, first_images
 from emfast.em.given import Given
-from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
-from emfast.em.model import (
-    build_model,
-    load_pipeline,
-    load_whole,
-    prepare,
-    publish_model,
-    reinitialise,
-    save_model,
-)
+from emfast.em.model import build_model, load_pipeline, load_whole, publish_model, reinitialise, save_model
 from emfast.em.noise_estimate import estimate_sigma
-from emfast.em.own_network import is_own
+from emfast.em.own_network import check_network, is_own
 from emfast.em.processes import Processes
 from emfast.em.run_log import RunLog
 from emfast.em.state import RunFolder, Stopwatch
@@ -79,6 +72,7 @@ class Run:
         self.own: Denoiser | None = None  # where only the user's code can build the network
         if given.model is not None:
             self.denoiser, self.scheduler = given.model
+            check_network(self.denoiser, shape)
             self.own = copy.deepcopy(self.denoiser) if is_own(*given.model) else None
         elif config.model is not None:
             self.denoiser, self.scheduler, model_shape = load_pipeline(config.model)
@@ -89,7 +83,7 @@ class Run:
         self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape, self.device, processes)
         self.folder = RunFolder(config.output)
         if self.processes.main:
-            self.folder.claim(config.to_yaml(), self.inputs.fingerprints)
+            self.folder.claim(config.to_yaml(), self.inputs.fingerprints, defaults(config))
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
         self.log, self.e_steps = RunLog(self), ESteps(self)
@@ -155,8 +149,8 @@ class Run:
         preview: dict[str, Tensor] = {}
         images: Tensor | Rows = torch.empty(0, *self.observations.shape)
         images = images if self.inputs.clean is None else self.inputs.clean.floats
-        if self.begins_with_reconstructions:
-            found, ids, seconds = self.first_reconstructions()
+        if begins_with_images(self):
+            found, ids, seconds = first_images(self)
             row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
             row |= self.evaluator.reconstructions(found, ids, self.observations) if self.processes.main else {}
             preview, images = self.preview(found, ids), joined((images, clamped(found)))
@@ -168,45 +162,6 @@ class Run:
             save_model(self.denoiser, self.scheduler, folder / "model", self.note)
         self.processes.wait()
         self.finish(0, row, preview)
-
-    @property
-    def begins_with_reconstructions(self) -> bool:
-        """Whether it begins with reconstructions, beside clean images or without any."""
-        return self.config.model is None and (self.inputs.clean is None or self.config.gaussian.always)
-
-    def first_images(self) -> Tensor | Rows:
-        """Returns the reconstructions to begin with, of the first observations; none beside clean images alone."""
-        if self.begins_with_reconstructions:
-            return clamped(self.first_reconstructions()[0])
-        return torch.empty(0, *self.observations.shape)
-
-    def first_reconstructions(self) -> tuple[Tensor | Rows, Tensor, float]:
-        """Returns reconstructions of a few observations under a Gaussian fitted to them, their ids, and the seconds.
-
-        Where the operator can only be simulated they are what the observations show.
-        """
-        watch, path, config = Stopwatch(), self.folder.round(0) / "gaussian.safetensors", self.config.gaussian
-        ids = torch.arange(len(self.observations))[: config.images]
-        if self.observations.operator.is_simulated:
-            return collect(self.observations.as_images(part) for part in ids.split(1024)), ids, watch.seconds
-        if self.processes.main and not path.exists():
-            prior = fit_gaussian(
-                self.observations,
-                ids,
-                rank=config.rank,
-                rounds=config.rounds,
-                seed=self.config.seed,
-                callback=self.progress("gaussian", 0),
-            )
-            tensors = dataclasses.asdict(prior)
-            check_finite(tensors, "train", "the Gaussian prior", "Give data.clean instead", RuntimeError)
-            write_tensors(path, tensors | {"seconds": torch.tensor(watch.seconds)})
-        self.processes.wait()
-        tensors = read_tensors(path)
-        seconds = float(tensors.pop("seconds"))
-        prior, key = GaussianPrior(**tensors), self.seed("round", 0, "e_step")
-        images = collect(prior.posterior(self.observations, part, seed=key).float() for part in ids.split(1024))
-        return images, ids, seconds
 
     def round(self, number: int, phase: str) -> None:
         """One E-step with the model of the round before, one M-step on its reconstructions; or both in turn."""

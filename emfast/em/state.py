@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class RunFolder:
         if text and (not path.is_file() or path.read_bytes() != text.encode()):
             write_text(path, text)
 
-    def claim(self, config: str, data: dict[str, str]) -> None:
+    def claim(self, config: str, data: dict[str, str], defaults: Mapping[str, Any] | None = None) -> None:
         """Begins a run, or goes on with it if config and data are those it began with.
 
         Until its first round is finished a run may become another one: what it has done of that round is removed.
@@ -138,6 +139,7 @@ class RunFolder:
         Arguments:
             config: The complete config as YAML.
             data: Fingerprints of the data by name.
+            defaults: What a setting was in a run that was begun before there was that setting, by names with dots.
         Raises:
             ValueError: If the folder belongs to another run, or holds something else; the difference is named.
             OSError: If it cannot be written.
@@ -147,7 +149,7 @@ class RunFolder:
             fix = "Choose another output, or delete the folder"
             check(ours, "train", f"output {self.path}", "to be empty or an emfast run", "other files", fix)
         try:
-            self._compare(config, data)
+            self._compare(config, data, defaults or {})
         except ValueError:
             if any(self.path.glob("rounds/*/row.json")):
                 raise
@@ -159,7 +161,7 @@ class RunFolder:
             write_record(self.path / "data.json", data)
         write_text(self.path / "config.yaml", config)
 
-    def _compare(self, config: str, data: dict[str, str]) -> None:
+    def _compare(self, config: str, data: dict[str, str], defaults: Mapping[str, Any]) -> None:
         """Raises a ValueError unless config and data are those of the folder, as far as it has any."""
         import yaml
 
@@ -167,7 +169,7 @@ class RunFolder:
             before, now = _read_config(path), flat(yaml.safe_load(config))
             fix = "Put it back, or choose another output"
             for key in sorted((before.keys() | now.keys()) - _free(now)):
-                old, new = before.get(key), now.get(key)
+                old, new = before.get(key, defaults.get(key)), now.get(key)
                 check(old == new, "train", key, f"to stay {old}, as in {path}", f"{new}", fix)
         self.check_data(data)
 

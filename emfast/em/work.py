@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
 
 from emfast import random
 from emfast._check import check
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser
-from emfast.em.announcement import Announcement
+from emfast.em.announcement import Announcement, read_weights
+from emfast.em.device import prepare, resolve_device
 from emfast.em.e_step import e_step
 from emfast.em.e_steps import ESteps
 from emfast.em.events import Event, Progress
 from emfast.em.inputs import read_inputs
-from emfast.em.model import load_whole, prepare, resolve_device
+from emfast.em.model import load_whole
 from emfast.em.plan import next_phase
 from emfast.em.processes import Processes
 from emfast.em.queue import is_open, shared
-from emfast.em.state import RunFolder
+from emfast.em.state import RECONSTRUCTIONS, RunFolder
+from emfast.samplers import Sampler
 
 if TYPE_CHECKING:
     from emfast.config import Config
@@ -39,6 +44,8 @@ def work(
 ) -> int:
     """Makes shards of the E-steps of a run until it is finished, and returns how many observations it did.
 
+    Of a run without rounds it makes shards of the part that is renewed, by the model of that moment.
+
     The run goes on in another process: `emfast.train`. What this process does is used there, and the results are the
     same without it; it may be ended at any moment.
 
@@ -50,8 +57,7 @@ def work(
         wait: Seconds without anything to do after which to return.
         callback: Called with `Progress` events.
     Raises:
-        ValueError: If there is no such run and none comes within `wait`, the data here are others than the run's, or it
-            has no E-steps to join.
+        ValueError: If there is no such run and none comes within `wait`, or the data here are others than the run's.
         OSError: If its folder cannot be written.
     """
     from emfast.config import Config
@@ -87,7 +93,15 @@ class _Steps(ESteps):
 
     def whole(self, number: int) -> Store:
         """Returns the reconstructions of a finished round; those who train make again what was lost of them."""
-        return Store.open(self.folder.round(number) / "reconstructions")
+        return Store.open(self.folder.round(number) / RECONSTRUCTIONS)
+
+
+class Ready(NamedTuple):
+    """What a process needs for the E-step of a round."""
+
+    denoiser: Denoiser
+    sampler: Sampler
+    ids: Tensor
 
 
 class Guest:
@@ -115,17 +129,14 @@ class Guest:
         batch_size: int | None,
         callback: Callable[[Event], None] | None,
     ) -> None:
-        found = f"schedule {config.schedule} without final rounds"
-        fix = "Its parts are too short to share: train it with several processes of one launcher"
-        joined = config.schedule == "rounds" or config.final_rounds > 0
-        check(joined, "work", str(folder), "to have E-steps of whole rounds, which can be joined", found, fix)
         self.config, self.folder, self.callback = config, RunFolder(folder), callback
         self.device, self.accelerate, self.batch_size = resolve_device(device), accelerate, batch_size
         self.processes = Stranger()
         self.denoiser: Denoiser  # of the E-step
-        inputs = read_inputs(config)
-        self.observations = inputs.observations
-        self.folder.check_data(inputs.fingerprints)
+        self.ready: tuple[Announcement, Ready] | None = None
+        self.inputs = read_inputs(config)
+        self.observations = self.inputs.observations
+        self.folder.check_data(self.inputs.fingerprints)
         self.e_steps = _Steps(self)
 
     @property
@@ -142,27 +153,32 @@ class Guest:
         try:
             return self._make(now)
         except (FileNotFoundError, ValueError):
+            self.ready = None
             if Announcement.read(self.folder.path) == now and self._is_open(now):
                 raise
             return 0  # the run has gone on, or has begun anew
 
     def _store(self, now: Announcement) -> Path:
-        return self.folder.round(now.round) / "reconstructions"
+        return self.folder.round(now.round) / RECONSTRUCTIONS
 
     def _is_open(self, now: Announcement) -> bool:
         """Returns whether an E-step goes on."""
-        return self._store(now).is_dir() and is_open(Store.open(self._store(now)))
+        if not self._store(now).is_dir():
+            return False
+        store = Store.open(self._store(now))
+        return is_open(store, store.shards[now.first : now.stop])
 
     def _make(self, now: Announcement) -> int:
-        self.denoiser = denoiser = self.model(now.round - 1, now.precision)
-        sampler, ids, _ = self.e_steps.plan(now.round, now.phase, denoiser)
+        ready = self._prepared(now)
+        if now.step is not None and read_weights(self.folder.round(now.round), ready.denoiser.network) != now.step:
+            return 0  # the run has gone on
         store = Store.open(self._store(now))
-        with shared(store) as queue:
+        with shared(store, store.shards[now.first : now.stop]) as queue:
             e_step(
-                sampler,
-                denoiser,
+                ready.sampler,
+                ready.denoiser,
                 self.observations,
-                ids,
+                ready.ids,
                 store,
                 batch_size=self.batch_size or now.batch_size,
                 seed=self.seed("round", now.round, "e_step"),
@@ -170,6 +186,15 @@ class Guest:
                 callback=self.progress("e-step", now.round),
             )
         return queue.here
+
+    def _prepared(self, now: Announcement) -> Ready:
+        """Returns what the E-step of a round needs, the same for all of its parts."""
+        whole = dataclasses.replace(now, first=0, stop=None, step=None)
+        if self.ready is None or self.ready[0] != whole:
+            self.denoiser = denoiser = self.model(now.round - 1, now.precision)
+            sampler, ids, _ = self.e_steps.plan(now.round, now.phase, denoiser)
+            self.ready = whole, Ready(denoiser, sampler, ids)
+        return self.ready[1]
 
     def model(self, number: int, precision: str = "auto") -> Denoiser:
         """Returns the model of a finished M-step, on the device, computing in a precision."""

@@ -17,6 +17,7 @@ from emfast.reporting.run import (
     round_folder,
     save_grid,
 )
+from emfast.reporting.show import show
 
 __all__ = [
     "COLUMNS",
@@ -34,6 +35,7 @@ __all__ = [
     "read_metrics",
     "round_folder",
     "save_grid",
+    "show",
     "to_grid",
     "write_report",
 ]

@@ -10,16 +10,20 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 set -u
+export PATH="$PWD/.venv/bin:$PATH"  # where emfast is installed; a job begins in the folder of its sbatch
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # which srun does not inherit since Slurm 22.05
+config=${1:?"usage: sbatch examples/slurm/many_nodes.sh CONFIG [--option VALUE ...]"}
+shift
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 
 # Where the processes meet: a port of the first node that other jobs there do not use.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
-srun --kill-on-bad-exit=1 .venv/bin/torchrun \
+srun --kill-on-bad-exit=1 torchrun \
     --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID" \
-    -m emfast train --config "$@" &
+    -m emfast train --config "$config" "$@" &
 wait $!
 status=$?
 [ $status -gt 128 ] && wait

@@ -11,6 +11,8 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 set -u
+export PATH="$PWD/.venv/bin:$PATH"  # where emfast is installed; a job begins in the folder of its sbatch
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # which srun does not inherit since Slurm 22.05
 config=${1:?"usage: sbatch examples/slurm/one_gpu.sh CONFIG [--option VALUE ...]"}
 shift
 
@@ -21,7 +23,7 @@ requeue() {
 trap requeue USR1
 
 # In the background, so that the shell can answer the signal.
-srun .venv/bin/emfast train --config "$config" "$@" &
+srun emfast train --config "$config" "$@" &
 wait $!
 status=$?
 # A wait that a signal ended leaves the step to Slurm, which stops it when it requeues the job.

@@ -8,7 +8,9 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --time=02:00:00
 set -u
+export PATH="$PWD/.venv/bin:$PATH"  # where emfast is installed; a job begins in the folder of its sbatch
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # which srun does not inherit since Slurm 22.05
 run=${1:?"usage: sbatch --array=1-N examples/slurm/workers.sh RUN [--option VALUE ...]"}
 shift
 
-srun .venv/bin/emfast work "$run" --wait 30 "$@"
+srun emfast work "$run" --wait 30 "$@"

@@ -73,7 +73,9 @@ def test_what_is_left_alone_is_listed():
     assert report(accelerate(network()))["swapped"]["ResnetBlock2D"] == 8
     assert "Conv2d" in report(accelerate(network(**NETWORKS["unknown blocks"])))["left"]
     other = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3))
-    assert report(accelerate(other)) == {"swapped": {}, "left": {"Conv2d": 1}, "reasons": {}}
+    found = report(accelerate(other))
+    assert (found["swapped"], found["left"]) == ({}, {"Conv2d": 1})
+    assert "Sequential has no module of a class that is known, as UNet2DModel" in found["reasons"][""]
 
 
 def test_precision(way):

@@ -125,7 +125,7 @@ def config(folder, pause, company=1, **changes):
     (folder / "note").mkdir(exist_ok=True)
     sampler = {"class_path": "slow.Slow", "init_args": {"steps": 3, "pause": pause, "note": str(folder / "note")}}
     sampler["init_args"]["company"] = company
-    return write_config(folder, **TINY, sampler=sampler, **changes)
+    return write_config(folder, **{**TINY, "sampler": sampler, **changes})
 
 
 def until(condition, seconds=100.0) -> None:

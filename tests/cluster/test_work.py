@@ -11,6 +11,12 @@ from tiny_run import one_sentence
 from cluster.hosts import Host, config, same, until
 
 TEN_MINUTES = 600.0
+PARTS = {  # 4 batches in each of the 3 parts of a sweep
+    "schedule": "continuous",
+    "rounds": 2,
+    "final_rounds": 0,
+    "e_step": {"batch_size": 2, "shard_size": 2, "parts": 3, "warm_start": 2.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +123,43 @@ def test_a_small_disk_that_is_full(alone, tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.fixture(scope="module")
+def continuous(tmp_path_factory):
+    """A run without rounds that one process made."""
+    folder = tmp_path_factory.mktemp("continuous")
+    with Host(["train", "--config", config(folder, 0.0, **PARTS)], folder / "log") as host:
+        assert host.end() == 0, host.said
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, None])
+def test_two_that_join_a_run_without_rounds(number, continuous, tmp_path):
+    """The one that leads is killed in the second sweep, or is not."""
+    words = ["train", "--config", config(tmp_path, 0.15, 2, **PARTS)]
+    with (
+        Host(words, tmp_path / "log") as train,
+        joined(tmp_path, "a") as first,
+        joined(tmp_path, "b") as second,
+    ):
+        if number is not None:
+            until(lambda: len(shards(tmp_path, 2)) == 4)
+            train.send(number)
+            with Host(words, tmp_path / "again") as again:
+                assert again.end() == 0, again.said
+        else:
+            assert train.end() == 0, train.said
+        assert first.end() == second.end() == 0, first.said + second.said
+        made = [int(host.said.split()[-2]) for host in (first, second)]
+        assert min(made) >= 4, made  # of 48, in 6 parts
+    assert same(continuous, tmp_path)
+    assert not list((tmp_path / "run").rglob("claims-*"))
+    assert not list((tmp_path / "run").rglob("moment.*"))
+
+
 def test_what_cannot_be_joined(alone, tmp_path):
     with Host(["work", tmp_path / "nowhere", "--wait", "0"], tmp_path / "log") as guest:
         assert guest.end() == 2
         assert one_sentence(guest.said, ["work: expected", "nowhere", "to be the folder of a run"])
-    changes = {"schedule": "continuous", "rounds": 1, "final_rounds": 0}
-    words = ["train", "--config", config(tmp_path / "one", 0.0, **changes)]
-    with Host(words, tmp_path / "log") as train:
-        assert train.end() == 0, train.said
-    with Host(["work", tmp_path / "one" / "run"], tmp_path / "log") as guest:
-        assert guest.end() == 2
-        assert one_sentence(guest.said, ["work: expected", "continuous", "several processes of one launcher"])
     with Host(["work", alone / "run"], tmp_path / "log") as guest:  # a run that is finished
         assert guest.end() == 0
         assert guest.said == "Done: 0 observations\n"

@@ -170,6 +170,12 @@ def test_cifar(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path).tensor, torch.tensor(pixels))
     assert torch.equal(load(tmp_path, limit=5).tensor, torch.tensor(pixels[:5]))
     assert torch.equal(load(tmp_path / "test_batch.bin").tensor, torch.tensor(pixels[::-1].copy()))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "test_batch.bin").rename(alone / "test_batch.bin")
+    assert torch.equal(load(alone).tensor, torch.tensor(pixels[::-1].copy()))
+    (alone / "test_batch.bin").rename(alone / "other.bin")
+    refused(alone, r"to hold pictures .* got none. Name the file, as in .*other.bin")
     fine = np.concatenate([records[:, :1], records], 1)
     (tmp_path / "train.bin").write_bytes(fine.tobytes())
     assert torch.equal(load(tmp_path / "train.bin").tensor, torch.tensor(pixels))

@@ -84,6 +84,17 @@ def test_another_identity_is_refused_by_name(tmp_path: Path, changes: dict[str, 
     assert str(tmp_path) in str(error.value)
 
 
+def test_a_store_that_began_before_a_value_was_noted(tmp_path: Path) -> None:
+    sizes = {"count": 4, "shard_size": 2}
+    Store(tmp_path, **sizes, identity={"seed": 1}).write(0, {"ids": torch.arange(2)})
+    later = Store(tmp_path, **sizes, identity={"seed": 1, "steps": 5}, defaults={"steps": 5, "other": 1})
+    assert later.has(0)
+    later.write(1, {"ids": torch.arange(2)})
+    assert Store.open(tmp_path).load("ids").tolist() == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="'steps' to be 5 as in the store"):
+        Store(tmp_path, **sizes, identity={"seed": 1, "steps": 6}, defaults={"steps": 5})
+
+
 def test_tuples_in_the_identity_are_json_lists(tmp_path: Path) -> None:
     make(tmp_path, identity={"shape": (1, 2)})
     assert make(tmp_path, identity={"shape": [1, 2]}).identity == {"shape": [1, 2]}

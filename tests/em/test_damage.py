@@ -1,5 +1,7 @@
 """Damage to the models and reconstructions of a run: found, named, and put right by what the sentence says."""
 
+import ctypes
+import os
 import random
 import re
 import shutil
@@ -23,11 +25,45 @@ def flip(path):
     path.write_bytes(content)
 
 
+def to_folder(path):
+    """Puts a folder in the place of a file."""
+    path.unlink()
+    (path / "some").mkdir(parents=True)
+
+
+def lock(path):
+    """Takes the right to read a file away."""
+    path.chmod(0)
+
+
+@pytest.fixture(autouse=True)
+def ordinary_rights():
+    """Has the system ask for the rights on a file of the super-user too."""
+
+    class Sets(ctypes.Structure):
+        _fields_ = [(f"{name}{part}", ctypes.c_uint32) for part in (0, 1) for name in ("now", "most", "left")]
+
+    libc, sets = ctypes.CDLL(None, use_errno=True), Sets()
+    if os.geteuid() != 0 or not hasattr(libc, "capset"):
+        yield
+        return
+    thread = ctypes.byref((ctypes.c_uint32 * 2)(0x20080522, 0))  # the version of the call, and this thread
+    assert libc.capget(thread, ctypes.byref(sets)) == 0
+    before = sets.now0
+    sets.now0 &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(thread, ctypes.byref(sets)) == 0
+    yield
+    sets.now0 = before
+    assert libc.capset(thread, ctypes.byref(sets)) == 0
+
+
 DAMAGES = {
     "flipped": flip,
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
     "emptied": lambda path: path.write_bytes(b""),
     "missing": lambda path: path.unlink(),
+    "folder": to_folder,
+    "unreadable": lock,
 }
 
 
@@ -50,10 +86,16 @@ def same_model(whole, folder):
     return damaged_file(folder / "run" / "model") is None and all(torch.equal(found[k], v) for k, v in expected.items())
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize("name", [WEIGHTS, "unet/config.json", "scheduler/scheduler_config.json", "emfast.json"])
+OTHERS = [
+    ("unet/config.json", "flipped"),
+    ("scheduler/scheduler_config.json", "missing"),
+    ("emfast.json", "unreadable"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), [*((WEIGHTS, damage) for damage in DAMAGES), *OTHERS])
 def test_a_damaged_published_model_is_written_again(damage, name, whole, folder):
-    damage(folder / "run" / "model" / name)
+    DAMAGES[damage](folder / "run" / "model" / name)
     assert train(folder) == 0
     assert same_model(whole, folder)
 
@@ -149,7 +191,7 @@ def test_no_damage_is_a_dead_end(states, tmp_path, capsys, request):
         for state, folder in states.items()
         for path in sorted((folder / "run").rglob("*"))
         if path.is_file()
-        for damage in ("flipped", "truncated", "missing")
+        for damage in DAMAGES
     ]
     if not request.config.getoption("--all"):
         cases = random.Random(0).sample(cases, CASES)

@@ -12,8 +12,10 @@ from emfast._files import read_tensors
 from emfast.cli import main
 from emfast.commands.parser import parse
 from emfast.config import Config, DataConfig
+from emfast.diffusion import Denoiser
 from emfast.em import Predicted, train
 from emfast.em.model import build_model
+from emfast.em.prediction import predict, rate
 from emfast.presets import NAMES, preset, shape_of
 
 SMALL = ("--final_rounds", "0", "--accelerate", "false", "--evaluation.samples", "0", "--network.dropout", "0.2")
@@ -45,6 +47,50 @@ def test_the_prediction_comes_first_and_changes_nothing(tmp_path):
     run_again = parse("train", Config, ["--config", str(tmp_path / "told/config.yaml"), *SMALL])[0]
     train(run_again, again.append)
     assert again == []
+
+
+@pytest.mark.parametrize("schedule", ["rounds", "continuous"])
+def test_it_predicts_what_the_run_takes(tmp_path, monkeypatch, schedule):
+    """On a clock that only the network moves: a call takes a tenth of a second, each image a tenth of that."""
+    now, raw, marks = [0.0], Denoiser.raw, []
+
+    def slow(self, x, time):
+        now[0] += 0.1 + len(x) / 100
+        return raw(self, x, time)
+
+    def clock():
+        return now[0]
+
+    def follow(event):
+        marks.append((event, now[0]))
+
+    monkeypatch.setattr(Denoiser, "raw", slow)
+    monkeypatch.setattr("emfast.em.loop.predict", lambda run: predict(run, clock))
+    data = {"size": 12, "limit": 96, "clean_count": 16, "reference": None}
+    steps = {"initial_steps": 3, "steps": 8, "final_steps": 4, "batch_size": 32, "checkpoint": 100}
+    changes = {"data": data, "m_step": steps, "schedule": schedule, "rounds": 2, "final_rounds": 0}
+    changes |= {"e_step": {"batch_size": 48, "shard_size": 48, "parts": 2, "warm_start": 1.0}}
+    changes |= {"evaluation": {"samples": 32, "steps": 4, "pictures": 4}}
+    changes["sampler"] = {"class_path": "MMPS", "init_args": {"steps": 8, "iterations": 1}}
+    train(parse("train", Config, ["--config", str(write_config(tmp_path, **changes))])[0], follow)
+    (told, begin), *_ = marks
+    taken, pieces = now[0] - begin, sum(told.seconds.values())
+    assert told.total == pytest.approx(taken, rel=0.07)
+    assert pieces == pytest.approx(taken / 2, rel=0.4)
+
+
+def test_a_batch_that_takes_too_long_is_not_timed():
+    asked = []
+
+    def seconds(size):
+        asked.append(size)
+        return size * each
+
+    for each, sizes in ((0.01, [16, 64]), (0.1, [16])):
+        asked.clear()
+        found = rate(seconds, 64)
+        assert asked == sizes
+        assert found == (each, sizes[-1])
 
 
 def test_the_line_says_what_to_lower():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from emfast.diffusion import Denoiser, VPSchedule
-from emfast.em.model import prepare
+from emfast.em.device import prepare
 
 
 @pytest.mark.parametrize(("device", "last"), [("cuda", True), ("cpu", False)])

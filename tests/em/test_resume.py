@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from contracts import rms_norm
 from tiny_run import train, write_config
 
+import emfast
 from emfast._files import read_tensors
+from emfast._yaml import defaults
+from emfast.config import Config, EStepConfig
 from emfast.data import load
 from emfast.em.m_step import Trainer
-from emfast.em.state import RunFolder
+from emfast.em.state import FREE, RunFolder, flat
 
 TESTS = Path(__file__).parents[1]
 
@@ -91,6 +95,35 @@ def test_a_config_that_contradicts_the_run(tmp_path):
     with pytest.raises(ValueError, match="to be those it began with"):
         folder.claim(before, {"a": "2"})
     assert (folder.path / "config.yaml").read_text() == before
+
+
+def without(tree, key):
+    """Nested mappings without the value of a name as `flat` has it."""
+    first, _, rest = key.partition(".")
+    names = {"init_args": key} if isinstance(tree.get("init_args"), dict) and first not in tree else {first: rest}
+    (first, rest) = next(iter(names.items()))
+    return {k: without(v, rest) if k == first and rest else v for k, v in tree.items() if k != first or rest}
+
+
+@pytest.mark.parametrize("operator", [emfast.operators.Mask(missing=0.6), emfast.operators.GaussianBlur(size=5)])
+def test_a_run_that_began_before_a_setting_existed(operator, tmp_path):
+    config = Config(operator=operator, sampler=emfast.samplers.DPS(steps=7), e_step=EStepConfig(scales=[1.0]))
+    folder, text = RunFolder(tmp_path / "run"), config.to_yaml()
+    folder.claim(text, {"a": "1"})
+    folder.finish({"round": 0, "phase": "initial"})
+    whole, usual, refused = yaml.safe_load(text), defaults(config), set()
+    for key in flat(whole):
+        if key in ("operator", "sampler"):
+            continue
+        (folder.path / "config.yaml").write_text(yaml.safe_dump(without(whole, key)))
+        if usual.get(key) == flat(whole)[key] or key in FREE:
+            folder.claim(text, {"a": "1"}, usual)
+            continue
+        refused.add(key)
+        with pytest.raises(ValueError, match=f"expected {key} to stay"):
+            folder.claim(text, {"a": "1"}, usual)
+    mine = {"operator.missing"} if "operator.missing" in flat(whole) else {"operator.size"}
+    assert refused == {"sampler.steps", "e_step.scales", *mine}
 
 
 def test_the_size_of_batches_may_change(tmp_path):

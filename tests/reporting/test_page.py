@@ -124,3 +124,7 @@ def test_the_sliders_in_a_browser(run, tmp_path):
     title = re.search("<title>(.*?)</title>", done.stdout)[1]
     assert title == f"observation | reconstruction, round 1: {data['runs'][0]['previews'][1]['psnr'][1]:.2f} dB"
     assert done.stdout.count("<circle") > 3  # the curves
+    assert re.search(r"round 2: 2\d\.\d\d<", done.stdout)  # the last value of one, before any pointer moves
+    marks = re.findall(r'<text[^>]*text-anchor="end"[^>]*>([^<]*)</text>', done.stdout)
+    assert len(marks) > 3
+    assert all(len(mark) < 8 for mark in marks), marks  # round numbers

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from emfast import reporting
 from emfast._files import write_tensors
+from emfast.em import Progress, RoundFinished, TrainingLogged
 from emfast.reporting.pictures import Row, to_grid
 
 
@@ -149,3 +151,18 @@ def test_missing_pixels_are_hatched():
     assert (grid[:32, :64] != 128).all()
     assert np.array_equal(grid[32:, :64], plain[32:, :64])
     assert np.array_equal(grid[:, 66:], plain[:, 66:])
+
+
+def test_a_run_in_python_is_shown_in_lines(capsys):
+    for done in range(1, 101):
+        reporting.show(Progress("m-step", 1, done, 100))
+    row = {"step": 100, "steps": 100, "loss": 0.25, "images_per_second": 812.3}
+    reporting.show(TrainingLogged(1, row))
+    reporting.show(RoundFinished({"round": 1, "phase": "warm", "psnr": 25.317, "fd": None}, Path("rounds/001")))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert lines[9:] == [
+        "round 1: m-step 100/100",
+        "round 1: step 100, loss 0.25, 812 images/s",
+        "round 1, phase warm, PSNR 25.32",
+    ]
