@@ -18,8 +18,9 @@ from emfast.data.array_rows import write_npz
 from emfast.data.observations import open_observations
 from emfast.data.rows import Mapped, Rows, Stacked, collect, joined, mapped, not_finite, picked, pieces
 from emfast.em import Observations
+from emfast.em.batches import Batches
 from emfast.em.evaluation import Evaluator
-from emfast.em.m_step import Batches, _resident
+from emfast.em.m_step import _resident
 from emfast.operators import Identity, Mask, MotionBlur
 from emfast.samplers import MMPS, WarmStart
 
