@@ -10,7 +10,8 @@ from torch import Tensor
 
 from emfast._check import check_finite
 from emfast._files import read_tensors, write_tensors
-from emfast.data.rows import Rows, collect
+from emfast.data.file_rows import collect
+from emfast.data.rows import Rows
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.state import Stopwatch
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.data import Images, load
+from emfast.data.file_rows import collect
 from emfast.data.origin import check_range, read_origin
 from emfast.data.patches import cut_patches
-from emfast.data.rows import collect, pieces
+from emfast.data.rows import pieces
 from emfast.em.given import GIVEN, Given
 from emfast.em.observations import Observations, operator_of
 from emfast.operators import Operator

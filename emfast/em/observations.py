@@ -14,11 +14,12 @@ from torch import Tensor
 
 from emfast._check import check, check_sigma, message
 from emfast.data import Images
+from emfast.data.file_rows import collect
 from emfast.data.images import fingerprint
 from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
-from emfast.data.rows import Rows, collect, not_finite, picked, pieces, rows_at_a_time
+from emfast.data.rows import Rows, not_finite, picked, pieces, rows_at_a_time
 from emfast.operators import Given, Identity, Mask, MotionBlur, Operator
 from emfast.operators.given import checked
 from emfast.operators.linearity import check_linear, check_simulated
