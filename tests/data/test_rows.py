@@ -12,7 +12,7 @@ import torch
 from emfast.commands.evaluate import _belong
 from emfast.commands.restored import write_results
 from emfast.config import EvaluationConfig
-from emfast.data import Store, idx, load, load_observations, save_observations
+from emfast.data import Store, file_rows, idx, load, load_observations, save_observations
 from emfast.data import rows as module
 from emfast.data.array_rows import write_npz
 from emfast.data.file_rows import collect
@@ -34,6 +34,7 @@ CHOICES = (IDS, slice(None), slice(4, 9), slice(1, 20, 3), [2, -1], VALUES[:, 0,
 def nothing_is_small(monkeypatch):
     """Has every array read when it is asked for, a few rows at a time."""
     monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(file_rows, "SMALL", 0)
     monkeypatch.setattr(module, "PIECE", 3 * VALUES[0].nbytes)
 
 
@@ -88,7 +89,7 @@ def test_layouts_and_bytes(tmp_path):
     assert torch.equal(load(tmp_path / "b.npz")[:], expected[:, :1])
     cut = load(tmp_path / "a.npz", crop=5, size=4)
     assert isinstance(cut.tensor, Rows)
-    module.SMALL = 1 << 24
+    module.SMALL = file_rows.SMALL = 1 << 24
     assert torch.equal(load(tmp_path / "a.npz", crop=5, size=4)[:], cut[:])
 
 
@@ -102,7 +103,7 @@ def test_a_folder_of_pictures(tmp_path):
         Image.fromarray(array.astype(np.uint16 if mode == "I;16" else np.uint8)).save(tmp_path / f"{number}.png")
     images = load(tmp_path)
     assert isinstance(images.tensor, Rows)
-    module.SMALL = 1 << 24
+    module.SMALL = file_rows.SMALL = 1 << 24
     assert load(tmp_path).tensor.dtype == torch.float32
     assert torch.equal(load(tmp_path)[:], images[:])
 
