@@ -15,6 +15,7 @@ from emfast.commands.display import plain_console
 from emfast.commands.files import scores
 from emfast.data import Images, Store, load
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
+from emfast.evaluation.metrics import SIDE
 from emfast.evaluation.statistics import (
     Statistics,
     distance_to,
@@ -84,8 +85,13 @@ def run(options: Options, yaml: str) -> None:
         lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), weights=options.lpips)
     others = read_rows(options.beside) if options.beside is not None else []
     reference = read_statistics(options.reference or options.b)
+    space = _named_space(options, reference)
     a, ids = _read(options.a, options)
-    space = _space(options, a, reference)
+    if options.lpips is not None:
+        good, fix = min(a.shape[1:]) >= SIDE, "Give --size, or leave --lpips out"
+        check(good, "evaluate", "A", f"to have at least {SIDE} x {SIDE} pixels for LPIPS", a.shape[1:], fix)
+    if space is None and options.features == "auto":
+        space = _usual_space(a)
     row = {"method": options.name or Path(options.a).name, "images": str(len(a))}
     against: Images | Statistics | None = reference
     if reference is not None and options.reference is None:
@@ -183,14 +189,17 @@ def _common(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _space(options: Options, a: Images, reference: Statistics | None) -> Features | None:
-    """The feature space of the distance; none, and the reason is told, if "auto" finds none."""
-    if options.features == "none":
-        return None
-    if options.features != "auto":
+def _named_space(options: Options, reference: Statistics | None) -> Features | None:
+    """The feature space that is asked for, or of which there are statistics."""
+    if options.features not in ("auto", "none"):
         return features(options.features, options.weights)
-    if reference is not None and reference.space is not None:
+    if options.features == "auto" and reference is not None and reference.space is not None:
         return features(reference.space, options.weights)
+    return None
+
+
+def _usual_space(a: Images) -> Features | None:
+    """The feature space for images of their channels; none, and the reason is told, if there is none."""
     try:
         return default_features(a.shape[0])
     except (ValueError, RuntimeError) as error:
