@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,7 @@ TESTS = (
     "separable_blur",
     "winograd_convolution",
 )
+PROXIES = ("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle")
 CONFIG = """
 data: {size: 12, limit: 24, clean_count: 16}
 sampler: {class_path: DPS, init_args: {steps: 3}}
@@ -45,7 +47,7 @@ def main(folder: str) -> None:
         scratch = Path(name)
         venv.create(scratch / "venv", with_pip=True)
         path = commands(scratch)
-        environment = {"PATH": str(path), "HOME": name, "OMP_NUM_THREADS": "1"}
+        environment = {**kept(os.environ), "PATH": str(path), "HOME": name, "OMP_NUM_THREADS": "1"}
 
         def run(program: str, *arguments: str) -> None:
             command = [str(scratch / "venv" / "bin" / program), *arguments]
@@ -60,6 +62,11 @@ def main(folder: str) -> None:
         tests = [f"tests/ops/test_{test}.py" for test in TESTS]
         run("python", "-m", "pytest", "-q", "-o", "pythonpath=tests", "--backend", "cpp", *tests)
         print(f"{wheels[-1].name}: installed, trained and tested without a compiler")
+
+
+def kept(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns what the environment says of where packages come from: settings of pip, and proxies."""
+    return {key: value for key, value in environment.items() if key.startswith("PIP_") or key.lower() in PROXIES}
 
 
 def commands(scratch: Path) -> Path:

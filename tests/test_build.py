@@ -1,6 +1,7 @@
 """The build of the CPU backend: ninja compiles what has changed, and nothing else."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -72,3 +73,15 @@ def test_a_machine_without_ninja_builds(project, tmp_path):
         if found:
             (tools / tool).symlink_to(found)
     assert build(project, PATH=os.pathsep.join([*folders, str(tools)])) == ([], True)
+
+
+def test_a_wheel_is_tried_with_the_packages_that_the_environment_names():
+    tried = runpy.run_path(str(ROOT / "scripts" / "try_wheel.py"))
+    environment = {
+        "PIP_INDEX_URL": "https://mirror",
+        "HTTPS_PROXY": "p",
+        "http_proxy": "q",
+        "CC": "gcc",
+        "PATH": "/bin",
+    }
+    assert tried["kept"](environment) == {"PIP_INDEX_URL": "https://mirror", "HTTPS_PROXY": "p", "http_proxy": "q"}

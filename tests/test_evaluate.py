@@ -84,6 +84,7 @@ def test_tables_with_published_rows(sets, capsys):
     _, out, _ = run(capsys, sets / "a.npz", sets / "b.npz", "--table", "markdown", *flags)
     assert "| EMDiffusion (published) | - | - | 24.70 | - | .009 |" in out
     assert cells(out)["method"] == "ours & more"
+    assert "FD" not in cells(out)  # no column that nothing stands in
     assert cells(out)["FID"] == "-"  # another feature space does not stand in the column of FID
     _, out, _ = run(capsys, sets / "a.npz", sets / "b.npz", "--table", "latex", *flags)
     assert out.startswith("\\begin{tabular}{l")

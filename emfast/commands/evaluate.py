@@ -14,6 +14,7 @@ from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import scores
 from emfast.data import Images, Store, load
+from emfast.data.rows import Rows, picked, rows_at_a_time
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
 from emfast.evaluation.metrics import SIDE
 from emfast.evaluation.statistics import (
@@ -141,7 +142,7 @@ def _read(source: str, options: Options) -> tuple[Images, Tensor | None]:
     if not (path / "manifest.json").is_file():
         return load(source, crop=options.crop, size=options.size, limit=options.limit), None
     store = Store.open(path)
-    return Images(store.load("images")[: options.limit]), store.load("ids")[: options.limit]
+    return Images(picked(store.rows("images"), slice(0, options.limit))), store.load("ids")[: options.limit]
 
 
 def _all(source: str, options: Options) -> Images:
@@ -151,32 +152,28 @@ def _all(source: str, options: Options) -> Images:
 
 def _pair(
     options: Options, a: Images, ids: Tensor | None, b: Images, others: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """The images that belong together, as two batches; None if none do."""
+) -> tuple[Tensor | Rows, Tensor | Rows] | None:
+    """The images that belong together, as two of equal length; None if none do."""
     if options.paired is False:
         return None
     if ids is not None and others is not None:
         common, rows = _common(ids, others)
         check(len(common) > 0 or not options.paired, "evaluate", "A and B", "to share observations", "none")
-        return (a[common], b[rows]) if len(common) else None
+        return (picked(a.floats, common), picked(b.floats, rows)) if len(common) else None
     if ids is not None and int(ids.max()) < len(b):
-        return a[:], b[ids]
+        return a.floats, picked(b.floats, ids)
     if others is not None and int(others.max()) < len(a):
-        return a[others], b[:]
+        return picked(a.floats, others), b.floats
     fix = "Leave paired out"
     check(len(a) == len(b) or not options.paired, "evaluate", "B", f"to have {len(a)} images like A", len(b), fix)
-    return (a[:], b[:]) if len(a) == len(b) else None
+    return (a.floats, b.floats) if len(a) == len(b) else None
 
 
-def _belong(x: Tensor, y: Tensor) -> bool:
+def _belong(x: Tensor | Rows, y: Tensor | Rows) -> bool:
     """Whether images are nearer to their partners than to those of their neighbours, beyond three standard errors."""
-    others = y.roll(1, 0)
-    nearer = torch.cat(
-        [
-            ((x[rows] - others[rows]).square() - (x[rows] - y[rows]).square()).flatten(1).mean(1)
-            for rows in torch.arange(len(x)).split(512)
-        ]
-    )
+    nearer = torch.empty(len(x))  # a list of small tensors would keep the memory between them from being used again
+    for rows in torch.arange(len(x)).split(min(512, rows_at_a_time(x))):
+        nearer[rows] = ((x[rows] - y[rows - 1]).square() - (x[rows] - y[rows]).square()).flatten(1).mean(1)
     return len(x) < 2 or bool(nearer.mean() >= 3 * nearer.std() / len(x) ** 0.5)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from emfast._files import write_file
+from emfast.data.rows import Rows, rows_at_a_time
 
 BATCH = 256  # images that are measured together
 
@@ -21,12 +21,6 @@ def gather(argv: list[str]) -> list[str]:
     count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
     words = [os.path.expanduser(word) for word in argv[:count]]
     return [json.dumps(words), *argv[count:]] if count else argv
-
-
-def model_folder(path: str | os.PathLike[str]) -> Path:
-    """Returns the folder of the model: `model/` of a run, or the folder itself."""
-    path = Path(path)
-    return path / "model" if (path / "model").is_dir() and not (path / "unet").is_dir() else path
 
 
 def write_images(path: str | os.PathLike[str], images: Tensor) -> None:
@@ -39,7 +33,7 @@ def write_images(path: str | os.PathLike[str], images: Tensor) -> None:
     write_file(path, lambda file: np.savez(file, images=images.float().cpu().numpy()))
 
 
-def scores(x: Tensor, truth: Tensor, lpips: str | None = None) -> dict[str, float | None]:
+def scores(x: Tensor | Rows, truth: Tensor | Rows, lpips: str | None = None) -> dict[str, float | None]:
     """Returns the means of `psnr`, `ssim` and `lpips`, a batch at a time; no SSIM for images smaller than its window.
 
     Arguments:
@@ -57,7 +51,9 @@ def scores(x: Tensor, truth: Tensor, lpips: str | None = None) -> dict[str, floa
     if min(x.shape[-2:]) < 11:  # the side of SSIM's window
         del measures["ssim"]
     found: dict[str, float | None] = {"psnr": None, "ssim": None}
-    parts = list(zip(x.split(BATCH), truth.split(BATCH), strict=True))
-    for name, measure in measures.items():
-        found[name] = float(torch.cat([measure(*part).double() for part in parts]).mean())
-    return found
+    values = {name: torch.empty(len(x), dtype=torch.float64) for name in measures}
+    for ids in torch.arange(len(x)).split(min(BATCH, rows_at_a_time(x))):
+        pair = x[ids], truth[ids]
+        for name, measure in measures.items():
+            values[name][ids] = measure(*pair).double()
+    return found | {name: float(value.mean()) for name, value in values.items()}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from emfast._check import check, message
 from emfast.commands.display import plain_console
-from emfast.commands.files import gather, model_folder
+from emfast.commands.files import gather
 from emfast.data.importing import Imported, import_observations
 from emfast.data.observations import SUFFIXES, save_observations
 from emfast.data.origin import Range, range_of_note, read_origin
+from emfast.diffusion.loading import model_folder
 from emfast.em.model import read_note
 
 
@@ -96,8 +98,8 @@ def _said(options: Options, found: Imported, whole: bool) -> str:
     left = f"; {found.left_out} other files left out" if found.left_out else ""
     how = " (percentiles 0.1 and 99.9)" if options.range == "auto" else ""
     share = float(found.mask.float().mean())
-    command = f"emfast train --data.observations {options.output} --preset tiny --output runs/mine"
-    command += " --operator Identity --sigma SIGMA" if whole else ""
+    command = f"emfast train --data.observations {shlex.quote(options.output)} --sigma SIGMA --preset tiny"
+    command += (" --operator Identity" if whole else "") + " --output runs/mine"
     return "\n".join(
         [
             f"Read:     {len(files)} files, {count} images of {height} x {width}{colours} ({kinds}){left}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emfast.commands.display import plain_console
-from emfast.commands.files import model_folder
+from emfast.diffusion.loading import model_folder
 from emfast.info import info, ways
 
 

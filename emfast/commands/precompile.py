@@ -13,9 +13,9 @@ from emfast._check import check
 from emfast._settings import unknown
 from emfast.adapters import accelerate
 from emfast.commands.display import Display
-from emfast.commands.files import model_folder
 from emfast.compilation.precompile import ARCHITECTURES, precompile, trace, write_archive
 from emfast.compilation.tune import BATCH, check_gpu, tune
+from emfast.diffusion.loading import model_folder
 from emfast.em import load_model
 
 NAMES = {f"sm_{number}": number for number in ARCHITECTURES}

@@ -10,7 +10,8 @@ import torch
 
 from emfast._check import MANY, check
 from emfast.commands.display import Display
-from emfast.commands.files import model_folder, write_images
+from emfast.commands.files import write_images
+from emfast.diffusion.loading import model_folder
 from emfast.em import load_model, prepare
 from emfast.em.device import resolve_device
 from emfast.graph import graphs

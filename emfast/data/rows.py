@@ -85,8 +85,7 @@ class FileRows(Rows):
 
     Arguments:
         parts: Where they lie.
-        shape: That of one row.
-        dtype: The dtype.
+        shape, dtype: Those of one row.
     """
 
     def __init__(self, parts: Iterable[Part], shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -139,8 +138,7 @@ class Mapped(Rows):
     """A function of rows, computed whenever they are read.
 
     Arguments:
-        rows: The rows.
-        function: Gives a row for each.
+        rows, function: The rows, and what gives a row for each.
     """
 
     def __init__(self, rows: Tensor | Rows, function: Callable[[Tensor], Tensor]) -> None:
@@ -177,12 +175,23 @@ class _Picked(Rows):
         return self.rows.read(self.ids[ids])
 
 
+class Stacked(Rows):
+    """Rows of several parts of one shape and dtype, each made of one of each, along a new axis behind the first."""
+
+    def __init__(self, parts: Sequence[Tensor | Rows]) -> None:
+        super().__init__((len(parts[0]), len(parts), *parts[0].shape[1:]), parts[0].dtype)
+        self.parts = parts
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Returns rows."""
+        return torch.stack([part[ids] for part in self.parts], 1)
+
+
 def mapped(rows: Tensor | Rows, function: Callable[[Tensor], Tensor]) -> Tensor | Rows:
     """Returns a function of rows that gives one for each: now for a small tensor, else whenever they are read.
 
     Arguments:
-        rows: (N, ...) rows.
-        function: Makes (n, ...) of (n, ...), each row by itself.
+        rows, function: (N, ...) rows, and what makes (n, ...) of (n, ...), each row by itself.
     """
     if isinstance(rows, Tensor) and rows.nbytes <= SMALL // 4:
         return function(rows)
@@ -203,8 +212,7 @@ def picked(rows: Tensor | Rows, ids: Sequence[int] | slice | Tensor) -> Tensor |
     """Returns the rows of some ids, in that order.
 
     Arguments:
-        rows: (N, ...) rows.
-        ids: Their numbers.
+        rows, ids: (N, ...) rows, and the numbers of some.
     """
     if isinstance(rows, Tensor):
         return rows[ids if isinstance(ids, slice | Tensor) else torch.tensor(ids, dtype=torch.long)]

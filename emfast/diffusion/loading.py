@@ -10,6 +10,7 @@ import torch
 
 from emfast._check import check, check_finite, check_regular, message
 from emfast._files import read_json, settle_folder
+from emfast.diffusion.condition import read_condition
 from emfast.diffusion.schedulers import load_scheduler
 from emfast.diffusion.weights import fit, read_weights
 
@@ -23,6 +24,7 @@ class Folder(NamedTuple):
     network: Any
     scheduler: Any  # None if it was not asked for
     shape: tuple[int, int, int]
+    condition: int  # channels in which the network is shown an observation
 
 
 def is_pipeline(model: Any) -> bool:
@@ -50,14 +52,14 @@ def read_folder(folder: str | os.PathLike[str], *, scheduled: bool = True) -> Fo
     """Returns the network of a folder, its scheduler and the shape (C, H, W) of its images.
 
     Arguments:
-        folder: That of a pipeline (with `unet/` and `scheduler/`), or of a UNet2DModel with a folder `scheduler/` in
-            it or beside it.
+        folder: That of a pipeline (with `unet/` and `scheduler/`), of a UNet2DModel with a folder `scheduler/` in it or
+            beside it, or of a run, for its newest model.
         scheduled: Whether the scheduler is read.
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no model, a damaged one, or one that is not understood; the file at fault is named.
     """
-    path = Path(folder)
+    path = model_folder(folder)
     settle_folder(path)
     if not path.is_dir():
         raise FileNotFoundError(message("load_model", str(folder), "to be a model folder", "nothing there"))
@@ -68,7 +70,20 @@ def read_folder(folder: str | os.PathLike[str], *, scheduled: bool = True) -> Fo
     check((unet / "config.json").is_file(), "load_model", str(folder), "to hold a UNet2DModel", "none", fix)
     network = _network(unet)
     scheduler = read_scheduler_of(path) if scheduled else None
-    return Folder(network, scheduler, (int(network.config.in_channels), *_sides(network, unet)))
+    shape = (int(network.config.in_channels), *_sides(network, unet))
+    network, condition = read_condition(path, network)
+    return Folder(network, scheduler, shape, condition)
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a model: `model/` of a run, or the folder itself.
+
+    Arguments:
+        path: The folder of a run, or of a model.
+    """
+    path = Path(path)
+    own = (path / "unet").is_dir() or (path / "config.json").is_file()
+    return path / "model" if (path / "model").is_dir() and not own else path
 
 
 def _check_parts(path: Path) -> None:

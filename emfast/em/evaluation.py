@@ -62,8 +62,16 @@ class Evaluator:
             self.distance = frechet_distance
             self.reference = self.features.extract(reference) if self.processes.main else torch.empty(0)
 
+    @property
+    def count(self) -> int:
+        """How many samples are drawn in a round: without a distance as many as the pictures show."""
+        config = self.config
+        return config.samples if self.features is not None else min(config.samples, config.pictures**2)
+
     def reconstructions(self, x: Tensor | Rows, ids: Tensor, observations: Observations) -> dict[str, float | None]:
         """Returns the means of psnr and ssim (None without the truth, or a window for SSIM to fit in) and misfit.
+
+        There is no misfit where the operator can only be simulated.
 
         Arguments:
             x: (n, C, H, W) the reconstructions, in data units.
@@ -73,19 +81,21 @@ class Evaluator:
         from emfast.evaluation import psnr, ssim
 
         totals = torch.zeros(3, dtype=torch.float64)
-        known = observations.images is not None
+        known, linear = observations.images is not None, not observations.operator.is_simulated
         window = min(x.shape[-2:]) >= 11  # the side of SSIM's window
         for rows in torch.arange(len(ids)).split(min(512, rows_at_a_time(x))):
             part, where = x[rows].to(self.device), ids[rows]
-            y = observations.read(where).to(self.device)
-            totals[2] += data_misfit(part, y, observations.operator, where.to(self.device)).sum().cpu()
+            if linear:
+                y = observations.read(where).to(self.device)
+                totals[2] += data_misfit(part, y, observations.operator, where.to(self.device)).sum().cpu()
             truth = observations.truth(where)
             if truth is not None:
                 truth = truth.to(self.device)
                 totals[0] += psnr(part, truth).sum().cpu()
                 totals[1] += ssim(part, truth).sum().cpu() if window else 0
         mean = (totals / len(ids)).tolist()
-        return {"psnr": mean[0] if known else None, "ssim": mean[1] if known and window else None, "misfit": mean[2]}
+        found = {"psnr": known, "ssim": known and window, "misfit": linear}
+        return {name: value if found[name] else None for name, value in zip(found, mean, strict=True)}
 
     def samples(
         self, denoiser: Denoiser, folder: RunFolder, number: int, seed: int, callback: Callable[[int, int], None]
@@ -102,7 +112,7 @@ class Evaluator:
             seed: The key of the samples: the same for every round, so that rounds can be compared.
             callback: Called as callback(done, in all).
         """
-        count = self.config.samples
+        count = self.count
         if count == 0:
             return torch.empty(0, *self.shape), {"fd": None, "features": None}
         store = self._store(folder.round(number) / SAMPLES, number, seed)
@@ -133,7 +143,7 @@ class Evaluator:
         """Returns the store of the samples; one that lacks the features, of references that came later, begins anew."""
         features = None if self.features is None else self.features.name
         identity = {"round": number, "seed": seed, "features": features}
-        arguments: dict[str, Any] = {"count": self.config.samples, "shard_size": BATCH, "identity": identity}
+        arguments: dict[str, Any] = {"count": self.count, "shard_size": BATCH, "identity": identity}
         if self.processes.main:
             try:
                 Store(folder, **arguments)

@@ -60,7 +60,7 @@ def take(
         images=None if images is None else as_images(images, "images"),
         clean=clean,
         observations=None if observations is None else _observations(observations),
-        model=_model(model if model is not None else network, config),
+        model=_model(network, config, "network") if model is None else _model(model, config, "model"),
     )
     return config, given
 
@@ -107,7 +107,7 @@ def _observations(source: Any) -> dict[str, Tensor]:
     return {name: value.detach().cpu().float() for name, value in named.items()}
 
 
-def _model(model: Any, config: Config) -> tuple[Denoiser, Any] | None:
+def _model(model: Any, config: Config, name: str) -> tuple[Denoiser, Any] | None:
     """Returns a copy of a model that is given, as denoiser with its diffusers scheduler, which may be None."""
     if model is None:
         return None
@@ -117,6 +117,7 @@ def _model(model: Any, config: Config) -> tuple[Denoiser, Any] | None:
     if isinstance(model, Denoiser):
         return copy.deepcopy(model), None
     fix = "Give a pipeline, a Denoiser, or a module called as network(x_t, t)"
-    check(isinstance(model, nn.Module), "train", "model", "to be a model", type(model), fix, TypeError)
+    kind = f"the class {model.__name__}" if isinstance(model, type) else type(model)
+    check(isinstance(model, nn.Module), "train", name, f"to be a {name}", kind, fix, TypeError)
     scheduler = make_scheduler(config.network)
     return Denoiser(copy.deepcopy(model), scheduler, multiple=halvings(model)), scheduler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     """
     data, cut = config.data, {"crop": config.data.crop, "size": config.data.size}
     given = given or Given()
+    _check_given(config, given)
     clean_source = _source(data, data.clean, "sample:train")
     needs_clean = config.model is None and clean_source is not None and data.clean_count > 0
     clean = given.clean or load(clean_source or "", **cut) if needs_clean else None
@@ -91,6 +92,17 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
             check(not few, "train", name, "to hold 2 images or more", len(images_), "Set it to null for no distance")
             check(images_.shape == shape, "train", name, f"to have the observations' shape {shape}", images_.shape, fix)
     return Inputs(observations, clean, reference)
+
+
+def _check_given(config: Config, given: Given) -> None:
+    """Raises a sentence where the config of a run in Python is used without what was given there."""
+    data = config.data
+    named: dict[str, tuple[str | None, Any]] = {"data.images": (data.images, given.images)}
+    named |= {"data.observations": (data.observations, given.observations)}
+    named |= {"data.clean": (data.clean, given.clean), "model": (config.model, given.model)}
+    for name, (path, there) in named.items():
+        fix = "Run the program that this config is from again, or name a file"
+        check(path != GIVEN or there is not None, "train", name, "to be a file or a folder", GIVEN, fix)
 
 
 def _source(data: DataConfig, named: str | None, sample: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from emfast._check import check, message
 from emfast._files import read_tensors, write_tensors
@@ -64,7 +65,7 @@ def load_network(folder: str | Path, network: Any, schedule: Any = None) -> Deno
     """Returns a network of one's own with the weights of a run, as a denoiser in evaluation mode.
 
     Arguments:
-        folder: The model of the run: what `emfast.train` returns.
+        folder: The run, or one of its models, such as `emfast.train` returns.
         network: The module as it was given to `emfast.train`; it stays as it is. Or a `Denoiser`.
         schedule: Its schedule; that of the folder by default.
     Returns:
@@ -73,14 +74,56 @@ def load_network(folder: str | Path, network: Any, schedule: Any = None) -> Deno
         FileNotFoundError: If there is no such model.
         ValueError: If it is damaged, or of another network.
     """
-    from emfast.diffusion.loading import read_scheduler_of
+    from emfast.diffusion.loading import model_folder, read_scheduler_of
 
-    path = Path(folder)
+    path = model_folder(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(message("load_network", str(path), "to be a model folder", "nothing there"))
+    fix = "Denoiser.from_pretrained loads one of diffusers" if (path / "unet").is_dir() else None
+    check((path / WEIGHTS).is_file(), "load_network", str(path), "to hold a network of one's own", "none", fix)
     if isinstance(network, Denoiser):
         return read_own(path, network)
-    check((path / WEIGHTS).is_file(), "load_network", str(path), "to hold a network of one's own", "none")
+    known = schedule is not None or (path / "scheduler").is_dir()
+    fix = "Give the Denoiser that was given to emfast.train"
+    check(known, "load_network", "network", "to be a Denoiser, for the folder has no scheduler", type(network), fix)
     with torch.random.fork_rng(devices=[]):
         return read_own(path, Denoiser(network, read_scheduler_of(path) if schedule is None else schedule))
+
+
+def check_network(denoiser: Denoiser, shape: tuple[int, int, int]) -> None:
+    """Tries a network of a user's own at the first and the last noise level, before anything long begins.
+
+    Arguments:
+        denoiser: The network, in training mode or not, which it stays in.
+        shape: (C, H, W) of the images.
+    Raises:
+        ValueError: If it does not take such images, or gives numbers that are not finite.
+    """
+    device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+    modes = {module: module.training for module in denoiser.modules()}
+    fix = 'Is it told sigma rather than t? Give Denoiser(network, EDMSchedule(), "x0"), or "edm" for a raw network'
+    ends = (denoiser.schedule.times(1), denoiser.schedule.training_times(torch.zeros(1)))
+    try:
+        for t in torch.cat(ends).to(device):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                output = _tried(denoiser.eval(), torch.zeros(2, *shape, device=device), t.reshape(1))
+            good = bool(output.isfinite().all())
+            check(good, "train", f"network(x_t, t) at t = {t:g}", "to be finite", "NaN or infinity", fix)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _tried(denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
+    """Returns the output of the network; whatever it raises becomes a sentence."""
+    try:
+        return denoiser.raw(x, t)
+    except Exception as error:
+        if str(error).startswith("Denoiser:"):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+        what = f"to take x_t of shape {tuple(x.shape)} and t of shape ({len(x)},)"
+        raise ValueError(message("train", "network(x_t, t)", what, reason)) from error
 
 
 def reset(denoiser: Denoiser) -> Denoiser:

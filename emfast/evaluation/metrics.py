@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -53,9 +54,19 @@ def coverage(
     Returns:
         The share, NaN if no pixel is uncertain.
     """
+    inside, count = covered(truth, samples)
+    return inside / count if count else math.nan
+
+
+def covered(truth: Tensor, samples: Tensor) -> tuple[int, int]:
+    """Returns of how many uncertain pixels the samples enclose the truth, and how many of them there are.
+
+    Arguments:
+        truth, samples: See `coverage`.
+    """
     unknown = (samples.std(0) > 1e-2) & (truth.abs() < 0.95)
     inside = (truth >= samples.amin(0)) & (truth <= samples.amax(0))
-    return float(inside[unknown].float().mean())
+    return int(inside[unknown].sum()), int(unknown.sum())
 
 
 def ssim(

@@ -118,8 +118,8 @@ class Mask(Operator):
 
 def _mask(parameters: Parameters, x: Tensor) -> Tensor:
     """Returns the masks in the dtype of x, checked to fit it."""
-    fix = "Give missing, box or mask, or observations that bring their masks along"
-    check("mask" in parameters, "Mask", "a mask", "to be given", "none", fix)
+    fix = "Give missing, box or mask, or observations that bring their masks along under the name mask"
+    check("mask" in parameters, "Mask", "a mask", "to be given", ", ".join(parameters) or "none", fix)
     mask, fix = parameters["mask"], "Store single-channel images as (N, 1, H, W)"
     check(x.ndim == 4, "Mask", "images and observations", "to have shape (B, C, H, W)", tuple(x.shape), fix)
     _check_size(mask, *x.shape[-2:])

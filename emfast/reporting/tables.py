@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emfast._check import check, message
 
+ALWAYS = ("PSNR", "SSIM")  # columns of every table
 Columns = Sequence[tuple[str, Sequence[str]]]
 SPECIAL = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 
@@ -37,13 +38,13 @@ def columns_of(rows: Sequence[Mapping[str, str]], usual: Sequence[str]) -> list[
 
     Arguments:
         rows: Cells by heading.
-        usual: Headings that are there in any case, in their order.
+        usual: Headings in their order; those of ALWAYS are there in any case.
     Returns:
         The heading and the cells of each column.
     """
     first = dict.fromkeys(key for row in rows for key in row if key.startswith(("method", "images")))
     rest = dict.fromkeys(key for row in rows for key in row if key not in usual)
-    usual = [name for name in usual if name != "LPIPS" or any("LPIPS" in row for row in rows)]
+    usual = [name for name in usual if name in ALWAYS or any(name in row for row in rows)]
     return [(name, [row.get(name, "-") for row in rows]) for name in {**first, **dict.fromkeys(usual), **rest}]
 
 

@@ -41,7 +41,7 @@ class Killed(Exception):
 
 
 def test_samples_drawn_before_an_interruption_are_not_drawn_again(tmp_path):
-    config, folder = EvaluationConfig(samples=BATCH + 4, steps=2), RunFolder(tmp_path)
+    config, folder = EvaluationConfig(samples=BATCH + 4, steps=2, pictures=12), RunFolder(tmp_path)
     references = Images(torch.linspace(-1, 1, 8 * 16 * 16).reshape(8, 1, 16, 16))
     evaluator = Evaluator(config, references, (1, 16, 16))
 
@@ -71,8 +71,16 @@ def test_references_that_come_later_have_the_samples_drawn_with_their_features(t
     assert measured["fd"] > 0
 
 
+def test_without_a_distance_only_what_the_pictures_show_is_drawn(tmp_path):
+    config = EvaluationConfig(samples=64, steps=1, pictures=3)
+    for references, count in ((None, 9), (Images(torch.rand(4, 1, 16, 16) * 2 - 1), 64)):
+        evaluator, folder = Evaluator(config, references, (1, 16, 16)), RunFolder(tmp_path / str(count))
+        found, _ = evaluator.samples(denoiser(), folder, 1, 0, lambda done, total: None)
+        assert len(found) == evaluator.count == count
+
+
 def test_two_processes_draw_the_samples_together(tmp_path):
-    config = EvaluationConfig(samples=4 * BATCH, steps=2, features="none")
+    config = EvaluationConfig(samples=4 * BATCH, steps=2, features="none", pictures=23)
     drawn, found = [[], []], [None, None]
 
     class Two(Processes):

@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import emfast
+from emfast.cli import main
 from emfast.config import Config, EStepConfig, EvaluationConfig, GaussianConfig, MStepConfig, NetworkConfig
-from emfast.diffusion import Denoiser, VPSchedule
+from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
 from emfast.em import RoundFinished, load_network
 from emfast.operators import Identity, Linear, Mask
 from emfast.samplers import MMPS
@@ -100,9 +102,10 @@ def test_own_network_tensors_and_function(tmp_path):
     folder, rows = rows_of(config, observations=blurred(IMAGES), network=network)
     assert len(rows) == 3
     assert all(torch.equal(p, q) for p, q in zip(before, network.parameters(), strict=True))
-    denoiser = load_network(folder, network)
+    denoiser = load_network(config.output, network)  # the run, or the model that it returns
     found = list(denoiser.network.parameters())
     assert not any(torch.equal(p, q) for p, q in zip(before, found, strict=True))
+    assert torch.equal(found[0], next(load_network(folder, network).parameters()))
     x = config.sampler(denoiser, blurred(IMAGES), config.operator, sigma=0.05)
     assert x.shape == IMAGES.shape
     again, rows = rows_of(config, observations=blurred(IMAGES), network=Network())
@@ -114,6 +117,45 @@ def test_own_network_tensors_and_function(tmp_path):
         Denoiser.from_pretrained(folder)
 
 
+class ToldSigma(Network):
+    """A network of EDM that applies its preconditioning itself."""
+
+    def forward(self, x, sigma):
+        return super().forward(x, sigma.log() / 4)
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (Network, r"network to be a network, got the class Network"),
+        (
+            Network(channels=3),
+            r"network\(x_t, t\) to take x_t of shape \(2, 1, 8, 8\) .* RuntimeError: Given",
+        ),
+        (
+            ToldSigma(),
+            r"t = 0 to be finite, got NaN .* told sigma rather than t\? Give Denoiser\(network, E",
+        ),
+    ],
+)
+def test_a_network_that_is_called_otherwise_is_told_at_once(tmp_path, network, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        emfast.train(small(tmp_path), images=IMAGES, network=network)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_network_of_edm(tmp_path):
+    model = Denoiser(ToldSigma(), EDMSchedule(), "x0")
+    folder, rows = rows_of(small(tmp_path, operator=Identity(), sigma=0.1), images=IMAGES, network=model)
+    assert rows[0]["loss"] > 0
+    assert isinstance(load_network(folder, model).schedule, EDMSchedule)
+
+
+def test_masks_of_another_name_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"a mask to be given, got masks. Give .* under the name mask"):
+        emfast.train(small(tmp_path, operator=Mask()), observations={"y": IMAGES, "masks": IMAGES}, network=Network())
+
+
 def test_a_trained_model_is_where_the_run_begins(tmp_path):
     model = Denoiser(Network(), VPSchedule.linear())
     folder, rows = rows_of(small(tmp_path, operator=Identity(), sigma=0.1), images=IMAGES, model=model)
@@ -121,6 +163,10 @@ def test_a_trained_model_is_where_the_run_begins(tmp_path):
     assert rows[1]["loss"] > 0
     found = load_network(folder, model)
     assert isinstance(found.schedule, VPSchedule)
+    with pytest.raises(ValueError, match=r"to be a Denoiser, for the folder has no scheduler, got Network. Give"):
+        load_network(folder, model.network)
+    with pytest.raises(FileNotFoundError, match=r"^load_network: expected .*nowhere to be a model folder"):
+        load_network(tmp_path / "nowhere", model)
 
 
 def test_a_pipeline(tmp_path):
@@ -129,6 +175,10 @@ def test_a_pipeline(tmp_path):
     first = emfast.train(small(tmp_path / "first", rounds=0), images=IMAGES)
     pipeline = DDPMPipeline.from_pretrained(first)
     folder = emfast.train(small(tmp_path / "second", operator=Mask(missing=0.3)), images=IMAGES, model=pipeline)
+    weight = next(Denoiser.from_pretrained(folder).parameters())
+    assert torch.equal(next(Denoiser.from_pretrained(folder.parent).parameters()), weight)  # the run, as the commands
+    with pytest.raises(ValueError, match=r"got none. Denoiser.from_pretrained loads one of diffusers."):
+        load_network(folder, pipeline.unet)
     assert DDPMPipeline.from_pretrained(folder).unet.state_dict().keys() == pipeline.unet.state_dict().keys()
 
 
@@ -147,7 +197,7 @@ def test_a_pipeline(tmp_path):
 def test_what_does_not_fit_is_said(tmp_path, given, words):
     with pytest.raises((TypeError, ValueError), match=words):
         emfast.train(small(tmp_path / "run"), **given)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_the_config_of_the_caller_stays(tmp_path):
@@ -155,3 +205,33 @@ def test_the_config_of_the_caller_stays(tmp_path):
     before = dataclasses.replace(config)
     emfast.train(config, images=IMAGES)
     assert config == before
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"images": IMAGES}, "data.images"),
+        ({"observations": IMAGES}, "data.observations"),
+        ({"images": IMAGES, "clean": IMAGES[:2] * 0.5}, "data.images"),
+        ({"images": IMAGES, "model": Denoiser(Network(), VPSchedule.linear())}, "data.images"),
+    ],
+)
+def test_the_config_of_a_run_in_python_is_not_enough(tmp_path, capsys, given, name):
+    config = small(tmp_path / "run", operator=Identity(), sigma=0.1, rounds=0)
+    emfast.train(config, **given)
+    assert main(["train", "--config", str(tmp_path / "run" / "config.yaml")]) == 2
+    sentence = f"{name} to be a file or a folder, got (given in Python). Run the program that this config is from again"
+    assert sentence in capsys.readouterr().err
+    file = str(tmp_path / "images.npy")
+    np.save(file, IMAGES.numpy())
+    others = ["--data.images", file] if "images" in given else ["--data.observations", file]
+    if len(given) == 2:
+        assert main(["train", "--config", str(tmp_path / "run" / "config.yaml"), *others]) == 2
+        assert "(given in Python)" in capsys.readouterr().err
+
+
+def test_a_function_of_a_program_is_told(tmp_path, capsys):
+    text = "operator: {class_path: Linear, init_args: {function: __main__.A, shape: [1, 8, 8]}}"
+    (tmp_path / "run.yaml").write_text(text)
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "It is from a program: run that again" in capsys.readouterr().err
