@@ -97,6 +97,7 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
 def _check_given(config: Config, given: Given) -> None:
     """Raises a sentence where the config of a run in Python is used without what was given there."""
     data = config.data
+    named: dict[str, tuple[str | None, object]]
     named = {"data.images": (data.images, given.images), "data.observations": (data.observations, given.observations)}
     named |= {"data.clean": (data.clean, given.clean), "model": (config.model, given.model)}
     for name, (path, there) in named.items():
