@@ -13,6 +13,7 @@ from emfast._check import check
 from emfast._settings import unknown
 from emfast.adapters import accelerate
 from emfast.commands.display import Display
+from emfast.compilation.launchers import compiler
 from emfast.compilation.precompile import ARCHITECTURES, precompile, trace, write_archive
 from emfast.compilation.tune import BATCH, check_gpu, tune
 from emfast.diffusion.loading import model_folder
@@ -80,6 +81,9 @@ def run(options: Options, yaml: str) -> None:
         )
         text = f"{options.out}: {compiled} kernels compiled, {found} were there already"
         display.console.print(text, soft_wrap=True)
+        if compiler() is None:
+            text = "No C compiler is here: a node without one cannot launch them. Run this again where gcc is"
+            display.console.print(text, soft_wrap=True)
         if options.tune:
             faster = tune(
                 trace(denoiser, shape, BATCH),
