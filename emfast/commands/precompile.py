@@ -13,6 +13,7 @@ from emfast._check import check
 from emfast._settings import unknown
 from emfast.adapters import accelerate
 from emfast.commands.display import Display
+from emfast.commands.files import check_output
 from emfast.compilation.launchers import compiler
 from emfast.compilation.precompile import ARCHITECTURES, precompile, trace, write_archive
 from emfast.compilation.tune import BATCH, check_gpu, tune
@@ -67,6 +68,8 @@ def run(options: Options, yaml: str) -> None:
         options: What to compile, and for what.
         yaml: The options as text.
     """
+    if options.archive is not None:
+        check_output("precompile", options.archive)
     denoiser, shape = load_model(model_folder(options.model))
     check(min(shape[1:]) > 0, "precompile", options.model, "to say the size of its images", "no sample_size")
     accelerate(denoiser.network, dtype=torch.bfloat16 if options.precision == "bfloat16" else None)
