@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import rivals
@@ -163,7 +164,8 @@ def measure(point: Point, config: Config, inputs: Inputs, evaluator: Evaluator) 
     seed = random.derive(config.seed, "measure")
     parts = [reconstruct(config.sampler, point.denoiser, inputs.observations, i, seed=seed) for i in ids.split(64)]
     x, clean = torch.cat(parts), truth(inputs, len(ids))
-    fd = evaluator.samples(point.denoiser, config.seed)[1]["fd"]
+    with TemporaryDirectory() as folder:
+        fd = evaluator.samples(point.denoiser, RunFolder(folder), 0, config.seed, lambda *_: None)[1]["fd"]
     own = None if point.own is None else float(psnr(point.own[: len(ids)], clean).mean())
     return {"psnr": float(psnr(x, clean).mean()), "psnr_own": own, "ssim": float(ssim(x, clean).mean()), "fd": fd}
 

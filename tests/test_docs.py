@@ -3,6 +3,8 @@
 import ast
 import contextlib
 import dataclasses
+import importlib
+import inspect
 import io
 import re
 import shlex
@@ -16,6 +18,7 @@ import pytest
 
 import emfast
 from emfast.cli import main
+from emfast.commands import COMMANDS
 from emfast.config import EvaluationConfig, GaussianConfig, MStepConfig, NetworkConfig
 from emfast.samplers import MMPS
 
@@ -69,11 +72,28 @@ def test_every_page_is_in_the_menu():
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
+    for package in ("mkdocs", "mkdocstrings"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "howto/data.html").is_file()
+    commands, samplers = ((tmp_path / f"api/{page}.html").read_text() for page in ("commands", "samplers"))
+    assert "--m_step.learning_rate NUMBER" in commands
+    assert "the mean misfit of every candidate" in samplers
+    assert ".. math" not in samplers
+
+
+def test_all_that_is_offered_has_its_place_in_the_api():
+    text = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    described = {line.split(".")[-1] for line in re.findall(r"^::: (emfast\..*)$", text, re.MULTILINE)}
+    offered = {name for name in dir(emfast) if name[0] != "_" and not inspect.ismodule(getattr(emfast, name))}
+    for place in ("data", "diffusion", "em", "evaluation", "nn", "operators", "reporting", "samplers"):
+        package = importlib.import_module(f"emfast.{place}")
+        found = {name: getattr(package, name) for name in getattr(package, "__all__", dir(package)) if name[0] != "_"}
+        offered |= {name for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
+    assert offered - described == {"Row", "TYPE_CHECKING"}  # of type checkers
+    assert not [name for name in COMMANDS if f"<!-- emfast {name} --help -->" not in text]
 
 
 @pytest.fixture(scope="module")

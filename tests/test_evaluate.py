@@ -99,6 +99,7 @@ def test_tables_with_published_rows(sets, capsys):
     [
         (("--lpips", "nothing.pth"), ["lpips: expected weights to be a file"]),
         (("--beside", "nothing.csv"), ["nothing.csv", "a CSV file"]),
+        (("--features", "inception", "--weights", "nothing.pth"), ["features: expected", "nothing.pth"]),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_read(tmp_path, capsys, flags, words):

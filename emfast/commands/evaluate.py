@@ -14,7 +14,9 @@ from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import check_output, scores
 from emfast.data import Images, Store, load
+from emfast.data.rows import Rows, picked, rows_at_a_time
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
+from emfast.evaluation.metrics import SIDE
 from emfast.evaluation.statistics import (
     Statistics,
     distance_to,
@@ -86,8 +88,13 @@ def run(options: Options, yaml: str) -> None:
         check_output("evaluate", options.statistics)
     others = read_rows(options.beside) if options.beside is not None else []
     reference = read_statistics(options.reference or options.b)
+    space = _named_space(options, reference)
     a, ids = _read(options.a, options)
-    space = _space(options, a, reference)
+    if options.lpips is not None:
+        good, fix = min(a.shape[1:]) >= SIDE, "Give --size, or leave --lpips out"
+        check(good, "evaluate", "A", f"to have at least {SIDE} x {SIDE} pixels for LPIPS", a.shape[1:], fix)
+    if space is None and options.features == "auto":
+        space = _usual_space(a)
     row = {"method": options.name or Path(options.a).name, "images": str(len(a))}
     against: Images | Statistics | None = reference
     if reference is not None and options.reference is None:
@@ -137,7 +144,7 @@ def _read(source: str, options: Options) -> tuple[Images, Tensor | None]:
     if not (path / "manifest.json").is_file():
         return load(source, crop=options.crop, size=options.size, limit=options.limit), None
     store = Store.open(path)
-    return Images(store.load("images")[: options.limit]), store.load("ids")[: options.limit]
+    return Images(picked(store.rows("images"), slice(0, options.limit))), store.load("ids")[: options.limit]
 
 
 def _all(source: str, options: Options) -> Images:
@@ -147,32 +154,28 @@ def _all(source: str, options: Options) -> Images:
 
 def _pair(
     options: Options, a: Images, ids: Tensor | None, b: Images, others: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """The images that belong together, as two batches; None if none do."""
+) -> tuple[Tensor | Rows, Tensor | Rows] | None:
+    """The images that belong together, as two of equal length; None if none do."""
     if options.paired is False:
         return None
     if ids is not None and others is not None:
         common, rows = _common(ids, others)
         check(len(common) > 0 or not options.paired, "evaluate", "A and B", "to share observations", "none")
-        return (a[common], b[rows]) if len(common) else None
+        return (picked(a.floats, common), picked(b.floats, rows)) if len(common) else None
     if ids is not None and int(ids.max()) < len(b):
-        return a[:], b[ids]
+        return a.floats, picked(b.floats, ids)
     if others is not None and int(others.max()) < len(a):
-        return a[others], b[:]
+        return picked(a.floats, others), b.floats
     fix = "Leave paired out"
     check(len(a) == len(b) or not options.paired, "evaluate", "B", f"to have {len(a)} images like A", len(b), fix)
-    return (a[:], b[:]) if len(a) == len(b) else None
+    return (a.floats, b.floats) if len(a) == len(b) else None
 
 
-def _belong(x: Tensor, y: Tensor) -> bool:
+def _belong(x: Tensor | Rows, y: Tensor | Rows) -> bool:
     """Whether images are nearer to their partners than to those of their neighbours, beyond three standard errors."""
-    others = y.roll(1, 0)
-    nearer = torch.cat(
-        [
-            ((x[rows] - others[rows]).square() - (x[rows] - y[rows]).square()).flatten(1).mean(1)
-            for rows in torch.arange(len(x)).split(512)
-        ]
-    )
+    nearer = torch.empty(len(x))  # a list of small tensors would keep the memory between them from being used again
+    for rows in torch.arange(len(x)).split(min(512, rows_at_a_time(x))):
+        nearer[rows] = ((x[rows] - y[rows - 1]).square() - (x[rows] - y[rows]).square()).flatten(1).mean(1)
     return len(x) < 2 or bool(nearer.mean() >= 3 * nearer.std() / len(x) ** 0.5)
 
 
@@ -185,14 +188,17 @@ def _common(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _space(options: Options, a: Images, reference: Statistics | None) -> Features | None:
-    """The feature space of the distance; none, and the reason is told, if "auto" finds none."""
-    if options.features == "none":
-        return None
-    if options.features != "auto":
+def _named_space(options: Options, reference: Statistics | None) -> Features | None:
+    """The feature space that is asked for, or of which there are statistics."""
+    if options.features not in ("auto", "none"):
         return features(options.features, options.weights)
-    if reference is not None and reference.space is not None:
+    if options.features == "auto" and reference is not None and reference.space is not None:
         return features(reference.space, options.weights)
+    return None
+
+
+def _usual_space(a: Images) -> Features | None:
+    """The feature space for images of their channels; none, and the reason is told, if there is none."""
     try:
         return default_features(a.shape[0])
     except (ValueError, RuntimeError) as error:

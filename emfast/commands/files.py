@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emfast._check import check, message
 from emfast._files import write_file
+from emfast.data.rows import Rows, rows_at_a_time
 
 BATCH = 256  # images that are measured together
 
@@ -53,7 +54,7 @@ def write_images(path: str | os.PathLike[str], images: Tensor) -> None:
     write_file(path, lambda file: np.savez(file, images=images.float().cpu().numpy()))
 
 
-def scores(x: Tensor, truth: Tensor, lpips: str | None = None) -> dict[str, float | None]:
+def scores(x: Tensor | Rows, truth: Tensor | Rows, lpips: str | None = None) -> dict[str, float | None]:
     """Returns the means of `psnr`, `ssim` and `lpips`, a batch at a time; no SSIM for images smaller than its window.
 
     Arguments:
@@ -71,7 +72,9 @@ def scores(x: Tensor, truth: Tensor, lpips: str | None = None) -> dict[str, floa
     if min(x.shape[-2:]) < 11:  # the side of SSIM's window
         del measures["ssim"]
     found: dict[str, float | None] = {"psnr": None, "ssim": None}
-    parts = list(zip(x.split(BATCH), truth.split(BATCH), strict=True))
-    for name, measure in measures.items():
-        found[name] = float(torch.cat([measure(*part).double() for part in parts]).mean())
-    return found
+    values = {name: torch.empty(len(x), dtype=torch.float64) for name in measures}
+    for ids in torch.arange(len(x)).split(min(BATCH, rows_at_a_time(x))):
+        pair = x[ids], truth[ids]
+        for name, measure in measures.items():
+            values[name][ids] = measure(*pair).double()
+    return found | {name: float(value.mean()) for name, value in values.items()}

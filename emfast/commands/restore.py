@@ -23,6 +23,7 @@ from emfast.commands.restored import write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load
 from emfast.data.origin import check_range, range_of_note, read_origin
+from emfast.data.rows import Rows
 from emfast.diffusion import Denoiser, TiledDenoiser
 from emfast.diffusion.loading import model_folder
 from emfast.em import Observations, e_step, load_model, prepare
@@ -184,16 +185,16 @@ def _observations(options: Options) -> Observations:
     return Observations(operator, sigma=sigma, images=images, seed=random.derive(options.seed, "observations"))
 
 
-def _truth(options: Options, observations: Observations) -> Tensor | None:
+def _truth(options: Options, observations: Observations) -> Tensor | Rows | None:
     """Returns the clean images of the observations, None if they are not known."""
     if options.truth is None:
-        return observations.truth(torch.arange(len(observations)))
+        return None if observations.images is None else observations.images.floats
     images = load(options.truth, limit=options.limit)
     ranges = [getattr(each, "range", None) for each in (read_origin(options.truth), observations.origin)]
     check_range("restore", options.truth, ranges[0], ranges[1], "the observations")
     found, wanted = (len(images), *images.shape), (len(observations), *observations.shape)
     check(found == wanted, "restore", "truth", f"to have the shape of the observed images, {wanted}", found)
-    return images[:]
+    return images.floats
 
 
 def _fitted(

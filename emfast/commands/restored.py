@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from emfast._files import write_file, write_json, write_tensors
 from emfast.commands.files import scores
 from emfast.data import Store, save_observations
+from emfast.data.array_rows import write_npz
 from emfast.data.origin import Origin
 from emfast.data.raw import write_raw
+from emfast.data.rows import Mapped, Rows, Stacked, mapped, pieces, rows_at_a_time
 from emfast.em import Observations
-from emfast.evaluation import coverage
+from emfast.evaluation.metrics import covered
+from emfast.operators.base import Parameters
 from emfast.reporting import PREVIEW, Row, draw_rows
 from emfast.samplers import data_misfit
 
@@ -29,9 +33,9 @@ def write_results(
     ids: Tensor,
     stores: Sequence[Store],
     pictures: int,
-    truth: Tensor | None = None,
+    truth: Tensor | Rows | None = None,
 ) -> dict[str, Any]:
-    """Writes observations, reconstructions, their spread, a picture and metrics.
+    """Writes observations, reconstructions, their spread, a picture and metrics; all of them some rows at a time.
 
     Arguments:
         output: The folder.
@@ -43,18 +47,16 @@ def write_results(
     Returns:
         The metrics.
     """
-    y = observations.read(ids)
-    parameters = observations.operator.parameters(ids, tuple(y.shape[1:]))
-    own = {name: value for name, value in parameters.items() if len(value) == len(ids)}
-    save_observations(output / "observations.npz", y, own, observations.origin)
-    samples = torch.stack([store.load("images") for store in stores])
-    found = {"images": samples[0]}
+    y = Mapped(ids, observations.read)
+    save_observations(output / "observations.npz", y, _parameters(observations, ids, y), observations.origin)
+    samples = [store.rows("images") for store in stores]
+    found: dict[str, Rows] = {"images": samples[0]}
     if len(stores) > 1:
-        found |= {"mean": samples.mean(0), "std": samples.std(0), "samples": samples.transpose(0, 1)}
-    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in found.items()}
-    write_file(output / "reconstructions.npz", lambda file: np.savez(file, **arrays))
+        each = Stacked(samples)
+        found |= {"mean": Mapped(each, _mean), "std": Mapped(each, _std), "samples": each}
+    write_file(output / "reconstructions.npz", lambda file: write_npz(file, found))
     shown = slice(0, pictures)
-    preview = {"observation": y[shown], "reconstruction": samples[0, shown]}
+    preview = {"observation": y[shown], "reconstruction": samples[0][shown]}
     if truth is not None:
         preview = {"truth": truth[shown], **preview}
     if len(stores) > 1:
@@ -67,12 +69,31 @@ def write_results(
     write_file(output / "reconstructions.png", lambda file: draw_rows(rows, file))
     if observations.origin is not None:
         write_files(output, observations.origin, found)
-    metrics = _metrics(observations, ids, samples, y, truth)
+    metrics = _metrics(observations, ids, found, y, truth)
     write_json(output / "metrics.json", metrics)
     return metrics
 
 
-def write_files(output: Path, origin: Origin, found: Mapping[str, Tensor]) -> None:
+def _parameters(observations: Observations, ids: Tensor, y: Rows) -> dict[str, Tensor | Rows]:
+    """Returns the operator's parameters that are others for each observation."""
+
+    def of(ids: Tensor) -> Parameters:
+        return observations.operator.parameters(ids, tuple(y.shape[1:]))
+
+    few = ids[:2]
+    own = [name for name, value in of(few).items() if len(value) == len(few)]
+    return {name: Mapped(ids, lambda ids, name=name: of(ids)[name]) for name in own}  # type: ignore[misc]
+
+
+def _mean(samples: Tensor) -> Tensor:
+    return samples.mean(1)
+
+
+def _std(samples: Tensor) -> Tensor:
+    return samples.std(1)
+
+
+def write_files(output: Path, origin: Origin, found: Mapping[str, Tensor | Rows]) -> None:
     """Writes reconstructions as files like those that the observations were imported from, in their units.
 
     Arguments:
@@ -81,7 +102,7 @@ def write_files(output: Path, origin: Origin, found: Mapping[str, Tensor]) -> No
         found: The reconstructions, as `write_results` has them.
     """
     if "samples" in found:
-        each = {f"sample-{k + 1}": sample for k, sample in enumerate(found["samples"].unbind(1))}
+        each = {f"sample-{k + 1}": mapped(found["samples"], partial(_one, k)) for k in range(found["samples"].shape[1])}
         folders = {"mean": found["mean"], "std": found["std"], **each}
     else:
         folders = {"images": found["images"]}
@@ -98,20 +119,38 @@ def write_files(output: Path, origin: Origin, found: Mapping[str, Tensor]) -> No
             write_raw(output / name / layout["path"], values.numpy(), {**layout, "dtype": dtype})
 
 
+def _one(number: int, samples: Tensor) -> Tensor:
+    return samples[:, number]
+
+
 def _metrics(
-    observations: Observations, ids: Tensor, samples: Tensor, y: Tensor, truth: Tensor | None
+    observations: Observations, ids: Tensor, found: Mapping[str, Rows], y: Rows, truth: Tensor | Rows | None
 ) -> dict[str, Any]:
     """Returns what is known of the reconstructions; PSNR and SSIM are of one sample, `psnr_mean` of their mean."""
     row: dict[str, Any] = {"images": len(ids), "psnr": None, "ssim": None}
-    row["misfit"] = float(data_misfit(samples[0], y, observations.operator, ids).mean())
-    if len(samples) > 1:
-        row |= {"samples": len(samples), "spread": float(samples.std(0).mean())}
+    x, misfit = found["images"], 0.0
+    for part in torch.arange(len(ids)).split(rows_at_a_time(x)):
+        misfit += float(data_misfit(x[part], y[part], observations.operator, ids[part]).sum(dtype=torch.float64))
+    row["misfit"] = misfit / len(ids)
     if truth is not None:
-        row |= scores(samples[0], truth)
+        row |= scores(x, truth)
         if y.shape == truth.shape:
             row |= {f"{key}_observations": value for key, value in scores(y, truth).items()}
-        if len(samples) > 1:
-            row |= {f"{key}_mean": value for key, value in scores(samples.mean(0), truth).items()}
-            row["coverage"] = coverage(truth, samples)
-            row["coverage_expected"] = (len(samples) - 1) / (len(samples) + 1)
+    return row | _spread(found, truth) if "samples" in found else row
+
+
+def _spread(found: Mapping[str, Rows], truth: Tensor | Rows | None) -> dict[str, Any]:
+    """Returns how much samples differ, what their mean is worth, and how often they enclose the truth."""
+    samples = found["samples"]
+    count = samples.shape[1]
+    spread = sum(float(part.sum(dtype=torch.float64)) for _, part in pieces(found["std"]))
+    row: dict[str, Any] = {"samples": count, "spread": spread / math.prod(found["std"].shape)}
+    if truth is not None:
+        row |= {f"{key}_mean": value for key, value in scores(found["mean"], truth).items()}
+        inside = uncertain = 0
+        for first, part in pieces(samples):
+            some = covered(truth[first : first + len(part)], part.transpose(0, 1))
+            inside, uncertain = inside + some[0], uncertain + some[1]
+        row["coverage"] = inside / uncertain if uncertain else math.nan
+        row["coverage_expected"] = (count - 1) / (count + 1)
     return row

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from emfast.data.rows import PIECE, FileRows, Part, Rows, collect, picked, small
+from emfast.data.rows import PIECE, FileRows, Part, Rows, collect, picked, pieces, small
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -104,6 +104,23 @@ def _stream(member: IO[bytes], array: Array, step: int) -> Iterator[Tensor]:
         content = bytearray(member.read(count * row))
         yield torch.from_numpy(np.frombuffer(content, array.dtype).reshape(count, *array.shape[1:]))
     member.read(1)  # its checksum is looked at behind its last byte
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, Tensor | Rows]) -> None:
+    """Writes arrays as a .npz file, as np.savez does, some megabytes at a time; any name will do.
+
+    Arguments:
+        file: The file, open.
+        arrays: The arrays by name, of one axis at least, on any device.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, rows in arrays.items():
+            dtype = torch.empty(0, dtype=rows.dtype).numpy().dtype
+            header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(rows.shape)}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array_header_1_0(member, header)
+                for _, part in pieces(rows):
+                    member.write(part.detach().cpu().contiguous().numpy().tobytes())
 
 
 def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
+from emfast.data.rows import FileRows, Part, Rows, collect, mapped, picked, small
 
 _FIX = "The file is damaged or of another format: restore it from a copy"
 UNSIGNED_BYTE = 8
@@ -19,8 +21,8 @@ PIECE = 1 << 24
 GZIP = b"\x1f\x8b"
 
 
-def read_idx(path: Path, limit: int | None = None) -> Tensor:
-    """Returns the (N, 1, H, W) uint8 images of an IDX file, compressed or not.
+def read_idx(path: Path, limit: int | None = None) -> Tensor | Rows:
+    """Returns the (N, 1, H, W) uint8 images of an IDX file, compressed or not; of many the rows in a file.
 
     Arguments:
         path: The file.
@@ -29,11 +31,11 @@ def read_idx(path: Path, limit: int | None = None) -> Tensor:
         ValueError: If the file is damaged, truncated, or does not hold images of bytes.
     """
     array = read_array(path, limit)
-    check(array.dim() == 3, "load", str(path), "to hold images (3 dimensions)", array, "Give the images file")
-    return array[:, None]
+    check(array.ndim == 3, "load", str(path), "to hold images (3 dimensions)", array, "Give the images file")
+    return mapped(array, lambda images: images[:, None])
 
 
-def read_array(path: Path, limit: int | None = None) -> Tensor:
+def read_array(path: Path, limit: int | None = None) -> Tensor | Rows:
     """Returns the uint8 array of an IDX file, of any number of dimensions (labels have one).
 
     Arguments:
@@ -45,21 +47,38 @@ def read_array(path: Path, limit: int | None = None) -> Tensor:
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
             shape = _read_shape(file, path)
-            whole = math.prod(shape)
-            if limit is not None:
-                shape[0] = min(shape[0], limit)
-            content, count = bytearray(), 0
-            # Piece by piece, as a damaged header may ask for more bytes than there is memory; to the end, where gzip
-            # has its checksum.
-            while count <= whole and (piece := file.read(PIECE)):
-                content += piece[: math.prod(shape) - len(content)]
-                count += len(piece)
+            whole, row = math.prod(shape), math.prod(shape[1:])
+            check(whole > 0, "load", str(path), "to hold at least one image", f"shape {tuple(shape)}", _FIX)
+            if packed:
+                rows = collect(_stream(file, path, whole, row))
+            else:
+                _check_length(path, whole, path.stat().st_size - file.tell())
+                rows = small(FileRows([Part(path, file.tell(), shape[0])], shape[1:], torch.uint8))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(message("load", str(path), "to be a whole gzip file", str(error), _FIX)) from error
+    rows = mapped(rows, lambda found: found.reshape(-1, *shape[1:])) if packed else rows
+    return picked(rows, slice(0, limit))
+
+
+def _stream(file: IO[bytes] | gzip.GzipFile, path: Path, whole: int, row: int) -> Iterator[Tensor]:
+    """Yields the rows of a file, flat, some at a time: a damaged header may ask for more bytes than there is memory.
+
+    It is read to its end, where gzip has its checksum.
+    """
+    count, rest = 0, b""
+    while count <= whole and (piece := file.read(PIECE)):
+        count += len(piece)
+        content = bytearray(rest + piece)
+        full = len(content) // row * row
+        rest = bytes(content[full:])
+        if full:
+            yield torch.frombuffer(content, dtype=torch.uint8, count=full).reshape(-1, row)
+    _check_length(path, whole, count)
+
+
+def _check_length(path: Path, whole: int, count: int) -> None:
     found = f"{count}: it is truncated" if count < whole else "more"
     check(count == whole, "load", str(path), f"to hold {whole} bytes after its header", found, _FIX)
-    check(whole > 0, "load", str(path), "to hold at least one image", f"shape {tuple(shape)}", _FIX)
-    return torch.frombuffer(content, dtype=torch.uint8).reshape(shape)
 
 
 def _read_shape(file: IO[bytes] | gzip.GzipFile, path: Path) -> list[int]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from torch import Tensor
 
 from emfast._check import check
 from emfast._files import write_file, write_tensors
+from emfast.data.array_rows import write_npz
 from emfast.data.arrays import ORIGIN, ArrayFile, require_h5py
 from emfast.data.files import ARRAYS
 from emfast.data.origin import Origin
@@ -62,8 +61,8 @@ def open_observations(path: str | os.PathLike[str]) -> tuple[Tensor | Rows, dict
 
 def save_observations(
     path: str | os.PathLike[str],
-    y: Tensor,
-    parameters: Mapping[str, Tensor] | None = None,
+    y: Tensor | Rows,
+    parameters: Mapping[str, Tensor | Rows] | None = None,
     origin: Origin | None = None,
 ) -> None:
     """Writes observations and their operator parameters to one file, atomically.
@@ -87,17 +86,12 @@ def save_observations(
     tensors |= {} if origin is None else {ORIGIN: origin.to_tensor()}
     if suffix == ".safetensors":
         return write_tensors(path, {name: tensor[:] for name, tensor in tensors.items()})
+    if ARRAYS[suffix] != "hdf5":
+        return write_file(path, lambda file: write_npz(file, tensors))
+    h5py = require_h5py(path)
     arrays = {name: tensor[:].detach().cpu().numpy() for name, tensor in tensors.items()}
-    h5py = require_h5py(path) if ARRAYS[suffix] == "hdf5" else None
 
     def write(file: BinaryIO) -> None:
-        if h5py is None:
-            # Not np.savez: its own argument names are not free for arrays.
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-            return
         with h5py.File(file, "w") as content:
             for name, array in arrays.items():
                 content.create_dataset(name, data=array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.evaluation.feature_spaces import read_weights, require
+
+SIDE = 31  # pixels that AlexNet needs
 
 
 def psnr(
@@ -51,9 +54,19 @@ def coverage(
     Returns:
         The share, NaN if no pixel is uncertain.
     """
+    inside, count = covered(truth, samples)
+    return inside / count if count else math.nan
+
+
+def covered(truth: Tensor, samples: Tensor) -> tuple[int, int]:
+    """Returns of how many uncertain pixels the samples enclose the truth, and how many of them there are.
+
+    Arguments:
+        truth, samples: See `coverage`.
+    """
     unknown = (samples.std(0) > 1e-2) & (truth.abs() < 0.95)
     inside = (truth >= samples.amin(0)) & (truth <= samples.amax(0))
-    return float(inside[unknown].float().mean())
+    return int(inside[unknown].sum()), int(unknown.sum())
 
 
 def ssim(
@@ -95,13 +108,14 @@ def lpips(
     Returns:
         (B,), float32.
     Raises:
-        ValueError: If the shapes differ, or the weights are missing or damaged.
+        ValueError: If the shapes differ, the images are smaller than 31x31, or the weights are missing or damaged.
         RuntimeError: If the package lpips (extra `fid`) is missing.
     References:
         | The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018), arXiv 1801.03924
     """
     x, truth = _checked_pair("lpips", x, truth)
     check(x.shape[1] in (1, 3), "lpips", "x", "to have 1 or 3 channels", x)
+    check(min(x.shape[2:]) >= SIDE, "lpips", "x", f"to have at least {SIDE}x{SIDE} pixels", x)
     network = _lpips(str(weights)).to(x.device)
     with torch.no_grad():
         return network(x.expand(-1, 3, -1, -1), truth.expand(-1, 3, -1, -1)).reshape(len(x))

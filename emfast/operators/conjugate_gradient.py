@@ -1,5 +1,6 @@
 """Linear systems, each image on its own."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,10 +13,10 @@ def conjugate_gradient(
     iterations: int,
     precondition: Callable[[Tensor], Tensor] = lambda r: r,
 ) -> Tensor:
-    """Returns the iterate u of system(u) = b from zero, for each image of the batch on its own.
+    """Returns the iterate u of system(u) = b from zero of the least residual, for each image of the batch on its own.
 
-    A direction without positive curvature (the Jacobian of a network is only nearly symmetric) ends an image's
-    iteration, and leaves the others alone.
+    The Jacobian of a network is only nearly symmetric. A direction without positive curvature ends an image's
+    iteration, and leaves the others alone; and later iterates may be farther off than earlier ones.
 
     Arguments:
         system: A symmetric positive definite map of (B, ...) tensors, images apart.
@@ -30,6 +31,7 @@ def conjugate_gradient(
 
     u, r, z = torch.zeros_like(b), b, precondition(b)
     p, rho = z, dot(b, z)
+    best, least = u, torch.full_like(rho, math.inf)
     for _ in range(iterations):
         q = system(p)
         curvature = dot(p, q)
@@ -38,4 +40,7 @@ def conjugate_gradient(
         z = precondition(r)
         rho, before = dot(r, z), rho
         p = z + torch.where(before > 0, rho / before, 0) * p
-    return u
+        size = dot(r, r)
+        closer = size < least
+        best, least = torch.where(closer, u, best), torch.where(closer, size, least)
+    return best

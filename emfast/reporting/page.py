@@ -160,14 +160,14 @@ def _table(runs: list[dict[str, Any]]) -> str:
     single = len(runs) == 1 and runs[0]["rows"]
     lines = runs[0]["rows"] if single else [run["final"] for run in runs]
     columns = [k for k, (_, key, _) in enumerate(COLUMNS) if any(line.get(key) is not None for line in lines)]
-    heads = ([] if single else ["run"]) + [COLUMNS[k][0] for k in columns]
+    covered = any(line.get("coverage") is not None for line in lines)
+    heads = ([] if single else ["run"]) + [COLUMNS[k][0] for k in columns] + ["coverage"] * covered
     body = []
     for index, line in enumerate(lines):
-        found = cells(line)
+        found, coverage = cells(line), line.get("coverage")
         body.append(([] if single else [runs[index]["name"]]) + [found[k] for k in columns])
-        coverage = line.get("coverage")
-        if coverage is not None:
-            body[-1][0] += f" (coverage {coverage:.0%}, {line['coverage_expected']:.0%} if exact)"
+        if covered:
+            body[-1].append("-" if coverage is None else f"{coverage:.0%} ({line['coverage_expected']:.0%} if exact)")
     return _html_table(heads, body)
 
 

@@ -1,5 +1,6 @@
 """Rows in files: what they give is what a tensor gives, and no whole copy of them is made."""
 
+import gzip
 import multiprocessing
 import os
 import resource
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from emfast.commands.evaluate import _belong
+from emfast.commands.restored import write_results
 from emfast.config import EvaluationConfig
-from emfast.data import Store, load, load_observations, save_observations
+from emfast.data import Store, idx, load, load_observations, save_observations
 from emfast.data import rows as module
+from emfast.data.array_rows import write_npz
 from emfast.data.observations import open_observations
-from emfast.data.rows import Rows, collect, joined, mapped, not_finite, picked, pieces
+from emfast.data.rows import Mapped, Rows, Stacked, collect, joined, mapped, not_finite, picked, pieces
 from emfast.em import Observations
 from emfast.em.evaluation import Evaluator
 from emfast.em.m_step import Batches, _resident
@@ -121,6 +125,32 @@ def test_a_file_that_shrinks_is_named(tmp_path):
         images[19]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "PIECE", 7)  # bytes: less than a row
+    pixels = (VALUES[:, 0] * 100 + 128).to(torch.uint8)
+    content = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in pixels.shape) + pixels.numpy().tobytes()
+    path = tmp_path / "images.idx"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    images = load(path)
+    assert isinstance(images.tensor, Rows)
+    assert torch.equal(images.tensor[:], pixels[:, None])
+    assert torch.equal(load(path, limit=4).tensor[:], pixels[:4, None])
+    path.write_bytes(gzip.compress(content[:-1]) if packed else content[:-1])
+    with pytest.raises(ValueError, match="truncated"):
+        load(path)
+
+
+def test_arrays_are_written_as_numpy_does(tmp_path):
+    arrays = {"y": VALUES, "mask": VALUES > 0, "ids": IDS, "none": VALUES[:0], "file": VALUES.half()}
+    with (tmp_path / "ours.npz").open("wb") as file:
+        write_npz(file, arrays | {"stack": Stacked([VALUES, Mapped(VALUES, torch.abs)])})
+    with np.load(tmp_path / "ours.npz") as found:
+        for name, values in (arrays | {"stack": torch.stack([VALUES, VALUES.abs()], 1)}).items():
+            assert found[name].dtype == values.numpy().dtype
+            np.testing.assert_array_equal(found[name], values.numpy())
+
+
 @pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "packed.h5"])
 @pytest.mark.parametrize("kind", ["mask", "kernel"])
 def test_observations_in_files(name, kind, tmp_path):
@@ -202,6 +232,9 @@ def read_and_write(folder, count):
     for k in range(count // 64):
         assert len(images[batches.ids(k)]) == 64
     Evaluator(EvaluationConfig(samples=0), None, (3, 64, 64)).reconstructions(rows, ids, observations)
+    (folder / "out").mkdir()
+    write_results(folder / "out", observations, ids, [store, store], 1)
+    assert _belong(load(folder / "store").tensor, rows)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 

@@ -95,6 +95,18 @@ def test_sigma_data_is_an_argument(sigma_data):
     torch.testing.assert_close(denoiser(X_0, sigma.flatten()), expected)
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.5, 5.0])
+def test_v_is_edms_preconditioning_for_data_of_unit_deviation(noise):
+    network, schedule = (lambda x, t: torch.tanh(3 * x)), VPSchedule.linear()
+    v = Denoiser(network, schedule, "v")
+    edm = Denoiser(lambda x, t: -network(x, t), EDMSchedule(), "edm", sigma_data=1.0)
+    x, z = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    t = torch.tensor([schedule.time_of(noise)], dtype=torch.float64)
+    alpha, level = schedule.alpha(t), torch.tensor([noise], dtype=torch.float64)
+    torch.testing.assert_close(v(alpha * x, t), edm(x, level), rtol=0, atol=1e-6)
+    torch.testing.assert_close(v.loss(x, t, z), edm.loss(x, level, z), rtol=0, atol=1e-6)
+
+
 def test_a_function_is_a_network():
     schedule = VPSchedule.linear()
     denoiser = Denoiser(lambda x, time: x * time.reshape(-1, 1, 1, 1), schedule, "x0")

@@ -1,11 +1,15 @@
 """Feature spaces: the classifier that comes with the library, and the ones of optional packages."""
 
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import interpolate
 
 from emfast.data import load
@@ -140,3 +144,39 @@ def test_inception_refuses_other_weights(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="to hold the layers of Inception, got the weights of another network"):
         features("inception", tmp_path / "weights.pth")
+
+
+class FakeInception(nn.Module):
+    """Is made and called as torch-fidelity's extractor is; its features are the means of the channels."""
+
+    def __init__(self, name: str, wanted: list[str], path: str) -> None:
+        super().__init__()
+        assert (name, wanted) == ("inception-v3-compat", ["2048"])
+        self.layer = nn.Linear(3, 2048)
+        self.load_state_dict(torch.load(path, weights_only=True))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        assert x.dtype == torch.uint8
+        return (self.layer(x.float().mean((2, 3))),)
+
+
+def test_inception_has_the_weights_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package itself was tried by hand, with random weights: it comes with torchvision."""
+    package, module = (
+        types.ModuleType("torch_fidelity"),
+        types.ModuleType("torch_fidelity.feature_extractor_inceptionv3"),
+    )
+    package.__spec__ = ModuleSpec("torch_fidelity", None)
+    module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
+    for each in (package, extractor):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
+    layer = nn.Linear(3, 2048)
+    torch.save({"layer.weight": layer.weight.detach(), "layer.bias": layer.bias.detach()}, tmp_path / "weights.pth")
+    space = features("inception", tmp_path / "weights.pth")
+    assert (space.name, space.metric) == ("inception", "FID")
+    x = torch.rand(5, 3, 8, 8) * 2 - 1
+    expected = layer((x * 127.5 + 127.5).round().mean((2, 3)))
+    torch.testing.assert_close(space.extract(x), expected, rtol=1e-4, atol=1e-2)
+    torch.save({"layer.weight": layer.weight.detach()}, tmp_path / "less.pth")
+    with pytest.raises(ValueError, match="to hold the layers of Inception"):
+        features("inception", tmp_path / "less.pth")

@@ -1,12 +1,17 @@
 """Metrics against closed forms, and against the field's library where it computes the same."""
 
 import math
+import sys
+import types
+from collections import OrderedDict
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from emfast.evaluation import feature_spaces, frechet_distance, lpips, psnr, ssim
 
@@ -143,3 +148,37 @@ def test_lpips_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(feature_spaces, "find_spec", lambda _: None)
     with pytest.raises(RuntimeError, match=r"lpips: expected the package lpips to be installed, .*'emfast\[fid\]'"):
         lpips(x, x, weights=tmp_path / "weights.pth")
+
+
+class FakeLPIPS(nn.Module):
+    """Has the names of the package's network, of AlexNet's first layer only, and its way to be called."""
+
+    def __init__(self, net: str, pnet_rand: bool, verbose: bool) -> None:
+        super().__init__()
+        assert (net, pnet_rand, verbose) == ("alex", True, False)
+        self.net = nn.Module()
+        self.net.slice1 = nn.Sequential(OrderedDict([("0", nn.Conv2d(3, 4, 11, 4, 2))]))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        return (self.net.slice1(x) - self.net.slice1(y)).square().mean((1, 2, 3), keepdim=True)
+
+
+def test_lpips_has_the_weights_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package itself was tried by hand, with random weights: it comes with torchvision."""
+    module = types.ModuleType("lpips")
+    module.LPIPS, module.__spec__ = FakeLPIPS, ModuleSpec("lpips", None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    layer = nn.Conv2d(3, 4, 11, 4, 2)
+    weights = {"features.0.weight": layer.weight.detach(), "features.0.bias": layer.bias.detach()}
+    torch.save({**weights, "classifier.1.weight": torch.zeros(2)}, tmp_path / "alexnet.pth")
+    x, y = 2 * torch.rand(2, 4, 1, 33, 31) - 1
+    found = lpips(x, y, weights=tmp_path / "alexnet.pth")
+    torch.testing.assert_close(
+        found, (layer(x.expand(-1, 3, -1, -1)) - layer(y.expand(-1, 3, -1, -1))).square().mean((1, 2, 3))
+    )
+    with pytest.raises(ValueError, match="lpips: expected x to have at least 31x31 pixels"):
+        lpips(x[..., :30], y[..., :30], weights=tmp_path / "alexnet.pth")
+    torch.save({"other": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"to hold the layers of AlexNet, got no features\.0\.weight"):
+        lpips(x, y, weights=tmp_path / "other.pth")
