@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ from emfast._process import identity, is_gone
 from emfast._safetensors import CHECKSUM
 
 TEMPORARY = ".tmp-"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, replace: bool = True) -> None:
@@ -288,7 +290,9 @@ def _sentence(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.strerror is None:
             raise
-        fix = "Free space, or choose another folder"
+        full, blocked = error.errno in FULL, isinstance(error, FileExistsError | NotADirectoryError)
+        fix = "Free space, or choose" if full else "A part of its path is a file: choose" if blocked else "Choose"
+        fix += " another folder"
         sentence = type(error)(message("write", str(path), "to be writable", error.strerror, fix))
         sentence.errno = error.errno
         raise sentence from error

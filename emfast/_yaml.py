@@ -40,7 +40,7 @@ def load_yaml(text: str) -> Any:
     except NotYaml:
         raise
     except Exception as error:  # a number of 5000 digits, a tag that does not fit its value
-        raise NotYaml(str(error)) from error
+        raise NotYaml(str(error).replace(' in "<unicode string>",', " at")) from error
 
 
 def check_yaml(path: str | os.PathLike[str], function: str) -> None:

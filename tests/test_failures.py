@@ -394,3 +394,17 @@ def test_warnings_of_our_own_are_shown_and_those_of_others_are_not():
         for number, name in enumerate([*warned, "others:"]):
             warnings.warn(f"{name} number {number}", stacklevel=1)
     assert [str(w.message) for w in found] == [f"{name} number {number}" for number, name in enumerate(warned)]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["sample", "nowhere", "--output"],
+        ["import", "nowhere", "--output"],
+        ["evaluate", "a.npz", "b.npz", "--statistics"],
+        ["precompile", "--model", "nowhere", "--arch", "sm_90", "--archive"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_it_is_computed(tmp_path, capsys, argv):
+    (tmp_path / "file").write_text("")
+    refused(capsys, [*argv, str(tmp_path / "file" / "out.npz")], argv[0], "to be writable", "Choose another folder")

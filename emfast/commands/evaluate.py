@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emfast._check import check, message
 from emfast.commands.display import plain_console
-from emfast.commands.files import scores
+from emfast.commands.files import check_output, scores
 from emfast.data import Images, Store, load
 from emfast.data.rows import Rows, picked, rows_at_a_time
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
@@ -84,6 +84,8 @@ def run(options: Options, yaml: str) -> None:
     """
     if options.lpips is not None:  # what is missing is said before anything long begins
         lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), weights=options.lpips)
+    if options.statistics is not None:
+        check_output("evaluate", options.statistics)
     others = read_rows(options.beside) if options.beside is not None else []
     reference = read_statistics(options.reference or options.b)
     space = _named_space(options, reference)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emfast._check import check, message
 from emfast._files import write_file
 from emfast.data.rows import Rows, rows_at_a_time
 
@@ -21,6 +24,24 @@ def gather(argv: list[str]) -> list[str]:
     count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
     words = [os.path.expanduser(word) for word in argv[:count]]
     return [json.dumps(words), *argv[count:]] if count else argv
+
+
+def check_output(function: str, path: str | os.PathLike[str]) -> None:
+    """Raises a sentence if a file cannot be written, before what is to stand in it is computed.
+
+    Arguments:
+        function: The command.
+        path: The file; its folder is made.
+    """
+    folder = Path(path).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            good = not Path(path).is_dir()
+    except OSError as error:
+        fix = "Choose another folder"
+        raise type(error)(message(function, str(path), "to be writable", error.strerror or error, fix)) from error
+    check(good, function, str(path), "to be a file", "a folder", "Choose another name")
 
 
 def write_images(path: str | os.PathLike[str], images: Tensor) -> None:

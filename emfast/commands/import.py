@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emfast._check import check, message
 from emfast.commands.display import plain_console
-from emfast.commands.files import gather
+from emfast.commands.files import check_output, gather
 from emfast.data.importing import Imported, import_observations
 from emfast.data.observations import SUFFIXES, save_observations
 from emfast.data.origin import Range, range_of_note, read_origin
@@ -56,6 +56,7 @@ def run(options: Options, yaml: str) -> None:
         options: What to read.
         yaml: The options as text.
     """
+    check_output("import", options.output)
     found = import_observations(
         options.sources,
         masks=options.masks,

@@ -13,6 +13,8 @@ from emfast._check import check
 from emfast._settings import unknown
 from emfast.adapters import accelerate
 from emfast.commands.display import Display
+from emfast.commands.files import check_output
+from emfast.compilation.launchers import compiler
 from emfast.compilation.precompile import ARCHITECTURES, precompile, trace, write_archive
 from emfast.compilation.tune import BATCH, check_gpu, tune
 from emfast.diffusion.loading import model_folder
@@ -66,6 +68,8 @@ def run(options: Options, yaml: str) -> None:
         options: What to compile, and for what.
         yaml: The options as text.
     """
+    if options.archive is not None:
+        check_output("precompile", options.archive)
     denoiser, shape = load_model(model_folder(options.model))
     check(min(shape[1:]) > 0, "precompile", options.model, "to say the size of its images", "no sample_size")
     accelerate(denoiser.network, dtype=torch.bfloat16 if options.precision == "bfloat16" else None)
@@ -80,6 +84,9 @@ def run(options: Options, yaml: str) -> None:
         )
         text = f"{options.out}: {compiled} kernels compiled, {found} were there already"
         display.console.print(text, soft_wrap=True)
+        if compiler() is None:
+            text = "No C compiler is here: a node without one cannot launch them. Run this again where gcc is"
+            display.console.print(text, soft_wrap=True)
         if options.tune:
             faster = tune(
                 trace(denoiser, shape, BATCH),

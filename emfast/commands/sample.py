@@ -10,7 +10,7 @@ import torch
 
 from emfast._check import MANY, check
 from emfast.commands.display import Display
-from emfast.commands.files import write_images
+from emfast.commands.files import check_output, write_images
 from emfast.diffusion.loading import model_folder
 from emfast.em import load_model, prepare
 from emfast.em.device import resolve_device
@@ -62,6 +62,7 @@ def run(options: Options, yaml: str) -> None:
         options: What to sample.
         yaml: The options as text.
     """
+    check_output("sample", options.output)
     device = resolve_device(options.device)
     denoiser, shape = load_model(model_folder(options.model))
     shape = shape if options.size is None else (shape[0], options.size, options.size)

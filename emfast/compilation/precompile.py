@@ -172,9 +172,11 @@ def _note(folder: Path, calls: Sequence[Call], architectures: Sequence[int], lau
     found: dict[str, list[str]] = {**before["calls"]}
     for arch in architectures:
         found[str(arch)] = sorted({*found.get(str(arch), ()), *map(digest, calls)})
+    made = {str(arch): {*map(digest, calls)} for arch in architectures}
+    whole = all(made.get(arch, set()) >= set(names) for arch, names in found.items())  # nothing from before is left
     kernels = Counter(path.stem for path in folder.glob("*/*.cubin"))
     content = {"architectures": sorted(found, key=int), "calls": found, "kernels": dict(kernels)}
-    _manifest.write(folder, {**content, "launchers": launches and before["launchers"]})
+    _manifest.write(folder, {**content, "launchers": launches and (whole or before["launchers"])})
 
 
 def digest(call: Call) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -98,8 +98,8 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
 def _check_given(config: Config, given: Given) -> None:
     """Raises a sentence where the config of a run in Python is used without what was given there."""
     data = config.data
-    named: dict[str, tuple[str | None, Any]] = {"data.images": (data.images, given.images)}
-    named |= {"data.observations": (data.observations, given.observations)}
+    named: dict[str, tuple[str | None, object]]
+    named = {"data.images": (data.images, given.images), "data.observations": (data.observations, given.observations)}
     named |= {"data.clean": (data.clean, given.clean), "model": (config.model, given.model)}
     for name, (path, there) in named.items():
         fix = "Run the program that this config is from again, or name a file"

@@ -10,9 +10,10 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton (the test extra installs it)")
 
-from emfast.compilation import launchers
+from emfast.compilation import launchers, precompile
 from emfast.compilation.compiling import Layout
 from emfast.compilation.precompile import compile_calls
+from emfast.kernels import _manifest
 
 X = Layout(torch.float32, (2, 1, 8, 8), (64, 64, 8, 1), 0)
 CALL = ("residual_sum", (X, X, None, None, 1.0))
@@ -49,3 +50,19 @@ def test_a_node_needs_no_compiler(tmp_path):
 def test_without_a_compiler_the_kernels_alone_are_made(monkeypatch, tmp_path):
     monkeypatch.setattr(launchers, "compiler", lambda: None)
     assert not launchers.build_launchers([CALL], tmp_path, architectures=[90])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a driver that is there")
+def test_launchers_are_added_where_a_compiler_is(monkeypatch, tmp_path):
+    built = [False, False, True, True]
+    monkeypatch.setattr(precompile, "build_launchers", lambda *_, **__: built.pop(0))
+    other = ("residual_sum", (X, X, X, None, 1.0))
+
+    def launchable(calls):
+        compile_calls(calls, tmp_path, architectures=[90])
+        return _manifest.read(tmp_path)["launchers"]
+
+    assert not launchable([CALL])
+    assert not launchable([CALL, other])
+    assert not launchable([other])  # those of the first call are still missing
+    assert launchable([CALL, other])

