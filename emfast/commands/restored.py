@@ -17,7 +17,7 @@ from emfast.data import Store, save_observations
 from emfast.data.array_rows import write_npz
 from emfast.data.origin import Origin
 from emfast.data.raw import write_raw
-from emfast.data.rows import Mapped, Rows, Stacked, mapped, pieces, rows_at_a_time
+from emfast.data.rows import Mapped, Rows, mapped, pieces, rows_at_a_time
 from emfast.em import Observations
 from emfast.evaluation.metrics import covered
 from emfast.operators.base import Parameters
@@ -25,6 +25,22 @@ from emfast.reporting import PREVIEW, Row, draw_rows
 from emfast.samplers import data_misfit
 
 FLOATS = ("tiff", "fits", "npy", "npz", "hdf5", "safetensors")  # the kinds that hold fractions
+
+
+class Stacked(Rows):
+    """Rows of several, each made of one of each, along a new axis behind the first.
+
+    Arguments:
+        parts: Rows of one shape and dtype.
+    """
+
+    def __init__(self, parts: Sequence[Tensor | Rows]) -> None:
+        super().__init__((len(parts[0]), len(parts), *parts[0].shape[1:]), parts[0].dtype)
+        self.parts = parts
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Returns rows."""
+        return torch.stack([part[ids] for part in self.parts], 1)
 
 
 def write_results(

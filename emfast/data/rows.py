@@ -106,22 +106,6 @@ class _Picked(Rows):
         return self.rows.read(self.ids[ids])
 
 
-class Stacked(Rows):
-    """Rows of several, each made of one of each, along a new axis behind the first.
-
-    Arguments:
-        parts: Rows of one shape and dtype.
-    """
-
-    def __init__(self, parts: Sequence[Tensor | Rows]) -> None:
-        super().__init__((len(parts[0]), len(parts), *parts[0].shape[1:]), parts[0].dtype)
-        self.parts = parts
-
-    def read(self, ids: Tensor) -> Tensor:
-        """Returns rows."""
-        return torch.stack([part[ids] for part in self.parts], 1)
-
-
 def mapped(rows: Tensor | Rows, function: Callable[[Tensor], Tensor]) -> Tensor | Rows:
     """Returns a function of rows that gives one for each: now for a small tensor, else whenever they are read.
 

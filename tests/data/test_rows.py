@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from emfast.commands.evaluate import _belong
-from emfast.commands.restored import write_results
+from emfast.commands.restored import Stacked, write_results
 from emfast.config import EvaluationConfig
 from emfast.data import Store, file_rows, idx, load, load_observations, save_observations
 from emfast.data import rows as module
 from emfast.data.array_rows import write_npz
 from emfast.data.file_rows import collect
 from emfast.data.observations import open_observations
-from emfast.data.rows import Mapped, Rows, Stacked, joined, mapped, not_finite, picked, pieces
+from emfast.data.rows import Mapped, Rows, joined, mapped, not_finite, picked, pieces
 from emfast.em import Observations
 from emfast.em.batches import Batches
 from emfast.em.evaluation import Evaluator
