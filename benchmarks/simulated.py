@@ -8,6 +8,7 @@ linear operator and Gaussian noise that are close to the detector:
 - counts, plain: y as an image, noise of one variance, the mean of that of all counts.
 - counts, weighted: each pixel divided by the standard deviation that its own count lets one expect.
 - detector, masked: saturated pixels are missing, the others have the noise of rounding.
+- detector, weighted: saturated pixels read the middle of what is above, with the noise that a uniform value there has.
 
 Measured are the E-step from pure noise with the last model, by the method's own sampler, on the first 256 observations,
 and the Frechet distance (FD) of its samples. An evaluation is a forward or a backward pass of an image; a training step
@@ -30,10 +31,10 @@ from torch import Tensor
 from emfast import random
 from emfast.config import Config
 from emfast.em import Observations, load_model, prepare, train
+from emfast.em.device import resolve_device
 from emfast.em.e_step import reconstruct
 from emfast.em.evaluation import Evaluator
 from emfast.em.inputs import read_inputs
-from emfast.em.model import resolve_device
 from emfast.em.state import RunFolder
 from emfast.evaluation import psnr
 from emfast.operators import Detector, Identity, Mask, Operator, PoissonCounts
@@ -92,13 +93,25 @@ def masked(y: Tensor) -> tuple[dict[str, Tensor], float]:
     return {"y": y * shown, "mask": shown}, (HIGH + 1) / (LEVELS - 1) / 12**0.5
 
 
+def spread(y: Tensor) -> tuple[dict[str, Tensor], float]:
+    """Returns readings in units of their noise: the highest is the middle of what is above it, as wide as that is."""
+    saturated, rounding = y >= HIGH, (HIGH + 1) / (LEVELS - 1)
+    value = torch.where(saturated, (HIGH + 1) / 2, y)
+    weight = 12**0.5 / torch.where(saturated, 1 - HIGH, rounding)
+    return {"y": weight * value, "weight": weight}, 1.0
+
+
 METHODS: dict[str, dict[str, Approximation | None]] = {
     "counts": {
         "conditional": None,
         "plain": Approximation(Identity(), ReverseFromObservation(steps=10, order=1), plain),
         "weighted": Approximation(Weighted(), MATCHED, weighted),
     },
-    "detector": {"conditional": None, "masked": Approximation(Mask(), MATCHED, masked)},
+    "detector": {
+        "conditional": None,
+        "masked": Approximation(Mask(), MATCHED, masked),
+        "weighted": Approximation(Weighted(), MATCHED, spread),
+    },
     "mask-60": {"conditional": None},
 }
 

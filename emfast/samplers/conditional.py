@@ -17,7 +17,7 @@ class Conditional(Sampler):
     .. math:: \hat x_0(x_t, t, y) \approx E[x_0 | x_t, y]
 
     What it takes of the operator is `simulate` in the training, and `condition` here, which shows y to the network. For
-    operators that can only be simulated; where there is an A, `MMPS` is better with fewer training steps.
+    operators that can only be simulated; where there is an A, or one that is close, `MMPS` needs less training.
 
     Arguments:
         steps: The number of network evaluations.
