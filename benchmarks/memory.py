@@ -30,9 +30,10 @@ from emfast.config import EvaluationConfig, MStepConfig
 from emfast.data.store import Store
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.em import Observations, e_step
+from emfast.em.batches import Batches
 from emfast.em.e_steps import clamped
 from emfast.em.evaluation import Evaluator
-from emfast.em.m_step import Batches, m_step
+from emfast.em.m_step import m_step
 from emfast.operators import Identity
 from emfast.samplers import Sampler, WarmStart
 

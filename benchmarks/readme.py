@@ -14,6 +14,7 @@ import em_show
 import run
 import samplers
 import scale
+import simulated
 from e_step import NETWORKS, VARIANTS
 from measure import RESULTS, ROOT, Measurement, load
 from samplers_show import lines_of
@@ -41,6 +42,7 @@ def main() -> int:
         "e-steps": (e_steps(), None),
         "ops": run.tables(),
         "em": (em_show.table(em.saved()), None),
+        "simulated": (simulated.table(simulated.saved()), None),
         "scale": (scale.table(), None),
     }.items():
         begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))

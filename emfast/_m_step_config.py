@@ -38,6 +38,8 @@ class MStepConfig:
         target_images: The network's target is the mean of what the noisy image may stem from among so many training
             images and those of the batch, and not the image that it stems from: less variance at high noise levels. 0:
             that image alone.
+        prior_share: Of a network that is shown observations (sampler Conditional), the share of the images that it is
+            shown without one: from them it learns the prior.
         checkpoint: Steps between checkpoints: what an interruption costs at most.
     """
 
@@ -59,6 +61,7 @@ class MStepConfig:
     noise_std: float = 1.2
     schedule_share: float = 0.0
     target_images: int = 0
+    prior_share: float = 0.25
     checkpoint: int = 500
 
     def __post_init__(self) -> None:
@@ -74,5 +77,7 @@ class MStepConfig:
         check(math.isfinite(self.noise_mean), "config", "m_step.noise_mean", "to be finite", self.noise_mean)
         good = 0 <= self.target_images <= MANY
         check(good, "config", "m_step.target_images", f"to be in 0 ... {MANY}", self.target_images)
+        good = 0 < self.prior_share < 1
+        check(good, "config", "m_step.prior_share", "to be in (0, 1)", self.prior_share)
         good = 0 <= self.schedule_share < 1
         check(good, "config", "m_step.schedule_share", "to be in [0, 1)", self.schedule_share)

@@ -16,7 +16,7 @@ from emfast._yaml import to_yaml
 from emfast.operators import Identity, Mask, Operator
 from emfast.presets import expanded, preset
 from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
-from emfast.samplers.defaults import check_posterior, usual_classes
+from emfast.samplers.defaults import check_fits, check_posterior, usual_classes
 
 
 @dataclass
@@ -235,6 +235,7 @@ class Config:
             self.operator = Mask(missing=0.6)
         self.sampler = self.sampler or default_sampler(type(self.operator) if self.operator else Operator)
         check_posterior(self.sampler, "config")
+        check_fits(self.sampler, self.operator, self.sigma, "config")
         # That of observations, which may be in units of their own, is checked with them.
         check_sigma(self.first_sigma if self.data.observations is None else min(self.first_sigma, 1), "config")
         check(self.sigma_start > 0, "config", "sigma_start", "to be > 0", self.sigma_start)

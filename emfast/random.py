@@ -19,6 +19,7 @@ from emfast._check import check
 from emfast._library import register, run_cpp
 
 MASK = 0xFFFFFFFF
+FARTHEST = 8  # a power of 2
 
 
 class Stream(IntEnum):
@@ -103,6 +104,55 @@ def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor
     key = signed(seed, "normal")
     z: Tensor = _normal(shape, ids.to(torch.int64), _counter(step, ids), key)
     return z
+
+
+class Generator:
+    """Random numbers for a batch of images: what an operator that is simulated draws from.
+
+    Row b belongs to ids[b], whatever the batch. Every call draws other numbers, the same ones for the same order of
+    calls.
+
+    Arguments:
+        ids: (B,) integer ids; the numbers live on their device.
+        seed: The key, 0 <= seed < 2^64.
+        step: The step of a training, an int or a 0-dimensional tensor on the device of ids.
+    """
+
+    def __init__(self, ids: Tensor, seed: int, step: int | Tensor = 0) -> None:
+        self.ids, self.seed, self.step, self.calls = ids, seed, step, 0
+
+    def _key(self) -> int:
+        self.calls += 1
+        return self.seed if self.calls == 1 else derive(self.seed, "call", self.calls)
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Returns float32 uniform numbers in [0, 1), (B, *shape)."""
+        return uniform(shape, ids=self.ids, seed=self._key(), step=self.step)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Returns float32 standard normal numbers, (B, *shape)."""
+        return normal(shape, ids=self.ids, seed=self._key(), step=self.step)
+
+    def poisson(self, mean: Tensor) -> Tensor:
+        r"""Returns Poisson counts of the given means, (B, ...), in their shape and dtype.
+
+        The least k whose distribution function reaches a uniform number, sought around the expansion of Cornish and
+        Fisher, which is never off by as many as `FARTHEST`: a fixed number of evaluations, and no rejection.
+
+        .. math:: P(X \le k) = Q(k + 1, \lambda), \quad k \approx \lambda + \sqrt\lambda z + (z^2 - 1) / 6
+        """
+        rate = mean.to(torch.float64).clamp_min(0)
+        u = self.uniform(tuple(mean.shape[1:])).to(torch.float64) + 2.0**-25  # in the middle of 2^24 intervals
+        z = torch.special.ndtri(u)
+        guess = (rate + rate.sqrt() * z + (z.square() - 1) / 6).floor()
+        low = guess - FARTHEST  # P(X <= low) < u <= P(X <= low + width)
+        width = 2 * FARTHEST
+        while width > 1:
+            width //= 2
+            middle = low + width
+            reached = torch.special.gammaincc(middle.clamp_min(0) + 1, rate) * (middle >= 0)
+            low = torch.where(reached < u, middle, low)
+        return (low + 1).to(mean.dtype)
 
 
 def signed(seed: int, function: str) -> int:

@@ -16,10 +16,21 @@ from emfast.em import Observations, e_step
 from emfast.em.inputs import read_inputs
 from emfast.em.state import RunFolder
 from emfast.operators import Identity
-from emfast.samplers import DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation, Sampler, WarmStart
+from emfast.samplers import (
+    DAPS,
+    DPS,
+    MMPS,
+    Conditional,
+    DiffPIR,
+    PiGDM,
+    Prior,
+    ReverseFromObservation,
+    Sampler,
+    WarmStart,
+)
 
 NAN, INF = float("nan"), float("inf")
-SAMPLERS = (DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation)
+SAMPLERS = (Conditional, DAPS, DPS, MMPS, DiffPIR, PiGDM, Prior, ReverseFromObservation)
 NEVER = {
     "steps": [0, -1, 1.5, NAN, INF],
     "flow": [0, -1, 1.5],

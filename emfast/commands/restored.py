@@ -56,7 +56,7 @@ def write_results(
         found |= {"mean": Mapped(each, _mean), "std": Mapped(each, _std), "samples": each}
     write_file(output / "reconstructions.npz", lambda file: write_npz(file, found))
     shown = slice(0, pictures)
-    preview = {"observation": y[shown], "reconstruction": samples[0][shown]}
+    preview = {"observation": observations.pictures(ids[shown]), "reconstruction": samples[0][shown]}
     if truth is not None:
         preview = {"truth": truth[shown], **preview}
     if len(stores) > 1:
@@ -128,15 +128,21 @@ def _metrics(
 ) -> dict[str, Any]:
     """Returns what is known of the reconstructions; PSNR and SSIM are of one sample, `psnr_mean` of their mean."""
     row: dict[str, Any] = {"images": len(ids), "psnr": None, "ssim": None}
-    x, misfit = found["images"], 0.0
+    row["misfit"] = None if observations.operator.is_simulated else _misfit(found["images"], y, ids, observations)
+    if truth is not None:
+        row |= scores(found["images"], truth)
+        shown = Mapped(ids, observations.pictures)
+        if shown.shape == truth.shape:
+            row |= {f"{key}_observations": value for key, value in scores(shown, truth).items()}
+    return row | _spread(found, truth) if "samples" in found else row
+
+
+def _misfit(x: Rows, y: Rows, ids: Tensor, observations: Observations) -> float:
+    """Returns the mean of the squared residual of reconstructions."""
+    misfit = 0.0
     for part in torch.arange(len(ids)).split(rows_at_a_time(x)):
         misfit += float(data_misfit(x[part], y[part], observations.operator, ids[part]).sum(dtype=torch.float64))
-    row["misfit"] = misfit / len(ids)
-    if truth is not None:
-        row |= scores(x, truth)
-        if y.shape == truth.shape:
-            row |= {f"{key}_observations": value for key, value in scores(y, truth).items()}
-    return row | _spread(found, truth) if "samples" in found else row
+    return misfit / len(ids)
 
 
 def _spread(found: Mapping[str, Rows], truth: Tensor | Rows | None) -> dict[str, Any]:

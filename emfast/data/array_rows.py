@@ -13,7 +13,8 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from emfast.data.rows import PIECE, FileRows, Part, Rows, collect, picked, pieces, small
+from emfast.data.file_rows import FileRows, Part, collect
+from emfast.data.rows import PIECE, Rows, picked, pieces, small
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 

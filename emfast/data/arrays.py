@@ -16,8 +16,9 @@ from torch import Tensor
 from emfast._check import check, message
 from emfast._files import read_tensors, verified
 from emfast.data.array_rows import Array, Hdf5Rows, npz_array, rows_of_array
+from emfast.data.file_rows import FileRows, Part
 from emfast.data.files import ARRAYS, format_of
-from emfast.data.rows import FileRows, Part, Rows, mapped, picked, pieces, small
+from emfast.data.rows import Rows, mapped, picked, pieces, small
 
 ORIGIN = "emfast.json"  # the array that tells where imported observations come from
 COLOURS = (3, 4)  # the channels of one picture, with its transparency or without

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from emfast._check import check_regular, message
+from emfast.data.file_rows import collect
 from emfast.data.files import distinct
-from emfast.data.rows import Rows, collect, picked
+from emfast.data.rows import Rows, picked
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.data.arrays import check_units
+from emfast.data.file_rows import collect
 from emfast.data.files import PICTURES, SUFFIXES, distinct, files_below
 from emfast.data.picture import Picture, read_picture
 from emfast.data.resize import crop_and_resize
-from emfast.data.rows import Rows, collect, picked
+from emfast.data.rows import Rows, picked
 
 AHEAD = 64  # pictures in memory at once
 

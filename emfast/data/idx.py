@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from emfast._check import check, message
-from emfast.data.rows import FileRows, Part, Rows, collect, mapped, picked, small
+from emfast.data.file_rows import FileRows, Part, collect
+from emfast.data.rows import Rows, mapped, picked, small
 
 _FIX = "The file is damaged or of another format: restore it from a copy"
 UNSIGNED_BYTE = 8

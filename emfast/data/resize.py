@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from emfast._check import check
-from emfast.data.rows import Rows, collect, pieces
+from emfast.data.file_rows import collect
+from emfast.data.rows import Rows, pieces
 
 
 def crop_and_resize(

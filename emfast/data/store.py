@@ -16,7 +16,8 @@ from emfast._check import check, message
 from emfast._files import read_json, read_tensors, verified, write_json, write_tensors
 from emfast._json import to_json
 from emfast._safetensors import Place
-from emfast.data.rows import FileRows, Mapped, Part, Rows, first_not_finite
+from emfast.data.file_rows import FileRows, Part
+from emfast.data.rows import Mapped, Rows, first_not_finite
 
 VERSION = 1
 MANIFEST = "manifest.json"

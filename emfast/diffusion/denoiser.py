@@ -39,6 +39,8 @@ class Denoiser(nn.Module):
             zeros, which is cut off again. 1 for no border; `halvings` says what a U-Net of diffusers takes.
         time_table: The number of times that a network knows which looks them up in a table: it is given the nearest
             whole one. By default found: an `nn.Embedding` whose name speaks of time or steps.
+        condition: The number of channels behind those of the image in which the network is shown an observation, for
+            the sampler `Conditional`; zeros say that there is none. 0 for a network of images alone.
 
     References:
         | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022), arXiv 2202.00512
@@ -59,6 +61,7 @@ class Denoiser(nn.Module):
         labels: Any = None,
         time_table: int | None = None,
         multiple: int = 1,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         if is_pipeline(network):
@@ -78,7 +81,7 @@ class Denoiser(nn.Module):
         sigma_data = 0.5 if sigma_data is None else sigma_data
         check(sigma_data > 0, "Denoiser", "sigma_data", "to be positive", sigma_data)
         self.network, self.schedule, self.prediction, self.dtype = network, schedule, prediction, dtype
-        self.sigma_data, self.multiple = sigma_data, multiple
+        self.sigma_data, self.multiple, self.condition = sigma_data, multiple, condition
         self.register_buffer("labels", check_labels(network, labels), persistent=False)
         self.asked = asks_for_labels(network)
         self.time_table = _time_table(network) if time_table is None else time_table
@@ -97,13 +100,14 @@ class Denoiser(nn.Module):
         """
         if isinstance(source, str | os.PathLike):
             folder = read_folder(source, scheduled=schedule is None)
+            options.setdefault("condition", folder.condition)
             return cls(folder.network, folder.scheduler if schedule is None else schedule, **options).eval()
         return cls(source, schedule, **options).eval()
 
     def labelled(self, labels: Any) -> Denoiser:
         """Returns a denoiser of the same network with other class labels, such as those of another batch."""
         options: dict[str, Any] = {"sigma_data": self.sigma_data, "labels": labels, "time_table": self.time_table}
-        options["multiple"] = self.multiple
+        options |= {"multiple": self.multiple, "condition": self.condition}
         other = type(self)(self.network, self.schedule, self.prediction, self.dtype, **options)
         other.training = self.training
         return other if self.labels is None or other.labels is None else other.to(self.labels.device)
@@ -118,19 +122,20 @@ class Denoiser(nn.Module):
         t = t.reshape(-1, 1, 1, 1)
         return self.schedule.alpha(t).to(like.dtype), self.schedule.sigma(t).to(like.dtype)
 
-    def raw(self, x: Tensor, time: Tensor) -> Tensor:
+    def raw(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         """Returns the bare output of the network, (B, C, H, W), in the dtype of x.
 
         Arguments:
             x: (B, C, H, W) noisy images, as the network takes them.
             time: (B,) times, as the network takes them.
+            condition: (B, K, H, W) what the network is shown of observations; None: nothing.
         """
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
         half = self.dtype is not None and self.dtype != torch.float32
         labels = label_arguments(self.network, self.labels, self.asked, len(x), x.device)
         rows = self.time_table
         time = time.to(torch.float32) if rows is None else time.round().clamp(0, rows - 1).long()
-        given = self._bordered(x.to(dtype))
+        given = self._bordered(self._with(condition, x).to(dtype))
         with torch.autocast(x.device.type, self.dtype if half else torch.bfloat16, enabled=half):
             output = self.network(given, time.expand(len(x)), *labels)
         output = getattr(output, "sample", output)
@@ -143,26 +148,43 @@ class Denoiser(nn.Module):
         check(output.shape in sizes, "Denoiser", name, what, output)
         return output[:, :channels, : x.shape[2], : x.shape[3]].to(x.dtype)
 
+    def _with(self, condition: Tensor | None, x: Tensor) -> Tensor:
+        """Returns the input of the network: images and, if it is one that is shown observations, these."""
+        if condition is not None:
+            what, fix = f"to be shown {condition.shape[1]} channels", "Train it with the sampler Conditional"
+            check(condition.shape[1] == self.condition, "Denoiser", "the network", what, self.condition, fix)
+            return torch.cat((x, condition.to(x.dtype)), 1)
+        return torch.cat((x, x.new_zeros(len(x), self.condition, *x.shape[2:])), 1) if self.condition else x
+
     def _bordered(self, x: Tensor) -> Tensor:
         """Returns images with a border of zeros below and at the right, where their sides need one."""
         below, right = (-side % self.multiple for side in x.shape[-2:])
         return nn.functional.pad(x, (0, right, 0, below)) if below or right else x
 
-    def forward(self, x_t: Tensor, t: Tensor | float, *, levels: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        *,
+        levels: tuple[Tensor, Tensor] | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """Returns x0-hat, (B, C, H, W), in the dtype of x_t.
 
         Arguments:
             x_t: (B, C, H, W) noisy images.
             t: The time, a number, a 0-dimensional or a (B,) tensor, in the units of the schedule.
             levels: alpha_t and sigma_t in the dtype of x_t, where they are known already.
+            condition: (B, K, H, W) what the network is shown of observations, `operator.condition(y, parameters)`:
+                the mean is then that given y too. None: the prior's.
         """
         t = torch.as_tensor(t, device=x_t.device).reshape(-1)
         alpha, sigma = self.levels(t, x_t) if levels is None else levels
         if self.prediction == "edm":
             norm = (sigma**2 + self.sigma_data**2).sqrt()
-            output = self.raw(x_t / norm, sigma.flatten().log() / 4)
+            output = self.raw(x_t / norm, sigma.flatten().log() / 4, condition)
             return (self.sigma_data / norm) ** 2 * x_t + sigma * self.sigma_data / norm * output
-        output = self.raw(x_t, t)
+        output = self.raw(x_t, t, condition)
         if self.prediction == "eps":
             return (x_t - sigma * output) / alpha
         if self.prediction == "v":
@@ -171,24 +193,25 @@ class Denoiser(nn.Module):
             return (x_t - sigma * output) / (alpha + sigma)
         return output
 
-    def loss(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, x_0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         """Returns the training loss of each image, (B,): the mean squared error of what the network predicts.
 
         Arguments:
             x_0: (B, C, H, W) clean images.
             t: (B,) times.
             noise: (B, C, H, W) standard normal noise.
+            condition: (B, K, H, W) what the network is shown of observations.
         """
         alpha, sigma = self.levels(t, x_0)
         x_t = alpha * x_0 + sigma * noise
         if self.prediction == "eps":
-            error = self.raw(x_t, t) - noise
+            error = self.raw(x_t, t, condition) - noise
         elif self.prediction == "v":
-            error = self.raw(x_t, t) - (alpha * noise - sigma * x_0)
+            error = self.raw(x_t, t, condition) - (alpha * noise - sigma * x_0)
         elif self.prediction == "flow":
-            error = self.raw(x_t, t) - (noise - x_0)
+            error = self.raw(x_t, t, condition) - (noise - x_0)
         else:
-            error = self(x_t, t) - x_0
+            error = self(x_t, t, condition=condition) - x_0
             if self.prediction == "edm":
                 error = error * (sigma**2 + self.sigma_data**2).sqrt() / (sigma * self.sigma_data)
         return error.square().flatten(1).mean(1)

@@ -10,6 +10,7 @@ import torch
 
 from emfast._check import check, check_finite, check_regular, message
 from emfast._files import read_json, settle_folder
+from emfast.diffusion.condition import read_condition
 from emfast.diffusion.schedulers import load_scheduler
 from emfast.diffusion.weights import fit, read_weights
 
@@ -23,6 +24,7 @@ class Folder(NamedTuple):
     network: Any
     scheduler: Any  # None if it was not asked for
     shape: tuple[int, int, int]
+    condition: int  # channels in which the network is shown an observation
 
 
 def is_pipeline(model: Any) -> bool:
@@ -68,7 +70,9 @@ def read_folder(folder: str | os.PathLike[str], *, scheduled: bool = True) -> Fo
     check((unet / "config.json").is_file(), "load_model", str(folder), "to hold a UNet2DModel", "none", fix)
     network = _network(unet)
     scheduler = read_scheduler_of(path) if scheduled else None
-    return Folder(network, scheduler, (int(network.config.in_channels), *_sides(network, unet)))
+    shape = (int(network.config.in_channels), *_sides(network, unet))
+    network, condition = read_condition(path, network)
+    return Folder(network, scheduler, shape, condition)
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:

@@ -41,6 +41,7 @@ class TiledDenoiser(Denoiser):
             labels=denoiser.labels,
             time_table=denoiser.time_table,
             multiple=denoiser.multiple,
+            condition=denoiser.condition,
         )
         overlap = tile // 4 if overlap is None else overlap
         check(tile > 1, "TiledDenoiser", "tile", "to be > 1", tile)
@@ -49,7 +50,7 @@ class TiledDenoiser(Denoiser):
         self.tile, self.overlap, self.batch = tile, overlap, batch
         self.train(denoiser.training)
 
-    def raw(self, x: Tensor, time: Tensor) -> Tensor:
+    def raw(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         """Returns the blended output of the network, (B, C, H, W), in the dtype of x."""
         height, width = (min(self.tile, side) for side in x.shape[-2:])
         rows, columns = (starts(side, self.tile, self.overlap) for side in x.shape[-2:])
@@ -59,7 +60,9 @@ class TiledDenoiser(Denoiser):
         weight = torch.zeros_like(x[0, 0])
         for cut in cuts:
             weight[cut] += window
-        output: Tensor = _Blend.apply(super().raw, x, time.expand(len(x)), cuts, window / weight.max(), self.batch)
+        shown = () if condition is None else (condition,)
+        blended = (x, time.expand(len(x)), cuts, window / weight.max(), self.batch, *shown)
+        output: Tensor = _Blend.apply(super().raw, *blended)
         return output / (weight / weight.max())
 
 
@@ -71,29 +74,31 @@ class _Blend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, raw: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor, *rest: Any) -> Tensor:
-        ctx.raw, ctx.rest = raw, rest
-        ctx.save_for_backward(x, times)
-        cuts, window, batch = rest
+    def forward(ctx: Any, raw: Callable[..., Tensor], x: Tensor, times: Tensor, *rest: Any) -> Tensor:
+        cuts, window, batch, *shown = rest
+        ctx.raw, ctx.rest = raw, rest[:3]
+        ctx.save_for_backward(x, times, *shown)
         total = torch.zeros_like(x)
         for part in (cuts[k : k + batch] for k in range(0, len(cuts), batch)):
-            outputs = raw(torch.cat([x[cut] for cut in part]), times.repeat(len(part)))
+            tiles = (torch.cat([images[cut] for cut in part]) for images in shown)
+            outputs = raw(torch.cat([x[cut] for cut in part]), times.repeat(len(part)), *tiles)
             for cut, output in zip(part, outputs.split(len(x)), strict=True):
                 total[cut] += window * output
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, times), (cuts, window, batch) = ctx.saved_tensors, ctx.rest
+        (x, times, *shown), (cuts, window, batch) = ctx.saved_tensors, ctx.rest
         total = torch.zeros_like(x)
         for part in (cuts[k : k + batch] for k in range(0, len(cuts), batch)):
             tiles = torch.cat([x[cut] for cut in part]).detach().requires_grad_()
             with torch.enable_grad():
-                outputs = ctx.raw(tiles, times.repeat(len(part)))
+                others = (torch.cat([images[cut] for cut in part]) for images in shown)
+                outputs = ctx.raw(tiles, times.repeat(len(part)), *others)
             (each,) = torch.autograd.grad(outputs, tiles, torch.cat([window * gradient[cut] for cut in part]))
             for cut, own in zip(part, each.split(len(x)), strict=True):
                 total[cut] += own
-        return None, total, None, None, None, None
+        return None, total, None, None, None, None, *(None for _ in shown)
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:

@@ -150,6 +150,7 @@ class Continuous:
                     checkpoint=folder / STATE,
                     last=last,
                     processes=self.processes,
+                    conditions=self.run.conditions,
                 )
             training.use(images)
             training.advance(part.end, lambda done: report(done - first, last - first), self.run.log.follow(number))

@@ -19,7 +19,7 @@ from emfast.em.announcement import Announcement
 from emfast.em.batch_size import choose_batch_size
 from emfast.em.device import resolve_precision
 from emfast.em.e_step import e_step
-from emfast.em.first_images import begins_with_gaussian, first_images
+from emfast.em.first_images import begins_with_images, first_images
 from emfast.em.queue import clear, shared
 from emfast.em.shards import Shard
 from emfast.em.state import RECONSTRUCTIONS
@@ -201,7 +201,7 @@ class ESteps:
         if number > 1:
             store = self.whole(number - 1)
             return Before(clamped(store.rows("images")), store.load("ids"))
-        if phase == "warm" and self.config.schedule == "continuous" and begins_with_gaussian(self.run):
+        if phase == "warm" and self.config.schedule == "continuous" and begins_with_images(self.run):
             images, ids, _ = first_images(self.run)
             return Before(clamped(images), ids)
         return Before(torch.empty(0, *self.observations.shape), torch.empty(0, dtype=torch.int64))

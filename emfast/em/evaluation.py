@@ -71,6 +71,8 @@ class Evaluator:
     def reconstructions(self, x: Tensor | Rows, ids: Tensor, observations: Observations) -> dict[str, float | None]:
         """Returns the means of psnr and ssim (None without the truth, or a window for SSIM to fit in) and misfit.
 
+        There is no misfit where the operator can only be simulated.
+
         Arguments:
             x: (n, C, H, W) the reconstructions, in data units.
             ids: (n,) ids of their observations.
@@ -79,19 +81,21 @@ class Evaluator:
         from emfast.evaluation import psnr, ssim
 
         totals = torch.zeros(3, dtype=torch.float64)
-        known = observations.images is not None
+        known, linear = observations.images is not None, not observations.operator.is_simulated
         window = min(x.shape[-2:]) >= 11  # the side of SSIM's window
         for rows in torch.arange(len(ids)).split(min(512, rows_at_a_time(x))):
             part, where = x[rows].to(self.device), ids[rows]
-            y = observations.read(where).to(self.device)
-            totals[2] += data_misfit(part, y, observations.operator, where.to(self.device)).sum().cpu()
+            if linear:
+                y = observations.read(where).to(self.device)
+                totals[2] += data_misfit(part, y, observations.operator, where.to(self.device)).sum().cpu()
             truth = observations.truth(where)
             if truth is not None:
                 truth = truth.to(self.device)
                 totals[0] += psnr(part, truth).sum().cpu()
                 totals[1] += ssim(part, truth).sum().cpu() if window else 0
         mean = (totals / len(ids)).tolist()
-        return {"psnr": mean[0] if known else None, "ssim": mean[1] if known and window else None, "misfit": mean[2]}
+        found = {"psnr": known, "ssim": known and window, "misfit": linear}
+        return {name: value if found[name] else None for name, value in zip(found, mean, strict=True)}
 
     def samples(
         self, denoiser: Denoiser, folder: RunFolder, number: int, seed: int, callback: Callable[[int, int], None]

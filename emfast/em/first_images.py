@@ -10,7 +10,8 @@ from torch import Tensor
 
 from emfast._check import check_finite
 from emfast._files import read_tensors, write_tensors
-from emfast.data.rows import Rows, collect
+from emfast.data.file_rows import collect
+from emfast.data.rows import Rows
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.state import Stopwatch
 
@@ -19,19 +20,23 @@ if TYPE_CHECKING:
     from emfast.em.work import Guest
 
 
-def begins_with_gaussian(run: Run | Guest) -> bool:
-    """Returns whether there are reconstructions under a Gaussian to begin with."""
+def begins_with_images(run: Run | Guest) -> bool:
+    """Returns whether there are reconstructions to begin with, beside clean images or without any."""
     return run.config.model is None and (run.inputs.clean is None or run.config.gaussian.always)
 
 
 def first_images(run: Run | Guest) -> tuple[Tensor | Rows, Tensor, float]:
     """Returns reconstructions of the first observations under a Gaussian fitted to them, their ids, and the seconds.
 
+    Where the operator can only be simulated they are what the observations show.
+
     Arguments:
         run: The run; its main process fits the Gaussian, unless that is done.
     """
     watch, path, config = Stopwatch(), run.folder.round(0) / "gaussian.safetensors", run.config.gaussian
     ids = torch.arange(len(run.observations))[: config.images]
+    if run.observations.operator.is_simulated:
+        return collect(run.observations.as_images(part) for part in ids.split(1024)), ids, watch.seconds
     if run.processes.main and not path.exists():
         prior = fit_gaussian(
             run.observations,

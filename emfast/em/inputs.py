@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.data import Images, load
+from emfast.data.file_rows import collect
 from emfast.data.origin import check_range, read_origin
 from emfast.data.patches import cut_patches
-from emfast.data.rows import collect, pieces
+from emfast.data.rows import pieces
 from emfast.em.given import GIVEN, Given
 from emfast.em.observations import Observations, operator_of
 from emfast.operators import Operator
@@ -97,8 +98,8 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
 def _check_given(config: Config, given: Given) -> None:
     """Raises a sentence where the config of a run in Python is used without what was given there."""
     data = config.data
-    named: dict[str, tuple[str | None, object]]
-    named = {"data.images": (data.images, given.images), "data.observations": (data.observations, given.observations)}
+    named: dict[str, tuple[str | None, Any]] = {"data.images": (data.images, given.images)}
+    named |= {"data.observations": (data.observations, given.observations)}
     named |= {"data.clean": (data.clean, given.clean), "model": (config.model, given.model)}
     for name, (path, there) in named.items():
         fix = "Run the program that this config is from again, or name a file"

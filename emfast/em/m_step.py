@@ -15,6 +15,8 @@ from emfast import random
 from emfast._check import check
 from emfast.data.rows import Rows, pieces, small
 from emfast.diffusion import Denoiser
+from emfast.em.batches import Batches, draws
+from emfast.em.conditions import Conditions
 from emfast.em.dropout import Dropout, has_dropout
 from emfast.em.noise_levels import training_times
 from emfast.em.processes import Processes
@@ -40,6 +42,7 @@ def m_step(
     seed: int,
     checkpoint: str | os.PathLike[str],
     processes: Processes | None = None,
+    conditions: Conditions | None = None,
     callback: Callable[[int, int], None] | None = None,
     logged: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trainer:
@@ -56,6 +59,7 @@ def m_step(
         seed: The key of everything random.
         checkpoint: The file to write checkpoints to, and to go on from if it exists.
         processes: The processes that share each batch; this one alone by default.
+        conditions: What a conditional network is shown.
         callback: Called as callback(steps done, steps in all).
         logged: Called with every new row of the log.
     Raises:
@@ -65,7 +69,8 @@ def m_step(
     trainer = Trainer(denoiser.network, config, f"seed {seed} steps {steps} images {len(images)}", steps)
     if Path(checkpoint).exists():
         trainer.load(checkpoint)
-    training = Training(trainer, denoiser, images, seed=seed, checkpoint=checkpoint, last=steps, processes=processes)
+    where: dict[str, Any] = {"checkpoint": checkpoint, "processes": processes, "conditions": conditions}
+    training = Training(trainer, denoiser, images, seed=seed, last=steps, **where)
     training.advance(steps, lambda done: callback(done, steps) if callback is not None else None, logged)
     training.finish()
     return trainer
@@ -82,6 +87,7 @@ class Training:
         checkpoint: The file to write checkpoints to, every few steps but for the last.
         last: The steps done at the end of it.
         processes: The processes that share each batch; this one alone by default.
+        conditions: What a conditional network is shown.
     """
 
     def __init__(
@@ -94,12 +100,13 @@ class Training:
         checkpoint: str | os.PathLike[str],
         last: int,
         processes: Processes | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         self.trainer, self.checkpoint, self.last = trainer, checkpoint, last
         self.processes = processes or Processes()
         world, size = self.processes.world, trainer.config.batch_size
         check(size >= world, "m_step", "batch_size", f"to be at least {world}, the number of processes", size)
-        self.batch = _Batch(trainer, denoiser, images, seed, self.processes)
+        self.batch = _Batch(trainer, denoiser, images, seed, self.processes, conditions)
         self.graphed = Graphed(self.batch.gradients, state=denoiser.network.buffers())
 
     def use(self, images: Tensor | Rows) -> None:
@@ -160,8 +167,15 @@ class _Batch:
     """This process's part of the batch of every step, and the gradients that it gives."""
 
     def __init__(
-        self, trainer: Trainer, denoiser: Denoiser, images: Tensor | Rows, seed: int, processes: Processes
+        self,
+        trainer: Trainer,
+        denoiser: Denoiser,
+        images: Tensor | Rows,
+        seed: int,
+        processes: Processes,
+        conditions: Conditions | None = None,
     ) -> None:
+        self.conditions = conditions
         self.trainer, self.denoiser, self.seed, self.processes = trainer, denoiser, seed, processes
         self.config, self.device = trainer.config, trainer.parameters[0].device
         self.drops = True  # until a step has dropped nothing: every function of torch goes through the context
@@ -179,14 +193,17 @@ class _Batch:
         self.all: Tensor | None = None  # on the device, if targets are means over all of them
 
     def inputs(self, k: int) -> tuple[Tensor, ...]:
-        """Returns the images of step k, its number on the device and, if targets are means over images, these.
+        """Returns the images of step k, its number, images that targets are means over, parameters of observations.
 
         Seeds what a network may draw beside dropout.
         """
         torch.manual_seed(random.derive(self.seed, "network", k, self.processes.rank) % 2**63)
         ids = self.batches.ids(k)
         step = torch.full((), k, dtype=torch.int64, device=self.device)
-        return self._rows(ids[self.part]), step, *self._others(ids, k)
+        parameters: list[Tensor] = []
+        if self.conditions is not None:
+            parameters = self.conditions.parameters(len(ids), self.part, self.seed, k, self.device)
+        return self._rows(ids[self.part]), step, *self._others(ids, k), *parameters
 
     def _others(self, ids: Tensor, k: int) -> list[Tensor]:
         """Returns the images that the targets of step k are means over: all, or those of the batch and some."""
@@ -203,20 +220,26 @@ class _Batch:
     def _rows(self, ids: Tensor) -> Tensor:
         return _sent(self.images[_sent(ids, self.images.device)], self.device)
 
-    def gradients(self, x_0: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    def gradients(self, x_0: Tensor, k: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Returns the loss of step k, that of each noise level, and its gradients to all parameters."""
         u, noise = draws(tuple(x_0.shape[1:]), self.place, self.seed, k)
+        count = int(self.config.target_images > 0)
+        others, parameters = tensors[:count], list(tensors[count:])
         if self.config.flip:
             x_0 = torch.where(u[:, 1, None, None, None] < 0.5, x_0.flip(-1), x_0)
             others = tuple(torch.cat((images, images.flip(-1))) for images in others)
         t = training_times(self.denoiser.schedule, u[:, 0], self.config)
-        for images in others:
-            x_0, noise = stable_targets(self.denoiser.schedule, x_0, t, noise, images)
+        condition, shown = None, torch.zeros_like(t, dtype=torch.bool)[:, None, None, None]
+        if self.conditions is not None:
+            condition, shown = self.conditions.show(x_0, parameters, self.place, self.seed, k)
+        for images in others:  # means given x_t alone: no target where an observation is given too
+            means = stable_targets(self.denoiser.schedule, x_0, t, noise, images)
+            x_0, noise = (torch.where(shown, own, mean) for own, mean in zip((x_0, noise), means, strict=True))
         self.trainer.optimizer.zero_grad()
         network = self.denoiser.network
         dropout = Dropout(network, self.place, self.seed, k) if self.drops else None
         with dropout or nullcontext():
-            losses = self.denoiser.loss(x_0, t, noise)
+            losses = self.denoiser.loss(x_0, t, noise, condition)
             loss = losses.mean() if self.weight == 1 else self.weight * losses.mean()
         if dropout is None:
             loss.backward()
@@ -242,40 +265,3 @@ def _sent(x: Tensor, device: torch.device) -> Tensor:
     if x.device == device or device.type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
-
-
-class Batches:
-    """Which images make up each batch: every image once an epoch, in an order of (seed, epoch)."""
-
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.epoch, self.order = -1, torch.empty(0, dtype=torch.int64)
-
-    def ids(self, k: int) -> Tensor:
-        """Returns the (batch_size,) rows of batch k; one that crosses the end of an epoch goes on in the next."""
-        position, last, parts = k * self.batch_size, (k + 1) * self.batch_size, []
-        while position < last:
-            epoch, start = divmod(position, self.count)
-            stop = min(self.count, start + last - position)
-            parts.append(self._order(epoch)[start:stop])
-            position += stop - start
-        return torch.cat(parts)
-
-    def _order(self, epoch: int) -> Tensor:
-        if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(random.derive(self.seed, "epoch", epoch) % 2**63)
-            self.epoch, self.order = epoch, torch.randperm(self.count, generator=generator)
-        return self.order
-
-
-def draws(shape: tuple[int, ...], place: Tensor, seed: int, k: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what is random about training step k: uniform numbers (B, 2) for time and flip, and noise (B, *shape).
-
-    Arguments:
-        shape: (C, H, W) of an image.
-        place: (B,) the images' places in the batch, on the device to use.
-        seed: The key of the training.
-        k: The step, a number or a 0-dimensional tensor on the device of place.
-    """
-    u = random.uniform((2,), ids=place, seed=random.derive(seed, "time"), step=k)
-    return u, random.normal(shape, ids=place, seed=random.derive(seed, "noise"), step=k)

@@ -15,6 +15,7 @@ from emfast import random
 from emfast._check import check, check_finite
 from emfast._files import read_json, settle_folder, write_folder, write_json
 from emfast.diffusion import Denoiser
+from emfast.diffusion.condition import conditioned, prior_config, prior_of
 from emfast.diffusion.denoiser import halvings
 from emfast.diffusion.labels import classes
 from emfast.diffusion.loading import read_folder, read_scheduler_of
@@ -88,8 +89,8 @@ def reinitialise(denoiser: Denoiser, scheduler: Any, seed: int) -> Denoiser:
     with seeded(seed):
         if is_own(denoiser, scheduler):
             return reset(denoiser)
-        network = type(network).from_config(network.config)
-    return Denoiser(network, scheduler, multiple=denoiser.multiple)
+        network = type(network).from_config(prior_config(network, denoiser.condition))
+    return conditioned(Denoiser(network, scheduler, multiple=denoiser.multiple), denoiser.condition)
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def save_model(
         if is_own(denoiser, scheduler):
             write_own(denoiser, scheduler, path)
         else:
-            pipeline: Any = DDPMPipeline(denoiser.network, scheduler)
+            pipeline: Any = DDPMPipeline(prior_of(denoiser, path), scheduler)
             pipeline.save_pretrained(path)
         write_json(path / NOTE, {**(note or {}), "files": _checksums(path)})
 
@@ -200,14 +201,14 @@ def load_model(
 
 def load_pipeline(folder: str | os.PathLike[str]) -> tuple[Denoiser, Any, tuple[int, int, int]]:
     """Returns the denoiser of a diffusers folder, its diffusers scheduler, and the shape (C, H, W) of its images."""
-    network, scheduler, shape = read_folder(folder)
+    network, scheduler, shape, condition = read_folder(folder)
     conditional = classes(network)[1]
     fix = "Its labels are known in Python only: Denoiser.from_pretrained(folder, labels=...)"
     check(not conditional, "load_model", str(folder), "to be a model without class labels", "one with them", fix)
     noted = read_note(folder).get("shape")
     if isinstance(noted, list) and len(noted) == 3 and all(isinstance(side, int) for side in noted):
         shape = (shape[0], noted[1], noted[2])  # without the border
-    return Denoiser(network, scheduler, multiple=halvings(network)).eval(), scheduler, shape
+    return Denoiser(network, scheduler, multiple=halvings(network), condition=condition).eval(), scheduler, shape
 
 
 def load_whole(folder: str | os.PathLike[str], fix: str, like: Denoiser | None = None) -> tuple[Denoiser, Any]:

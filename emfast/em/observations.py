@@ -14,14 +14,15 @@ from torch import Tensor
 
 from emfast._check import check, check_sigma, message
 from emfast.data import Images
+from emfast.data.file_rows import collect
 from emfast.data.images import fingerprint
 from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
-from emfast.data.rows import Rows, collect, not_finite, picked, pieces, rows_at_a_time
+from emfast.data.rows import Rows, not_finite, picked, pieces, rows_at_a_time
 from emfast.operators import Given, Identity, Mask, MotionBlur, Operator
 from emfast.operators.given import checked
-from emfast.operators.linearity import check_linear
+from emfast.operators.linearity import check_linear, check_simulated
 
 # The operators that a parameter in a file stands for.
 BY_PARAMETER: dict[str, Callable[[], Operator]] = {"mask": Mask, "kernel": partial(MotionBlur, size=1)}
@@ -148,23 +149,28 @@ class Observations:
             check(self.y.ndim == 4, name, "y", "to have shape (N, C, H, W)", self.y, "C is 1 for grey images")
         for index in {0, len(self) - 1}:
             y = self.read(torch.tensor([index]))
+        self.observed = tuple(y.shape[1:])
         fix = "Give real and imaginary parts as channels" if y.is_complex() else None
         check(y.is_floating_point(), name, "y", "to be real", y, fix, TypeError)
-        parameters = _Read(self.operator.parameters(torch.tensor([0]), tuple(y.shape[1:])))
-        x = self.operator.adjoint(y, parameters)
+        parameters = _Read(self.operator.parameters(torch.tensor([0]), self.observed))
+        x = self.operator.as_image(y, parameters)
         check(x.dim() == 4, name, "A^T y", "to be a tensor (B, C, H, W)", x)
         self.shape: tuple[int, int, int] = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
-        back = self.operator.apply(x, parameters)
-        check(back.shape == y.shape, name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
-        self.operator.misfit(x, y, parameters)
-        self.operator.noise(y, parameters)
+        if not self.operator.is_simulated:
+            back = self.operator.apply(x, parameters)
+            check(back.shape == y.shape, name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
+            self.operator.misfit(x, y, parameters)
+            self.operator.noise(y, parameters)
         unread = [key for key in BY_PARAMETER if key in given and key not in parameters.read]
         fix = "Name the operator that it belongs to, or take it out of the file"
         check(not unread, name, "the observations", "to bring parameters that it reads", " and ".join(unread), fix)
         # As many as there are channels, for a parameter without a channel axis is then broadcast without a word.
         count = min(max(2, self.shape[0]), 16)
         ids = torch.linspace(0, len(self) - 1, count).round().long()
-        check_linear(self.operator, ids, self.shape, tuple(y.shape[1:]))
+        if self.operator.is_simulated:
+            check_simulated(self.operator, ids, self.shape, self.observed, self.sigma)
+        else:
+            check_linear(self.operator, ids, self.shape, self.observed)
 
     def _check_values(self, y: Tensor | Rows, name: str, sigma: float) -> None:
         """Finds values that no detector gives, and y in other units than those of the images."""
@@ -210,6 +216,21 @@ class Observations:
     def truth(self, ids: Tensor) -> Tensor | None:
         """Returns the clean images of the ids, or None if they are not known."""
         return None if self.images is None else self.truth_of(ids)
+
+    def as_images(self, ids: Tensor) -> Tensor:
+        """Returns what the observations of the ids show as images, (B, C, H, W) float32."""
+        return self.operator.as_image(self.read(ids), self.operator.parameters(ids, self.observed))
+
+    def pictures(self, ids: Tensor) -> Tensor:
+        """Returns the observations of the ids as pictures show them; in data units, if they are no images in those."""
+        return self.as_images(ids) if self.operator.is_simulated else self.read(ids)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels in which a conditional network is shown an observation."""
+        one = torch.tensor([0])
+        parameters = self.operator.parameters(one, self.observed)
+        return int(self.operator.condition(self.read(one), parameters).shape[1])
 
     def mask(self, ids: Tensor) -> Tensor | None:
         """Returns where pixels of the ids are observed, (B, 1, H, W) of 0 and 1; None if the operator has no mask."""

@@ -14,7 +14,7 @@ import torch
 from emfast.em import evaluation
 from emfast.em.batch_size import step_seconds, timed
 from emfast.em.events import Predicted
-from emfast.em.first_images import begins_with_gaussian
+from emfast.em.first_images import begins_with_images
 from emfast.em.m_step import Training
 from emfast.em.trainer import Trainer
 from emfast.graph import graphs
@@ -66,7 +66,7 @@ def predict(run: Run, clock: Callable[[], float] = time.perf_counter) -> Predict
     measured = run.evaluator.count * config.evaluation.steps * drawn / run.processes.world
     e_step = subset * sampled * warm / evaluations / run.processes.world
     # The first E-step has nothing to begin at but where a Gaussian gave reconstructions of all.
-    begun_warm = config.rounds == 0 or (config.schedule == "continuous" and begins_with_gaussian(run))
+    begun_warm = config.rounds == 0 or (config.schedule == "continuous" and begins_with_images(run))
     cold = 0.0 if begun_warm else subset * sampled / run.processes.world - e_step
     m_step = config.m_step.steps * per_step
     final = count * sampled / run.processes.world + config.m_step.final_steps * per_step + measured

@@ -16,12 +16,13 @@ from emfast._records import write_record
 from emfast._yaml import defaults
 from emfast.data.rows import Rows, joined
 from emfast.diffusion import Denoiser
+from emfast.em.conditions import conditions_of
 from emfast.em.continuous import Continuous
 from emfast.em.device import prepare
 from emfast.em.e_steps import ESteps, Reconstructions, clamped
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
-from emfast.em.first_images import begins_with_gaussian, first_images
+from emfast.em.first_images import begins_with_images, first_images
 from emfast.em.given import Given
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
@@ -78,6 +79,7 @@ class Run:
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
         else:
             self.denoiser, self.scheduler = build_model(config.network, shape, config.seed)
+        self.conditions = conditions_of(config, self.denoiser, self.observations)
         self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape, self.device, processes)
         self.folder = RunFolder(config.output)
         if self.processes.main:
@@ -147,7 +149,7 @@ class Run:
         preview: dict[str, Tensor] = {}
         images: Tensor | Rows = torch.empty(0, *self.observations.shape)
         images = images if self.inputs.clean is None else self.inputs.clean.floats
-        if begins_with_gaussian(self):
+        if begins_with_images(self):
             found, ids, seconds = first_images(self)
             row |= {"observations": len(ids), "network_evaluations": 0, "seconds_e_step": seconds}
             row |= self.evaluator.reconstructions(found, ids, self.observations) if self.processes.main else {}
@@ -206,6 +208,7 @@ class Run:
                 seed=self.seed("round", number, "m_step"),
                 checkpoint=folder / "training.safetensors",
                 processes=self.processes,
+                conditions=self.conditions,
                 callback=self.progress(phase, number),
                 logged=self.log.follow(number),
             )
@@ -219,7 +222,7 @@ class Run:
     def preview(self, images: Tensor | Rows, ids: Tensor) -> dict[str, Tensor]:
         """Returns the images that the pictures of a round show."""
         shown = slice(0, self.config.evaluation.pictures)
-        first = {"observation": self.observations.read(ids[shown]), "reconstruction": images[shown]}
+        first = {"observation": self.observations.pictures(ids[shown]), "reconstruction": images[shown]}
         truth, mask = self.observations.truth(ids[shown]), self.observations.mask(ids[shown])
         first |= {} if mask is None else {"mask": mask}
         return first if truth is None else {"truth": truth, **first}

@@ -1,4 +1,4 @@
-"""The measurement operator A of y = A x + n."""
+"""The measurement operator A of y = A x + n, or whatever else makes observations of images."""
 
 import inspect
 import math
@@ -36,6 +36,7 @@ BATCH = "a tensor (B, ...), a row for each of the images or observations given"
 # What the methods of a subclass are to return, whenever they are called: it may be hours into a run.
 RETURNS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     **dict.fromkeys(("apply", "adjoint", "project", "noise", "regularised_inverse"), (BATCH, _is_batch)),
+    **dict.fromkeys(("simulate", "as_image"), (BATCH, _is_batch)),
     "parameters": ("a dict of tensors", _is_mapping),
     "misfit": ("three tensors (B, ...)", _is_misfit),
 }
@@ -49,6 +50,9 @@ class Operator:
     records some of the values of y gives `project`, and one that knows what parameters from files must be, `checked`.
     All tensors are batched: row b of every parameter belongs to image b, and images do not mix. An instance holds
     hyper-parameters only.
+
+    A detector that is not linear, or whose noise is not Gaussian, has `simulate` in their place, and `as_image` unless
+    its observations are images in data units: that is enough for the sampler `Conditional`.
 
     .. math:: y = A x + n, \quad n \sim \mathcal N(0, \sigma^2 I)
 
@@ -79,6 +83,11 @@ class Operator:
     def __init__(self) -> None:
         """Takes nothing: an operator without hyper-parameters. One that has some takes them here."""
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether there is no A to apply: the operator can only be simulated."""
+        return only_simulates(type(self))
+
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns what distinguishes the observations, e.g. their masks: a mapping of (B, ...) or (1, ...) tensors.
 
@@ -100,7 +109,8 @@ class Operator:
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns A x: images (B, C, H, W) to observations."""
-        raise NotImplementedError(f"{type(self).__name__}: expected a method apply(x, parameters), got none.")
+        fix = " Use samplers.Conditional: this operator can only be simulated." if self.is_simulated else ""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method apply(x, parameters), got none.{fix}")
 
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns A^T y: observations to images (B, C, H, W)."""
@@ -154,8 +164,40 @@ class Operator:
         """Returns measurement noise made of standard normal z; a detector that records nothing has no noise either."""
         return z
 
+    def simulate(self, x: Tensor, parameters: Parameters, generator: random.Generator, sigma: float = 0.0) -> Tensor:
+        """Returns fresh observations of images, (B, ...): A x and noise.
+
+        Arguments:
+            x: (B, C, H, W) images.
+            parameters: The operator's parameters.
+            generator: Where all random numbers are drawn from: they belong to the image, whatever the batch.
+            sigma: The noise level of the run, which an operator of another kind may take for its own noise.
+        """
+        y = self.apply(x, parameters)
+        if sigma > 0:
+            y = y + sigma * self.noise(generator.normal(tuple(y.shape[1:])).to(y), parameters)
+        return y
+
+    def as_image(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns what observations show as images in data units, (B, C, H, W): A^T y, or y if there is no adjoint."""
+        return self.adjoint(y, parameters) if type(self).adjoint is not Operator.adjoint else y
+
+    def condition(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns what a network is shown of observations, (B, K, H, W): all zeros would say that there is none.
+
+        The observation as an image, each parameter that is as large as an image or broadcasts to one, and ones.
+        """
+        image = self.as_image(y, parameters)
+        sides = image.shape[-2:]
+        fitting = [
+            value.to(image).expand(len(image), -1, *sides)
+            for value in parameters.values()
+            if value.ndim == 4 and all(own in (1, side) for own, side in zip(value.shape[-2:], sides, strict=True))
+        ]
+        return torch.cat((image, *fitting, torch.ones_like(image[:, :1])), 1)
+
     def observe(self, x: Tensor, sigma: float = 0.0, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Returns simulated observations y = A x + n.
+        """Returns simulated observations, y = A x + n.
 
         Arguments:
             x: (B, C, H, W) clean images in data units, or one, (C, H, W).
@@ -170,11 +212,7 @@ class Operator:
             return self.observe(x[None], sigma, ids=single_id(ids), seed=seed)[0]
         ids = default_ids(x, ids)
         parameters = self.parameters(ids, tuple(x.shape[1:]))
-        y = self.apply(x, parameters)
-        if sigma > 0:
-            z = random.normal(tuple(y.shape[1:]), ids=ids, seed=random.derive(seed, "observe")).to(y)
-            y = y + sigma * self.noise(z, parameters)
-        return y
+        return self.simulate(x, parameters, random.Generator(ids, random.derive(seed, "observe")), sigma)
 
 
 def _looked_at(method: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -188,6 +226,11 @@ def _looked_at(method: Callable[..., Any], name: str) -> Callable[..., Any]:
         return result
 
     return checked
+
+
+def only_simulates(kind: type[Operator]) -> bool:
+    """Returns whether the operators of a class can only be simulated."""
+    return kind.apply is Operator.apply and kind.simulate is not Operator.simulate
 
 
 def rows_of(values: Tensor | Rows, ids: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class GaussianBlur(Operator):
         """Returns r = y - A x, its squared norms and A^T r."""
         return separable_blur_misfit(x, y, parameters["taps"][0], parameters["taps"][0], padding=self.padding)
 
+    def condition(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns A^T y and ones: the matrices of the blur are the same for all observations."""
+        image = self.adjoint(y, parameters)
+        return torch.cat((image, torch.ones_like(image[:, :1])), 1)
+
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns the minimiser, exact in the basis of the singular vectors."""
         own = {name: value.to(y.dtype) for name, value in parameters.items()}

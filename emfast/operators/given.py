@@ -4,6 +4,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
+from emfast.random import Generator
 
 
 class Given(Operator):
@@ -32,6 +33,11 @@ class Given(Operator):
     def checked(self, given: GivenParameters) -> GivenParameters:
         """Returns that of the operator."""
         return checked(self.operator, given)
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether that of the operator holds."""
+        return self.operator.is_simulated
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns A x of the operator."""
@@ -64,6 +70,18 @@ class Given(Operator):
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
         """Returns the noise of the operator."""
         return self.operator.noise(z, parameters)
+
+    def simulate(self, x: Tensor, parameters: Parameters, generator: Generator, sigma: float = 0.0) -> Tensor:
+        """Returns those of the operator."""
+        return self.operator.simulate(x, parameters, generator, sigma)
+
+    def as_image(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns that of the operator."""
+        return self.operator.as_image(y, parameters)
+
+    def condition(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns that of the operator."""
+        return self.operator.condition(y, parameters)
 
 
 def checked(operator: Operator, given: GivenParameters) -> GivenParameters:

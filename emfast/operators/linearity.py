@@ -1,10 +1,11 @@
-"""Whether an operator is what every sampler takes it for: linear, and with the adjoint that it says it has."""
+"""Whether an operator is what samplers take it for: linear, with the adjoint that it says it has; or simulated."""
 
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from emfast import random
 from emfast._check import check
 from emfast.operators.base import Operator, Parameters
 
@@ -57,6 +58,35 @@ def check_linear(operator: Operator, ids: Tensor, shape: tuple[int, ...], observ
         good = abs(o - t) <= ROUNDING * eps * p
         check(good, name, "<x, A^T y>", f"to be <A x, y> = {o:.9g} up to rounding", f"{t:.9g}", fix)
     _check_rows(operator, x, a_x, ids, observed)
+
+
+def check_simulated(
+    operator: Operator, ids: Tensor, shape: tuple[int, ...], observed: tuple[int, ...], sigma: float
+) -> None:
+    """Tries an operator that can only be simulated: its observations belong to (seed, id), whatever the batch.
+
+    Arguments:
+        operator: The operator.
+        ids: (B,) ids of observations, 2 or more, on the device to try it on.
+        shape: (C, H, W) of an image.
+        observed: The shape of an observation.
+        sigma: The noise level of the run.
+    Raises:
+        ValueError: If observations have values that are not finite, or depend on others, or on random numbers of others
+            than the generator.
+    """
+    x = torch.rand(len(ids), *shape, generator=torch.Generator().manual_seed(0)).to(ids.device) * 2 - 1
+    y = operator.simulate(x, operator.parameters(ids, observed), random.Generator(ids, 1), sigma)
+    name = _name(operator)
+    finite = bool(y.isfinite().all())
+    check(finite, name, "its observations", "to be finite", "NaN or infinity, of images in [-1, 1]")
+    for row in range(len(ids)):
+        one = slice(row, row + 1)
+        parameters = operator.parameters(ids[one], observed)
+        alone = operator.simulate(x[one], parameters, random.Generator(ids[one], 1), sigma)
+        fix = "Draw all random numbers from the generator, and keep the images of a batch apart"
+        fits = alone.shape == y[one].shape and torch.allclose(alone, y[one], rtol=1e-3, atol=1e-3)
+        check(fits, name, "an observation", "to be the same alone and in a batch", "another one", fix)
 
 
 def _check_rows(operator: Operator, x: Tensor, a_x: Tensor, ids: Tensor, observed: tuple[int, ...]) -> None:

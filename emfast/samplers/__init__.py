@@ -1,6 +1,7 @@
 """Posterior samplers: one paper, one file."""
 
 from emfast.samplers.base import Sampler as Sampler
+from emfast.samplers.conditional import Conditional as Conditional
 from emfast.samplers.daps import DAPS as DAPS
 from emfast.samplers.defaults import default_sampler as default_sampler
 from emfast.samplers.diffpir import DiffPIR as DiffPIR

@@ -61,7 +61,7 @@ class Sampler:
 
     def initial(self, problem: Problem) -> Tensor:
         """Returns x at the first time: pure noise, as the schedule has it there."""
-        like = problem.adjoint(problem.y)
+        like = problem.operator.as_image(problem.y, problem.parameters)
         first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
         return first.sigma_t * problem.noise(random.Stream.START, 0, like)
 

@@ -6,7 +6,9 @@ from emfast._check import check
 from emfast._classes import class_at
 from emfast._settings import Tree, choice
 from emfast.operators import Identity, Operator
+from emfast.operators.base import only_simulates
 from emfast.samplers.base import Sampler
+from emfast.samplers.conditional import Conditional
 from emfast.samplers.mmps import MMPS
 from emfast.samplers.prior import Prior
 from emfast.samplers.reverse_from_observation import ReverseFromObservation
@@ -21,6 +23,8 @@ def default_sampler(kind: type[Operator]) -> Sampler:
     Arguments:
         kind: The class of the operator.
     """
+    if issubclass(kind, Operator) and only_simulates(kind):
+        return Conditional()
     return ReverseFromObservation() if issubclass(kind, Identity) else MMPS()
 
 
@@ -34,6 +38,22 @@ def check_posterior(sampler: Sampler, function: str) -> None:
     none = type(sampler) is Sampler or isinstance(sampler, Prior)
     fix = "Take MMPS, or leave the sampler out"
     check(not none, function, "sampler", "to sample the posterior of an observation", type(sampler), fix)
+
+
+def check_fits(sampler: Sampler | None, operator: Operator | None, sigma: object, function: str) -> None:
+    """Raises a ValueError if a sampler, or an unknown noise level, asks for more than an operator's simulation.
+
+    Arguments:
+        sampler: The sampler of an E-step.
+        operator: The operator; None: it is not known yet.
+        sigma: The noise level, or "auto".
+        function: The public function the caller used.
+    """
+    if isinstance(operator, Operator) and operator.is_simulated:
+        name, good = type(operator).__name__, isinstance(sampler, Conditional)
+        what = f"to be Conditional for {name}, which can only be simulated"
+        check(good, function, "sampler", what, type(sampler), "Leave the sampler out")
+        check(sigma != "auto", function, "sigma", f"to be given for {name}, which can only be simulated", sigma)
 
 
 def usual_sampler(operator: Tree | None) -> Tree:

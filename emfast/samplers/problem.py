@@ -92,11 +92,11 @@ class Problem:
         row = self.table.index_select(0, k[None])[0]  # table[k] waits for the device
         return Coefficients(row[0], *row[1:].to(like.dtype).unbind())
 
-    def denoise(self, x_t: Tensor, c: Coefficients) -> Tensor:
+    def denoise(self, x_t: Tensor, c: Coefficients, **condition: Tensor) -> Tensor:
         """Returns x0-hat at the time of some coefficients; emfast's own denoiser is told their noise level."""
         if type(self.denoiser).forward is not Denoiser.forward:
-            return self.denoiser(x_t, c.t)
-        return self.denoiser(x_t, c.t, levels=(c.alpha_t, c.sigma_t))
+            return self.denoiser(x_t, c.t, **condition)
+        return self.denoiser(x_t, c.t, levels=(c.alpha_t, c.sigma_t), **condition)
 
     def denoise_leaf(self, x_t: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
         """Returns a leaf with the values of x_t, and x0-hat of it, differentiable with respect to the leaf."""

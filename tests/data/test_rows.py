@@ -15,11 +15,13 @@ from emfast.config import EvaluationConfig
 from emfast.data import Store, idx, load, load_observations, save_observations
 from emfast.data import rows as module
 from emfast.data.array_rows import write_npz
+from emfast.data.file_rows import collect
 from emfast.data.observations import open_observations
-from emfast.data.rows import Mapped, Rows, Stacked, collect, joined, mapped, not_finite, picked, pieces
+from emfast.data.rows import Mapped, Rows, Stacked, joined, mapped, not_finite, picked, pieces
 from emfast.em import Observations
+from emfast.em.batches import Batches
 from emfast.em.evaluation import Evaluator
-from emfast.em.m_step import Batches, _resident
+from emfast.em.m_step import _resident
 from emfast.operators import Identity, Mask, MotionBlur
 from emfast.samplers import MMPS, WarmStart
 

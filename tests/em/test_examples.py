@@ -21,7 +21,16 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", ["demo_denoising", "demo_deblurring", *[p.stem for p in EXAMPLES.glob("*_fast.yaml")]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo_denoising",
+        "demo_deblurring",
+        "demo_counts",
+        "demo_detector",
+        *[p.stem for p in EXAMPLES.glob("*_fast.yaml")],
+    ],
+)
 def test_it_runs(tmp_path, name):
     tree = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
     channels = 1 if name.startswith("demo") else 3

@@ -10,8 +10,9 @@ from torch import nn
 
 from emfast.config import MStepConfig
 from emfast.diffusion import Denoiser, VPSchedule
+from emfast.em.batches import Batches, draws
 from emfast.em.dropout import Dropout
-from emfast.em.m_step import Batches, Trainer, _Batch, draws, m_step
+from emfast.em.m_step import Trainer, _Batch, m_step
 from emfast.em.processes import Processes
 from emfast.graph import Graphed
 

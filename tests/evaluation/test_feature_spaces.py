@@ -168,7 +168,7 @@ def test_inception_has_the_weights_of_the_file(tmp_path: Path, monkeypatch: pyte
     )
     package.__spec__ = ModuleSpec("torch_fidelity", None)
     module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
-    for each in (package, extractor):
+    for each in (package, module):
         monkeypatch.setitem(sys.modules, each.__name__, each)
     layer = nn.Linear(3, 2048)
     torch.save({"layer.weight": layer.weight.detach(), "layer.bias": layer.bias.detach()}, tmp_path / "weights.pth")
