@@ -54,9 +54,9 @@ def test_it_predicts_what_the_run_takes(tmp_path, monkeypatch, schedule):
     """On a clock that only the network moves: a call takes a tenth of a second, each image a tenth of that."""
     now, raw, marks = [0.0], Denoiser.raw, []
 
-    def slow(self, x, time):
+    def slow(self, x, time, condition=None):
         now[0] += 0.1 + len(x) / 100
-        return raw(self, x, time)
+        return raw(self, x, time, condition)
 
     def clock():
         return now[0]
