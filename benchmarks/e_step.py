@@ -86,6 +86,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing, per variant")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print the share of time by kind of op")
+    parser.add_argument("--search", action="store_true", help="have cuDNN try its kernels, and take the fastest")
     parser.add_argument("--save", action="store_true", help="append to benchmarks/results/e_step.jsonl")
     options = parser.parse_args()
     unknown = sorted(set(options.networks) - set(NETWORKS))
@@ -94,6 +95,7 @@ def main() -> int:
     if options.save and is_dirty():
         parser.error("--save: the tree differs from its commit; commit first")
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = options.search
     for network in options.networks or NETWORKS:
         for work in options.work:
             other = [options.training_batch] if work == "train" and options.training_batch else None

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that a GPU can tell, in two stages that each fit a short loan of one.
 #
-#   benchmarks/gpu.sh check [WHEELS]     does it work: one DPS and one training step beside native ones, then the tests
-#   benchmarks/gpu.sh measure [WHEELS]   what does it gain: steps, operators, a whole E-step, ops, torch.compile
+#   benchmarks/gpu.sh check [WHEELS]     does it work: the tests, the demo, a DPS and a training step, tiles of kernels
+#   benchmarks/gpu.sh measure [WHEELS]   what does it gain: steps, operators, a whole E-step, EM, ops, torch.compile
 #
 # Needs a python3 (or PYTHON) with torch >= 2.11 and triton >= 3.6; what else is missing is installed from WHEELS, a
 # folder of .whl files, into an environment that goes away again. Kernels compiled before are found through
@@ -68,33 +68,45 @@ if [ $# -gt 1 ]; then # an environment that sees all of PYTHON's packages and ha
     part wheels 60 "$PYTHON" -m pip install --no-index --no-deps --no-compile "$2"/*.whl
 fi
 if [ -n "${QUICK:-}" ]; then
-    few=(--seconds 0.1) all=(small-64) one=small-64 large=2 training=2 batches=(2) images=8 ops=(mask_misfit)
-    checked=(tests/ops/test_mask_misfit.py tests/test_graph.py tests/adapters/test_diffusers.py)
+    few=(--seconds 0.1) all=(small-64) one=small-64 large=2 training=2 batches=(2) images=8 ops=(mask_misfit) some=(--rounds 1
+        --m_step.initial_steps 2 --m_step.steps 2 --evaluation.samples 2 --data.limit 64) checked=(tests/ops/test_mask_misfit.py
+        tests/test_graph.py tests/adapters/test_diffusers.py)
 else
-    few=(--seconds 0.1) all=(cifar-8 cifar-256) one=cifar-8 large=256 training=128 batches=(4 64) images=5000 ops=()
-    checked=(tests/ops tests/test_graph.py tests/samplers tests/em tests/adapters)
+    few=(--seconds 0.1) all=(cifar-8 cifar-256) one=cifar-8 large=256 training=128 batches=(4 64) images=5000 ops=() some=()
+    checked=(tests/ops/test_{attention,blur,separable_blur,normal,mask_misfit,sampler_update,residual_sum}.py tests/ops/test_group_norm*.py
+        tests/test_graph.py tests/samplers tests/em tests/adapters tests/nn)
 fi
 backend=(-k "not cpp and not gpu")
 [ "$DEVICE" = cuda ] && backend=(-k "not gpu" --backend triton)
-native=("bf16 channels_last") ours=("emfast fp32" "emfast bf16")
+native=("bf16 channels_last") ours=("emfast fp32" "emfast bf16") compiler="compile quickly bf16 channels_last"
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$OUT/inductor}
 
 if [ "$stage" = check ]; then
     part info 60 "$PYTHON" -m emfast info
     part precompile 60 "$PYTHON" benchmarks/precompile.py "$one" --batch "$training" "$large" --device "$DEVICE"
-    bench step 90 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" --only "${native[@]}" "emfast bf16" \
-        --seconds 1 --profile
-    tests tests 130 "${checked[@]}" "${backend[@]}" --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py
+    # torch.compile fills its cache beside the tests: minutes of the CPUs, and none of these times are read.
+    PARTS=${PARTS:+$PARTS compiling} part compiling 280 "$PYTHON" benchmarks/e_step.py "$one" --batch "$large" \
+        --training-batch "$training" --only "$compiler" --seconds 0.1 --device "$DEVICE" >"$OUT/compiling.txt" &
+    tests tests 170 "${checked[@]}" "${backend[@]}" --ignore tests/ops/test_aot.py --ignore tests/ops/test_interpreter.py
+    LINES_SHOWN=12 part demo 60 "$PYTHON" -m emfast train --config examples/demo.yaml --output "$(mktemp -d)" --device "$DEVICE" "${some[@]}"
+    wait
+    cat "$OUT/compiling.txt"
+    bench step 90 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" --only "${native[@]}" \
+        "graph bf16 channels_last" "$compiler" "emfast bf16" "graph emfast bf16" --seconds 1 --profile
+    LINES_SHOWN=20 part search 40 "$PYTHON" benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" \
+        --only "graph bf16 channels_last" "graph emfast bf16" --search --seconds 1 --device "$DEVICE"
+    [ "$DEVICE" = cuda ] && LINES_SHOWN=40 part sweep 90 "$PYTHON" benchmarks/sweep.py measure "$one" --batch "$large" --save
 else
     part precompile 60 "$PYTHON" benchmarks/precompile.py "${all[@]}" --batch "$training" "$large" --device "$DEVICE"
     bench step 120 benchmarks/e_step.py "${all[@]}" --batch "$large" --training-batch "$training" \
-        --only "${native[@]}" "graph bf16 channels_last" "${ours[@]}" "graph emfast bf16" --seconds 1 --profile
+        --only "${native[@]}" "graph bf16 channels_last" "$compiler" "${ours[@]}" "graph emfast bf16" --seconds 1 --profile
     bench operators 40 benchmarks/operators.py "$one" --batch "$large"
     bench e-step 60 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$images"
     bench small 60 benchmarks/e_step.py "${all[@]}" --batch "${batches[@]}" --work dps \
         --only "${native[@]}" "graph bf16 channels_last" "emfast bf16" --seconds 0.5
+    [ -e data/emoji32_train.npz ] && LINES_SHOWN=12 part em 200 "$PYTHON" benchmarks/em.py --tasks rgb \
+        --methods continuous "same images, clean" --runs "$(mktemp -d)" --save
     bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"
-    bench compiled 200 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" \
-        --only "compile quickly bf16 channels_last" "graph emfast bf16" --seconds 1 --profile
     bench autotuned 400 benchmarks/e_step.py "$one" --batch "$large" --work dps \
         --only "compile bf16 channels_last" "emfast bf16" --seconds 1 --profile
     if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then

@@ -58,10 +58,10 @@ def tune(
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(folder)
         for done, (op, arguments) in enumerate(calls, 1):
-            values = [_values(x, device) if isinstance(x, Layout) else x for x in arguments]
+            values = [filled(x, device) if isinstance(x, Layout) else x for x in arguments]
             run = partial(kernel_of(op), *values)
             with asking() as asked:
-                expected = _tensors(run())
+                expected = tensors_of(run())
             for key, row in ((key, row) for key, row in asked.items() if not isinstance(row, bool)):
                 best = _climb_from(run, key, row, expected, timer or _median)
                 if best != row:
@@ -87,7 +87,7 @@ def _attention(arguments: Any, device: str, found: dict[str, list[int] | bool], 
     from emfast.kernels.attention import is_slow
 
     forward, backward = (kernel_of(name) for name in ("packed_attention", "packed_attention_backward"))
-    packed, scale = _values(arguments[0], device), arguments[1]
+    packed, scale = filled(arguments[0], device), arguments[1]
     leaf, grad = packed.detach().requires_grad_(), forward(packed, scale)[0]
 
     def ours() -> None:
@@ -142,21 +142,24 @@ def _milliseconds(run: Callable[[], Any], key: str, row: Any, expected: list[Ten
 
     with trying(key, row):
         try:
-            results = _tensors(run())
-            return timer(run) if all(map(_agree, results, expected)) else float("inf")
+            results = tensors_of(run())
+            return timer(run) if all(map(agree, results, expected)) else float("inf")
         except Exception:  # too much shared memory, too many threads: Triton has many names for it
             return float("inf")
 
 
-def _agree(x: Tensor, y: Tensor) -> bool:
+def agree(x: Tensor, y: Tensor) -> bool:
+    """Returns whether two results of a kernel are the same but for rounding."""
     return bool((x.float() - y.float()).abs().max() <= 0.02 * y.float().abs().max())
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Returns the tensors with elements among the results of a kernel."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.numel()]
 
 
-def _values(layout: Layout, device: str) -> Tensor:
+def filled(layout: Layout, device: str) -> Tensor:
+    """Returns a tensor of a layout with random values."""
     x = layout.empty(device)
     memory = x if x._base is None else x._base
     memory.normal_() if x.is_floating_point() else memory.zero_()
