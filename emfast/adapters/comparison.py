@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from emfast.adapters.parts import HOOKS
-from emfast.adapters.swap import STATE, Settings, State, Swapped, swap
+from emfast.adapters.swap import Settings, Swapped, begin, swap
 
 TOLERANCE = 1e-3  # of the largest value of an image: rounding is a hundredth of it, another formula more
 
@@ -55,7 +55,7 @@ def _twin(module: nn.Module, made: dict[int, Any]) -> Any:
     for kind, copied in copies.items():
         twin.__dict__[kind] = {name: None if x is None else copied(x) for name, x in vars(module)[kind].items()}
     if isinstance(module, Swapped):
-        twin.__dict__[STATE] = State(Settings())
+        begin(twin, Settings())
     return twin
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from emfast.nn.prepared import forget
 
 STATE = "_emfast"
 _classes: dict[Any, type] = {}
+_modules: WeakValueDictionary[int, Any] = WeakValueDictionary()  # those that are accelerated, by their id
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def is_known(module: Any) -> bool:
 
     Looks closely once per change. Hooks that are registered for all modules see every module only without emfast.
     """
+    return _is_known(id(module))
+
+
+def _is_known(number: int) -> bool:
+    module: Any = _modules[number]
     state: State = module.__dict__[STATE]
     if state.seen is None or not state.seen.holds():
         state.obstacle = obstacle(module)
@@ -95,8 +102,9 @@ def is_known(module: Any) -> bool:
 
 
 # torch.compile calls it while it traces, and takes the answer for a constant. That is what
-# torch.compiler.assume_constant_result does, but without the import of torch's compiler.
-is_known._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compiler.assume_constant_result does, but without the import of torch's compiler. Before torch 2.13 a module can
+# be no argument of such a function, but its number can.
+_is_known._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_plain(module: Any) -> bool:
@@ -134,7 +142,18 @@ def swap(module: nn.Module, mixin: type[Swapped], settings: Settings) -> None:
         settings: How.
     """
     module.__class__ = swapped_class(mixin, original_class(module))
+    begin(module, settings)
+
+
+def begin(module: nn.Module, settings: Settings) -> None:
+    """Gives a module of a swapped class its state.
+
+    Arguments:
+        module: The module.
+        settings: How it is accelerated.
+    """
     module.__dict__[STATE] = State(settings)
+    _modules[id(module)] = module
 
 
 def _in_own_dtype(module: Any, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -149,17 +149,31 @@ def _milliseconds(run: Callable[[], Any], key: str, row: Any, expected: list[Ten
 
 
 def agree(x: Tensor, y: Tensor) -> bool:
-    """Returns whether two results of a kernel are the same but for rounding."""
+    """Returns whether two results of a kernel are the same but for rounding.
+
+    Arguments:
+        x: One result.
+        y: The other, by whose size the difference is judged.
+    """
     return bool((x.float() - y.float()).abs().max() <= 0.02 * y.float().abs().max())
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
-    """Returns the tensors with elements among the results of a kernel."""
+    """Returns the tensors with elements among the results of a kernel.
+
+    Arguments:
+        tree: The results: a tensor, or any structure of them.
+    """
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.numel()]
 
 
 def filled(layout: Layout, device: str) -> Tensor:
-    """Returns a tensor of a layout with random values."""
+    """Returns a tensor of a layout with random values.
+
+    Arguments:
+        layout: The layout.
+        device: Where the tensor is to be.
+    """
     x = layout.empty(device)
     memory = x if x._base is None else x._base
     memory.normal_() if x.is_floating_point() else memory.zero_()
