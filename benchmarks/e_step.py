@@ -115,7 +115,7 @@ def compare(network: str, work: str, batch: int, options: argparse.Namespace) ->
     model = UNet2DModel(**NETWORKS[network][0]).to(device)
     x = torch.randn(batch, model.config.in_channels, 32, 32, device=device)
     steps, memory = {}, {}
-    for name in dict.fromkeys(("fp32", *options.only)):
+    for name in options.only:
         try:
             steps[name] = step_of(work, copy.deepcopy(model), x, name)
             memory[name] = peak_of(steps[name], device)
@@ -127,7 +127,7 @@ def compare(network: str, work: str, batch: int, options: argparse.Namespace) ->
     kept = {name: VARIANTS[name][3] for name in steps}
     times = {name: median(t) for name, t in measure_steps(steps, kept, options.seconds, device).items()}
     print(f"{network} | batch {batch} | {work} | {flops / 1e9:.1f} GFLOP of convolutions")
-    base, where, results, profiles = times["fp32"][1], environment(device), [], []
+    base, where, results, profiles = next(iter(times.values()))[1], environment(device), [], []
     for name, speed in ceilings.items():
         print(f"  {name:27} {flops / speed * 1e3:9.1f} ms, {speed / 1e9:.0f} GFLOP/s")
     for name, (p20, ms, p80) in times.items():

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -246,11 +247,29 @@ def check_operator(operator, shape):
     assert operator.observe(x.float(), ids=ids).dtype == torch.float32
 
 
+class _SendsNothing(TorchFunctionMode):
+    """Refuses to make a tensor of the program's own numbers, of which no operator tells what sends them."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        own = func in (torch.tensor, torch.as_tensor, torch.from_numpy) and not isinstance(args[0], Tensor)
+        assert not own, f"{func.__name__} of {args[0]}"
+        return func(*args, **(kwargs or {}))
+
+
 class OnDevice(TorchDispatchMode):
     """Refuses in its block every tensor that is not on the device: "meta", where no tensor has a value to ask for.
 
     That is what the graph of a GPU cannot hold, and what a GPU waits for.
     """
+
+    def __enter__(self):
+        self.sends = _SendsNothing()
+        self.sends.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.sends.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

@@ -44,14 +44,15 @@ def first_images(run: Run | Guest) -> tuple[Tensor | Rows, Tensor, float]:
             rank=config.rank,
             rounds=config.rounds,
             seed=run.config.seed,
+            device=run.device,
             callback=run.progress("gaussian", 0),
         )
-        tensors = dataclasses.asdict(prior)
+        tensors = dataclasses.asdict(prior.to("cpu"))
         check_finite(tensors, "train", "the Gaussian prior", "Give data.clean instead", RuntimeError)
         write_tensors(path, tensors | {"seconds": torch.tensor(watch.seconds)})
     run.processes.wait()
     tensors = read_tensors(path)
     seconds = float(tensors.pop("seconds"))
-    prior, key = GaussianPrior(**tensors), run.seed("round", 0, "e_step")
-    images = collect(prior.posterior(run.observations, part, seed=key).float() for part in ids.split(1024))
+    prior, key = GaussianPrior(**tensors).to(run.device), run.seed("round", 0, "e_step")
+    images = collect(prior.posterior(run.observations, part, seed=key).float().cpu() for part in ids.split(1024))
     return images, ids, seconds

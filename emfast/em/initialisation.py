@@ -16,6 +16,8 @@ from emfast.operators.conjugate_gradient import conjugate_gradient
 
 # The variance to begin with, less than that of images: what no observation shows (detail under a blur) keeps it.
 START = 0.1
+# Beyond so many images and pixels the leading directions are found by iteration, with so many more than are wanted.
+EXACT, SPARE, ITERATIONS = 512, 8, 6
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class GaussianPrior:
     mean: Tensor
     factor: Tensor
     diagonal: Tensor
+
+    def to(self, device: torch.device | str) -> GaussianPrior:
+        """Returns the same Gaussian on a device, where its samples are drawn."""
+        return GaussianPrior(*(x.to(device) for x in (self.mean, self.factor, self.diagonal)))
 
     def covariance(self, v: Tensor) -> Tensor:
         """Returns the product of the covariance with (B, C, H, W) vectors."""
@@ -66,6 +72,7 @@ class GaussianPrior:
             iterations: Conjugate-gradient iterations, each image on its own.
         """
         y, operator = observations.read(ids).to(self.mean), observations.operator
+        ids = ids.to(y.device)
         parameters = operator.parameters(ids, tuple(y.shape[1:]))
         sigma = max(observations.sigma, 1e-2)  # with no noise at all the system may be singular
         x = self.sample(ids, seed)
@@ -90,11 +97,30 @@ class GaussianPrior:
         flat = images.flatten(1)
         mean = flat.mean(0)
         rank = min(rank, len(flat) - 1, flat.shape[1])
-        _, scale, directions = torch.linalg.svd(flat - mean, full_matrices=False)
-        factor = scale[:rank, None] / math.sqrt(len(flat) - 1) * directions[:rank]
+        factor = _leading(flat - mean, rank) / math.sqrt(len(flat) - 1)
         rest = flat.var(0) - factor.square().sum(0)
         diagonal = rest.clamp_min(1e-4 * float(flat.var(0).mean()) + 1e-8)
         return cls(mean.reshape(shape), factor.reshape(-1, *shape), diagonal.reshape(shape))
+
+
+def _leading(rows: Tensor, rank: int) -> Tensor:
+    """Returns the first right singular vectors of a matrix (N, D), times their singular values: (rank, D).
+
+    Of a large one by subspace iteration: each step multiplies what lies outside by squares of ratios of singular values.
+
+    References:
+        | Finding Structure with Randomness (Halko, Martinsson and Tropp, 2011), arXiv 0909.4061
+    """
+    basis = None
+    if min(rows.shape) > max(EXACT, rank + SPARE):
+        ids = torch.arange(rank + SPARE, device=rows.device)
+        basis = random.normal((rows.shape[1],), ids=ids, seed=0).to(rows).mT
+        for _ in range(ITERATIONS):
+            basis = torch.linalg.qr(rows.mT @ (rows @ basis)).Q
+        rows = rows @ basis
+    _, scale, directions = torch.linalg.svd(rows, full_matrices=False)
+    found = scale[:rank, None] * directions[:rank]
+    return found if basis is None else found @ basis.mT
 
 
 def fit_gaussian(
@@ -104,6 +130,7 @@ def fit_gaussian(
     rank: int = 32,
     rounds: int = 32,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     callback: Callable[[int, int], None] | None = None,
 ) -> GaussianPrior:
     """Returns the Gaussian prior that EM finds from corrupted observations alone.
@@ -117,6 +144,7 @@ def fit_gaussian(
         rank: The rank of the covariance beside its diagonal.
         rounds: The number of EM rounds.
         seed: The key of the samples.
+        device: Where to compute.
         callback: Called as callback(rounds done, rounds in all).
 
     References:
@@ -124,7 +152,7 @@ def fit_gaussian(
     """
     check(len(ids) > 1, "fit_gaussian", "ids", "to name 2 observations or more", len(ids))
     shape = observations.shape
-    zero = torch.zeros(1, *shape, dtype=torch.float64)
+    zero = torch.zeros(1, *shape, dtype=torch.float64, device=device)
     prior = GaussianPrior(zero[0], zero, torch.full_like(zero[0], START))
     for k in range(rounds):
         key = random.derive(seed, "gaussian", k)

@@ -90,7 +90,7 @@ def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
     for height, places in heights.items():
         gram = torch.cat([wide[i] @ wide[i].mT for i in places])
         square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min(TINY)  # of the Frobenius norm
-        gram, product = gram / square, square.rsqrt() * torch.eye(height).to(gram)
+        gram, product = gram / square, square.rsqrt() * torch.eye(height, dtype=gram.dtype, device=gram.device)
         for step in range(STEPS):
             factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             factor.diagonal(dim1=1, dim2=2).add_(a)

@@ -24,9 +24,10 @@ def by_noise_level(schedule: Schedule, t: Tensor, losses: Tensor) -> Tensor:
         losses: (B,) the loss of each image.
     """
     level = schedule.sigma(t) / schedule.alpha(t)
-    edges = torch.tensor(EDGES, device=t.device, dtype=level.dtype)
-    place = (level[:, None] >= edges).sum(1, keepdim=True)  # (B, 1)
-    here = place == torch.arange(len(LEVELS), device=t.device)  # a sum of fixed order, where index_add has atomics
+    place = torch.zeros_like(t, dtype=torch.int64)
+    for edge in EDGES:  # a number of the program, not a tensor from the CPU: a CUDA graph holds this
+        place += level >= edge
+    here = place[:, None] == torch.arange(len(LEVELS), device=t.device)  # a sum of fixed order, where index_add has atomics
     losses = losses.detach().float()[:, None]
     return torch.stack((torch.where(here, losses, 0).mean(0), here.float().mean(0)))
 

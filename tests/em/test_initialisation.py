@@ -6,7 +6,7 @@ from tiny_run import train
 
 from emfast.data import Images
 from emfast.em import Observations
-from emfast.em.initialisation import GaussianPrior, fit_gaussian
+from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian
 from emfast.em.state import RunFolder
 from emfast.operators import GaussianBlur, Identity, Mask
 
@@ -72,3 +72,14 @@ def test_a_run_without_clean_images(tmp_path):
     assert first["psnr"] > second["psnr"] - 20
     assert first["network_evaluations"] == 0
     assert (tmp_path / "run" / "rounds" / "000" / "reconstructions.png").exists()
+
+
+def test_leading_directions_of_many_images_are_those_of_all_of_them():
+    """Those found by iteration catch what the exact ones do, of images whose spectrum falls as slowly as 1 / k."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, 600, generator=generator, dtype=torch.float64)).Q for n in (700, 650))
+    scale = 1 / torch.arange(1, 601, dtype=torch.float64)
+    rows = left * scale @ right.mT
+    found = _leading(rows, 32)
+    torch.testing.assert_close(found.norm(dim=1), scale[:32], rtol=1e-3, atol=0)
+    torch.testing.assert_close((found @ right[:, :24]).diagonal().abs(), scale[:24], rtol=1e-3, atol=0)

@@ -11,8 +11,8 @@ from torch import nn
 from emfast.config import MStepConfig
 from emfast.diffusion import Denoiser, VPSchedule
 from emfast.em.batches import Batches, draws
-from emfast.em.dropout import Dropout
 from emfast.em.m_step import Trainer, _Batch, m_step
+from emfast.em.muon import orthogonal
 from emfast.em.processes import Processes
 from emfast.graph import Graphed
 
@@ -126,15 +126,32 @@ def test_the_context_of_dropout_is_left_where_nothing_is_dropped(p, by_function)
         assert torch.equal(one, other)
 
 
-def test_a_step_stays_on_the_device():
-    place = torch.arange(4, device="meta")
-    x_0, denoiser = torch.empty(4, 1, 4, 4, device="meta"), Bare(Network(), VPSchedule.linear()).to("meta")
-    denoiser.loss(x_0, place, x_0)  # brings the tables of the schedule to the device
+SETTINGS = {
+    "usual": {},
+    "log-normal": {"noise_levels": "log-normal", "schedule_share": 0.25},
+    "targets": {"target_images": 5, "flip": True},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_step_stays_on_the_device(settings, monkeypatch):
+    monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)  # torch fuses none on this device
+    monkeypatch.setattr(torch.optim.SGD, "__init__", lambda self, p, **_: torch.optim.Optimizer.__init__(self, p, {}))
+    config, denoiser = dataclasses.replace(CONFIG, **SETTINGS[settings]), Bare(Network(), VPSchedule.linear())
+    trainer = Trainer(denoiser.to("meta").network, config, "")
+    batch = _Batch(trainer, denoiser, IMAGES, 1, Processes())
+    x_0, k = torch.empty(8, 1, 4, 4, device="meta"), torch.empty((), dtype=torch.int64, device="meta")
+    others = [torch.empty(13, 1, 4, 4, device="meta")] * (config.target_images > 0)
+    batch.gradients(x_0, k, *others)  # brings the tables of the schedule to the device
     with OnDevice():
-        u, noise = draws((1, 4, 4), place, seed=1, k=2)
-        with Dropout(denoiser.network, place, 1, place[0]) as dropout:
-            dropout.backward(denoiser.loss(x_0, denoiser.schedule.training_times(u[:, 0]), noise).mean())
-    assert all(p.grad.is_meta for p in denoiser.parameters())
+        loss, levels, *gradients = batch.gradients(x_0, k, *others)
+    assert all(tensor.is_meta for tensor in (loss, levels, *gradients))
+
+
+def test_muon_stays_on_the_device():
+    with OnDevice():
+        found = orthogonal([torch.empty(2, 8, 20, device="meta"), torch.empty(1, 30, 8, device="meta")])
+    assert [tuple(x.shape) for x in found] == [(2, 8, 20), (1, 30, 8)]
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):

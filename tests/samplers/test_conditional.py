@@ -18,13 +18,14 @@ class Network(torch.nn.Module):
         self.prior = prior
 
     def forward(self, given, time):
-        prior, t = self.prior, time[:1].double()
+        prior, t, device = self.prior, time[:1].double(), given.device
         x, y, shown = (given[:, k].flatten(1) for k in range(3))
         alpha, sigma = prior.denoiser.schedule.alpha(t), prior.denoiser.schedule.sigma(t)
         means = []
         for weight in (0.0, SIGMA**-2):
-            precision = torch.linalg.inv(prior.covariance) + (alpha**2 / sigma**2 + weight) * torch.eye(6)
-            right = torch.linalg.solve(prior.covariance, prior.mean) + alpha / sigma**2 * x + weight * y
+            inverse, mean = torch.linalg.inv(prior.covariance).to(device), prior.mean.to(device)
+            precision = inverse + (alpha**2 / sigma**2 + weight) * torch.eye(6, device=device)
+            right = inverse @ mean + alpha / sigma**2 * x + weight * y
             means.append(torch.linalg.solve(precision, right.T).T)
         return torch.where(shown > 0, means[1], means[0]).reshape(len(x), *prior.shape)
 
