@@ -33,8 +33,6 @@ FORWARD = {
     (4, 16): ((1, 64, 32, 4, 1),),
     (4, 32): ((1, 32, 32, 4, 1),),
     (4, 64): ((1, 32, 32, 4, 1),),
-    (4, 128): ((1, 32, 16, 4, 1),),
-    (4, 256): ((1, 32, 16, 8, 1),),
 }
 # Other rows for GPUs that multiply with four warps together, as an H100 measured them: a head is then a program's own.
 WARPGROUPS = (90, 100)

@@ -27,7 +27,7 @@ from emfast.diffusion import Denoiser
 from emfast.dispatch import TABLE
 from emfast.nn.rehearsal import rehearsed
 from emfast.operators import GaussianBlur, Mask, MotionBlur
-from emfast.ops.attention import LARGEST
+from emfast.ops.attention import largest
 from emfast.samplers import DPS
 from emfast.samplers.problem import Problem, transitions
 
@@ -84,7 +84,8 @@ def trace(denoiser: Denoiser, shape: tuple[int, int, int], batch: int) -> list[C
 
 def _has_kernel(op: Any, args: tuple[Any, ...]) -> bool:
     attention = "attention" in op._opname
-    return any(way.name == "triton" for way in TABLE[op._opname]) and not (attention and args[0].shape[-1] > LARGEST)
+    too_large = attention and args[0].shape[-1] > largest(args[0].dtype)
+    return any(way.name == "triton" for way in TABLE[op._opname]) and not too_large
 
 
 def precompile(

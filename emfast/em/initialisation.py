@@ -106,7 +106,7 @@ class GaussianPrior:
 def _leading(rows: Tensor, rank: int) -> Tensor:
     """Returns the first right singular vectors of a matrix (N, D), times their singular values: (rank, D).
 
-    Of a large one by subspace iteration: each step multiplies what lies outside by squares of ratios of singular values.
+    Of a large one by subspace iteration: a step shrinks what lies outside by the squares of ratios of singular values.
 
     References:
         | Finding Structure with Randomness (Halko, Martinsson and Tropp, 2011), arXiv 0909.4061

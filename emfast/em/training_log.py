@@ -25,7 +25,7 @@ def by_noise_level(schedule: Schedule, t: Tensor, losses: Tensor) -> Tensor:
     """
     level = schedule.sigma(t) / schedule.alpha(t)
     place = torch.zeros_like(t, dtype=torch.int64)
-    for edge in EDGES:  # a number of the program, not a tensor from the CPU: a CUDA graph holds this
+    for edge in EDGES:  # numbers of the program: a tensor of them would come from the CPU, which no graph holds
         place += level >= edge
     here = place[:, None] == torch.arange(len(LEVELS), device=t.device)  # a sum of fixed order, where index_add has atomics
     losses = losses.detach().float()[:, None]

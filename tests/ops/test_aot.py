@@ -126,11 +126,8 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (attention, (FP32, (2, 1, 1024, 16))),
     (attention, (FP32, (2, 4, 256, 32))),
     (attention, (FP32, (2, 4, 256, 64))),
-    (attention, (FP32, (2, 4, 256, 128))),
-    (attention, (FP32, (2, 1, 256, 256))),
     (attention, (BF16, (2, 1, 16, 256))),
     (attention, (FP32, (2, 4, 25, 64))),
-    (attention, (FP32, (2, 1, 16, 256))),
     (residual_sum, (BF16, True, (2, 256, 32, 32), 3)),
     (residual_sum, (BF16, True, (2, 128, 16, 16), 2)),
     (residual_sum, (FP32, False, (2, 128, 16, 16), 3)),
@@ -139,10 +136,10 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (group_norm_silu, (BF16, True, (2, 96, 32, 32), 24, True)),
     (group_norm_silu, (FP32, True, (2, 8, 16, 16), 2, False)),
 ]
-ODD = {4, 11, 26, 39, 42}  # cases whose rows do not start at multiples of 16 bytes
+ODD = {4, 11, 26, 36, 39}  # cases whose rows do not start at multiples of 16 bytes
 NARROW = (normal, separable_blur, blur)  # read next to nothing, or gather from the caches
 FEW = {(0, 90), (0, 120), (1, 86), (3, 80), (16, 80), (16, 90), (21, 100), (25, 120), (27, 86)}
-SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14, 36, 40, 42)}  # of cases and architectures, run by default
+SAMPLE = FEW | {(case, 90) for case in (7, 8, 10, 12, 14, 33, 37, 39)}  # of cases and architectures, run by default
 
 
 def sums_of_lanes_apart(code: str) -> list[str]:
