@@ -8,7 +8,7 @@
 # folder of .whl files, into an environment that goes away again. Kernels compiled before are found through
 # TRITON_CACHE_DIR (emfast precompile). Writes a log of each part and a JSON line for each measurement, as they come, to
 # OUT, or to benchmarks/results/gpu. The most wanted parts come first; one that fails or takes too long is named at the
-# end, and the others go on. LIMIT: seconds for all parts. PARTS="step train": only these. DEVICE=cpu QUICK=1 rehearses.
+# end, and the others go on. LIMIT: seconds for all parts. PARTS="step train": only these; CHECKED: these tests. DEVICE=cpu QUICK=1 rehearses.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 stage=${1:-}
@@ -76,9 +76,10 @@ else
     checked=(tests/ops/test_{attention,blur,separable_blur,normal,mask_misfit,sampler_update,residual_sum}.py tests/ops/test_group_norm*.py
         tests/test_graph.py tests/samplers tests/em tests/adapters tests/nn)
 fi
+[ -n "${CHECKED:-}" ] && read -ra checked <<<"$CHECKED"
 backend=(-k "not cpp and not gpu")
 [ "$DEVICE" = cuda ] && backend=(-k "not gpu" --backend triton)
-native=("bf16 channels_last") ours=("emfast fp32" "emfast bf16") compiler="compile quickly bf16 channels_last"
+native=("bf16 channels_last") ours=("emfast bf16") compiler="compile quickly bf16 channels_last"
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$OUT/inductor}
 
 if [ "$stage" = check ]; then
@@ -91,22 +92,24 @@ if [ "$stage" = check ]; then
     LINES_SHOWN=12 part demo 60 "$PYTHON" -m emfast train --config examples/demo.yaml --output "$(mktemp -d)" --device "$DEVICE" "${some[@]}"
     wait
     cat "$OUT/compiling.txt"
-    bench step 90 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" --only "${native[@]}" \
+    bench step 90 benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" --only fp32 "${native[@]}" \
         "graph bf16 channels_last" "$compiler" "emfast bf16" "graph emfast bf16" --seconds 1 --profile
-    LINES_SHOWN=20 part search 40 "$PYTHON" benchmarks/e_step.py "$one" --batch "$large" --training-batch "$training" \
-        --only "graph bf16 channels_last" "graph emfast bf16" --search --seconds 1 --device "$DEVICE"
+    LINES_SHOWN=20 part search 40 "$PYTHON" benchmarks/e_step.py "$one" --batch "$large" --work dps \
+        --only "graph emfast bf16" --search --seconds 1 --device "$DEVICE"
     [ "$DEVICE" = cuda ] && LINES_SHOWN=40 part sweep 90 "$PYTHON" benchmarks/sweep.py measure "$one" --batch "$large" --save
 else
     part precompile 60 "$PYTHON" benchmarks/precompile.py "${all[@]}" --batch "$training" "$large" --device "$DEVICE"
     bench step 120 benchmarks/e_step.py "${all[@]}" --batch "$large" --training-batch "$training" \
-        --only "${native[@]}" "graph bf16 channels_last" "$compiler" "${ours[@]}" "graph emfast bf16" --seconds 1 --profile
+        --only fp32 "${native[@]}" "graph bf16 channels_last" "${ours[@]}" "graph emfast bf16" --seconds 1 --profile
+    [ -e data/emoji32_train.npz ] && LINES_SHOWN=12 part em 150 "$PYTHON" benchmarks/em.py --tasks rgb \
+        --methods continuous "same images, clean" --runs "${RUNS:-$(mktemp -d)}" --save
     bench operators 40 benchmarks/operators.py "$one" --batch "$large"
     bench e-step 60 benchmarks/whole_e_step.py "$one" --batch "$large" --images "$images"
     bench small 60 benchmarks/e_step.py "${all[@]}" --batch "${batches[@]}" --work dps \
-        --only "${native[@]}" "graph bf16 channels_last" "emfast bf16" --seconds 0.5
-    [ -e data/emoji32_train.npz ] && LINES_SHOWN=12 part em 200 "$PYTHON" benchmarks/em.py --tasks rgb \
-        --methods continuous "same images, clean" --runs "$(mktemp -d)" --save
+        --only fp32 "${native[@]}" "graph bf16 channels_last" "emfast bf16" --seconds 0.5
     bench ops 90 benchmarks/run.py "${ops[@]}" --untested --only native emfast "${few[@]}"
+    bench compiled 300 benchmarks/e_step.py "${all[@]}" --batch "$large" --training-batch "$training" \
+        --only "$compiler" "graph emfast bf16" --seconds 1 --profile
     bench autotuned 400 benchmarks/e_step.py "$one" --batch "$large" --work dps \
         --only "compile bf16 channels_last" "emfast bf16" --seconds 1 --profile
     if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then

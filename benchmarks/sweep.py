@@ -5,7 +5,8 @@ python benchmarks/sweep.py measure [NETWORK] [--seconds 60] [--save]   on a GPU:
 
 The costliest calls come first. A configuration that spills registers, or has the tiles of another, is left out. The
 list is sweep.json in Triton's cache. --save appends a line for each kernel and size to tiles.jsonl, with the times of
-all. `emfast precompile --tune true` climbs from the tables instead, for any model, and compiles as it goes.
+all. Faster ones are noted in that cache, where models find them. `emfast precompile --tune true` climbs from the tables
+instead, for any model, and compiles as it goes.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from measure import environment, median, once, save
 
 from emfast.compilation.compiling import Call, Layout, compiling, kernel_of, launch
 from emfast.compilation.precompile import trace
-from emfast.compilation.tune import agree, filled, tensors_of
+from emfast.compilation.tune import GAIN, agree, filled, note, tensors_of
 from emfast.kernels._group_norm_tiles import rows
 from emfast.kernels._tuned import asking, trying
 
@@ -193,6 +194,8 @@ def main() -> int:
             swept = measure(one, options.device)
             if options.save:
                 save([swept], "tiles")
+            if swept.best_ms < GAIN * swept.default_ms:
+                note(Path(triton.knobs.cache.dir), swept.device, {swept.key: list(swept.best)})
     return 0
 
 

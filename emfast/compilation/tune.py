@@ -52,7 +52,7 @@ def tune(
     """
     import triton
 
-    from emfast.kernels._tuned import FILE, VERSION, asking
+    from emfast.kernels._tuned import asking
 
     found: dict[str, list[int] | bool] = {}
     with triton.knobs.cache.scope():
@@ -71,14 +71,26 @@ def tune(
         for op, arguments in calls:
             if op == "packed_attention":
                 found |= _attention(arguments, device, found, timer or _median)
+    note(folder, torch.cuda.get_device_name() if device == "cuda" else device, found)
+    return found
+
+
+def note(folder: Path, gpu: str, found: dict[str, list[int] | bool]) -> None:
+    """Adds configurations to the file from which models take them.
+
+    Arguments:
+        folder: The cache of Triton.
+        gpu: The name of the GPU that they were measured on.
+        found: The configurations, by kernel and size.
+    """
+    from emfast.kernels._tuned import FILE, VERSION
+
     path = folder / FILE
     before = read_json(path) if path.is_file() else {}
     gpus = before["gpus"] if before.get("version") == VERSION else {}  # what another version measured is of no use
-    name = torch.cuda.get_device_name() if device == "cuda" else device
-    gpus[name] = gpus.get(name, {}) | found
+    gpus[gpu] = gpus.get(gpu, {}) | found
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"version": VERSION, "gpus": gpus})
-    return found
 
 
 def _attention(arguments: Any, device: str, found: dict[str, list[int] | bool], timer: Timer) -> dict[str, bool]:

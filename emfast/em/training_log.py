@@ -27,7 +27,8 @@ def by_noise_level(schedule: Schedule, t: Tensor, losses: Tensor) -> Tensor:
     place = torch.zeros_like(t, dtype=torch.int64)
     for edge in EDGES:  # numbers of the program: a tensor of them would come from the CPU, which no graph holds
         place += level >= edge
-    here = place[:, None] == torch.arange(len(LEVELS), device=t.device)  # a sum of fixed order, where index_add has atomics
+    # Sums of a fixed order, where index_add has atomics
+    here = place[:, None] == torch.arange(len(LEVELS), device=t.device)
     losses = losses.detach().float()[:, None]
     return torch.stack((torch.where(here, losses, 0).mean(0), here.float().mean(0)))
 
