@@ -20,6 +20,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import emfast
 from emfast._memory import keep_freed_memory
 from emfast.graph import Graphed
+from emfast.nn.prepared import unchanged
 
 COMMON = {"sample_size": 32, "norm_eps": 1e-6, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1}
 CIFAR = COMMON | {
@@ -100,13 +102,14 @@ def main() -> int:
         for work in options.work:
             other = [options.training_batch] if work == "train" and options.training_batch else None
             for batch in other or options.batch or [NETWORKS[network][1]]:
-                measurements = compare(network, work, batch, options)
+                with ExitStack() as block:
+                    measurements = compare(network, work, batch, options, block)
                 if options.save:
                     save(measurements, "e_step")
     return 0
 
 
-def compare(network: str, work: str, batch: int, options: argparse.Namespace) -> list[Measurement]:
+def compare(network: str, work: str, batch: int, options: argparse.Namespace, block: ExitStack) -> list[Measurement]:
     """Measures and prints one network at one kind of work."""
     from diffusers import UNet2DModel
 
@@ -117,7 +120,7 @@ def compare(network: str, work: str, batch: int, options: argparse.Namespace) ->
     steps, memory = {}, {}
     for name in options.only:
         try:
-            steps[name] = step_of(work, copy.deepcopy(model), x, name)
+            steps[name] = step_of(work, copy.deepcopy(model), x, name, block)
             memory[name] = peak_of(steps[name], device)
         except Exception as error:  # out of memory, or a compiler that fails: the others go on
             steps.pop(name, None)
@@ -156,11 +159,13 @@ def compiled(model: nn.Module, mode: str = "max-autotune") -> Any:
     return torch.compile(model, mode=mode) if cuda else torch.compile(model)
 
 
-def step_of(work: str, model: nn.Module, x: Tensor, name: str) -> Callable[[], Any]:
-    """Returns one step of a variant, without arguments."""
+def step_of(work: str, model: nn.Module, x: Tensor, name: str, block: ExitStack | None = None) -> Callable[[], Any]:
+    """Returns one step of a variant, without arguments; in the block emfast's weights stay frozen, as in a sampler."""
     change, dtype, autocast, _ = VARIANTS[name]
     frozen = work == "dps" and name != "fp32"
     network = change(model.train(work == "train").requires_grad_(not frozen))
+    if frozen and "emfast" in name and block is not None:
+        block.enter_context(unchanged(network.parameters()))
     t = torch.full((len(x),), 500, device=x.device)
 
     def predict(x: Tensor) -> Tensor:

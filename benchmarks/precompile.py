@@ -2,7 +2,8 @@
 
 python benchmarks/precompile.py NETWORK ... [--batch B ...] [--device cuda]
 
-Into Triton's cache, for the GPU that is here; for sm_90 without one.
+A network may be that of a config file of `emfast train` too. Into Triton's cache, for the GPU that is here; for sm_90
+without one.
 """
 
 import argparse
@@ -18,13 +19,26 @@ from e_step import NETWORKS
 import emfast
 from emfast.compilation.compiling import Call
 from emfast.compilation.precompile import compile_calls, trace
+from emfast.config import Config
 from emfast.diffusion import Denoiser, VPSchedule
+from emfast.em.inputs import read_inputs
+from emfast.em.model import build_model
+
+
+def build(name: str) -> tuple[Denoiser, tuple[int, int, int]]:
+    """Returns a network's denoiser, and the shape of its images."""
+    if name in NETWORKS:
+        model = UNet2DModel(**NETWORKS[name][0])
+        return Denoiser(model, VPSchedule.linear()), (model.config.in_channels, 32, 32)
+    config = Config.from_yaml(name)
+    shape = read_inputs(config).observations.shape
+    return build_model(config.network, shape, config.seed)[0], shape
 
 
 def main() -> int:
     """Compiles, and says how much; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", metavar="NETWORK", choices=NETWORKS)
+    parser.add_argument("networks", nargs="+", metavar="NETWORK", help=f"{', '.join(NETWORKS)}, or a config file")
     parser.add_argument("--batch", nargs="+", type=int, default=[64])
     parser.add_argument("--device", default="cpu", type=torch.device)
     options = parser.parse_args()
@@ -33,8 +47,8 @@ def main() -> int:
     calls: dict[Call, None] = {}
     for network in options.networks:
         for dtype in (None, torch.bfloat16):
-            model = emfast.accelerate(UNet2DModel(**NETWORKS[network][0]), dtype=dtype)
-            denoiser, shape = Denoiser(model, VPSchedule.linear()), (model.config.in_channels, 32, 32)
+            denoiser, shape = build(network)
+            emfast.accelerate(denoiser.network, dtype=dtype)
             for batch in options.batch:
                 calls |= dict.fromkeys(trace(denoiser, shape, batch))
     folder, architectures = Path(triton.knobs.cache.dir), [10 * major + minor]
