@@ -100,12 +100,12 @@ class NetworkConfig:
 
 @dataclass
 class GaussianConfig:
-    """The Gaussian prior that gives the first reconstructions where there are no clean images.
+    """The Gaussian prior that gives the first reconstructions, fitted to the observations and to what is clean.
 
     Args:
         rank: The rank of its covariance beside the diagonal.
         rounds: Its EM rounds.
-        images: Observations it is fitted to, and the initial model then trained on; none: all.
+        images: Observations it is fitted to, and the initial model then trained on; no more clean images; none: all.
         always: Where there are clean images too: the initial model is trained on both.
     """
 

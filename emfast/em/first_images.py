@@ -44,6 +44,7 @@ def first_images(run: Run | Guest) -> tuple[Tensor | Rows, Tensor, float]:
             rank=config.rank,
             rounds=config.rounds,
             seed=run.config.seed,
+            clean=None if run.inputs.clean is None else run.inputs.clean.floats[: config.images],
             device=run.device,
             callback=run.progress("gaussian", 0),
         )

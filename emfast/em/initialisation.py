@@ -130,13 +130,15 @@ def fit_gaussian(
     rank: int = 32,
     rounds: int = 32,
     seed: int = 0,
+    clean: Tensor | None = None,
     device: torch.device | str = "cpu",
     callback: Callable[[int, int], None] | None = None,
 ) -> GaussianPrior:
     """Returns the Gaussian prior that EM finds from corrupted observations alone.
 
     Every round samples each observation's posterior under the current Gaussian, exactly, and fits the next Gaussian to
-    the samples. The sampled moments are those of EM in expectation.
+    the samples and to the clean images that there are. The sampled moments are those of EM in expectation. What no
+    observation shows, such as detail under a blur, is then as in the clean images.
 
     Arguments:
         observations: The observations.
@@ -144,6 +146,7 @@ def fit_gaussian(
         rank: The rank of the covariance beside its diagonal.
         rounds: The number of EM rounds.
         seed: The key of the samples.
+        clean: (M, C, H, W) clean images.
         device: Where to compute.
         callback: Called as callback(rounds done, rounds in all).
 
@@ -157,7 +160,7 @@ def fit_gaussian(
     for k in range(rounds):
         key = random.derive(seed, "gaussian", k)
         samples = [prior.posterior(observations, part, seed=key) for part in ids.split(1024)]
-        prior = GaussianPrior.fit(torch.cat(samples), rank)
+        prior = GaussianPrior.fit(torch.cat((*samples, zero[:0] if clean is None else clean.to(zero))), rank)
         if callback is not None:
             callback(k + 1, rounds)
     return prior

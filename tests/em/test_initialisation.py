@@ -58,6 +58,21 @@ def test_em_recovers_a_known_covariance(operator, sigma):
     assert float(error) < 0.1
 
 
+def test_what_no_observation_shows_is_as_in_the_clean_images():
+    known, mask = truth(), torch.ones(SHAPE[1:])
+    mask[0, 0] = 0  # the first pixel, in every image
+    data, clean, ids = (
+        observed(Mask(mask=mask), 0.1, known),
+        known.sample(torch.arange(300), seed=7),
+        torch.arange(1000),
+    )
+    found = [fit_gaussian(data, ids, rank=2, rounds=60, clean=images) for images in (clean, None)]
+    with_clean, without = (
+        float((matrix(prior) - matrix(known))[0].abs().max() / matrix(known)[0, 0]) for prior in found
+    )
+    assert with_clean < 0.2 < without
+
+
 def test_fit_is_the_covariance_at_full_rank():
     images = truth().sample(torch.arange(500), seed=5)
     found = GaussianPrior.fit(images, rank=12)
