@@ -106,7 +106,8 @@ class GaussianConfig:
         rank: The rank of its covariance beside the diagonal.
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; no more clean images; none: all.
-        always: Where there are clean images too: the initial model is trained on both.
+        always: Where there are clean images too: the initial model is trained on both. Not where observations leave
+            detail out, as a blur does: there the clean images alone are the better beginning.
     """
 
     rank: int = 32
