@@ -156,11 +156,12 @@ def fit_gaussian(
     check(len(ids) > 1, "fit_gaussian", "ids", "to name 2 observations or more", len(ids))
     shape = observations.shape
     zero = torch.zeros(1, *shape, dtype=torch.float64, device=device)
+    known = zero[:0] if clean is None else clean.to(zero)
     prior = GaussianPrior(zero[0], zero, torch.full_like(zero[0], START))
     for k in range(rounds):
         key = random.derive(seed, "gaussian", k)
         samples = [prior.posterior(observations, part, seed=key) for part in ids.split(1024)]
-        prior = GaussianPrior.fit(torch.cat((*samples, zero[:0] if clean is None else clean.to(zero))), rank)
+        prior = GaussianPrior.fit(torch.cat((*samples, known)), rank)
         if callback is not None:
             callback(k + 1, rounds)
     return prior
