@@ -21,6 +21,12 @@ TINY = {  # 8 batches in round 1, 12 in the last; steps that move the weights
     "e_step": {"batch_size": 2, "shard_size": 2, "subset": 16},
     "m_step": CONFIG["m_step"] | {"warmup": 1, "learning_rate": 1e-3},
 }
+PARTS = {  # 4 batches in each of the 3 parts of a sweep
+    "schedule": "continuous",
+    "rounds": 2,
+    "final_rounds": 0,
+    "e_step": {"batch_size": 2, "shard_size": 2, "parts": 3, "warm_start": 2.0},
+}
 
 
 class Host:

@@ -1,7 +1,8 @@
 """Kills runs at random moments, goes on with them, and compares their ends: python -m cluster.kills [HOW_MANY].
 
-In turn a run of one process, of two, and of one with two that join; of those one is killed by kill -9, or all are. Two
-processes of a job differ from one by rounding, so that they are compared with two that nobody killed.
+In turn a run of one process, of two, and of one with two that join, with rounds and without; of those one is killed by
+kill -9, or all are. Two processes of a job differ from one by rounding, so that they are compared with two that nobody
+killed.
 """
 
 import os
@@ -15,11 +16,18 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # for the sampler, here and in the processes
 
-from cluster.hosts import Host, close, config, hurry, same
+from cluster.hosts import PARTS, Host, close, config, hurry, same
 from cluster.test_ranks import job
 
 PATIENCE = 15.0  # seconds: a busy machine may let a process wait for several
-KINDS = {"alone": (1, 0), "ranks": (2, 0), "joined": (1, 2)}  # processes of the job, and others
+KINDS = {  # processes of the job, others, and what differs from a run with rounds
+    "alone": (1, 0, {}),
+    "ranks": (2, 0, {}),
+    "joined": (1, 2, {}),
+    "alone without rounds": (1, 0, PARTS),
+    "ranks without rounds": (2, 0, PARTS),
+    "joined without rounds": (1, 2, PARTS),
+}
 
 
 def patient():
@@ -29,8 +37,8 @@ def patient():
 
 def begin(stack, kind, folder):
     """Begins the processes of a run; returns those of the job, and all."""
-    ranks, guests = KINDS[kind]
-    words = ["train", "--config", config(folder, 0.05)]
+    ranks, guests, changes = KINDS[kind]
+    words = ["train", "--config", config(folder, 0.05, **changes)]
 
     def host(words, log):
         return stack.enter_context(Host(words, folder / log, before=patient))
@@ -71,7 +79,7 @@ def main(count):
     """Returns how many of the kills led to a failure or to another model."""
     generator, bad, done = random.Random(os.environ.get("SEED", "0")), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        expected = {kind: Path(scratch) / kind for kind in KINDS}
+        expected = {kind: Path(scratch) / kind.replace(" ", "-") for kind in KINDS}
         seconds = {kind: whole(kind, folder) for kind, folder in expected.items()}
         number = 0
         while done < count:
@@ -82,7 +90,7 @@ def main(count):
                 kills, done = kills + 1, done + 1
             end = whole(kind, folder)
             good = not isinstance(end, str)
-            equal = good and (close if kind == "ranks" else same)(expected[kind], folder)
+            equal = good and (close if KINDS[kind][0] > 1 else same)(expected[kind], folder)
             bad += not equal
             print(f"{kind}: {kills} kills, {'the same' if equal else 'ANOTHER MODEL' if good else end}", flush=True)
     print(f"{done} kills, {bad} runs failed or ended differently")

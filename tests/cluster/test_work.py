@@ -8,15 +8,9 @@ import subprocess
 import pytest
 from tiny_run import one_sentence
 
-from cluster.hosts import Host, config, same, until
+from cluster.hosts import PARTS, Host, config, same, until
 
 TEN_MINUTES = 600.0
-PARTS = {  # 4 batches in each of the 3 parts of a sweep
-    "schedule": "continuous",
-    "rounds": 2,
-    "final_rounds": 0,
-    "e_step": {"batch_size": 2, "shard_size": 2, "parts": 3, "warm_start": 2.0},
-}
 
 
 @pytest.fixture(scope="module")
