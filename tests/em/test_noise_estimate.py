@@ -101,6 +101,16 @@ def test_a_run_notes_the_noise_and_goes_on_with_it(tmp_path, schedule):
     assert (run / "rounds/002/model/unet/diffusion_pytorch_model.safetensors").read_bytes() == kept[2]
 
 
+def test_an_e_step_of_no_spread_changes_nothing(tmp_path):
+    """The probability flow's images are no samples of the posterior, whose spread the estimate rests on."""
+    found = []
+    for eta in ("0", "1"):
+        (folder := tmp_path / eta).mkdir()
+        assert train(folder, *FLAGS, "--rounds", "1", "--sampler.eta", eta) == 0
+        found.append(read_json(folder / "run/rounds/001/sigma.json")["sigma"])
+    assert found[0] == found[1]
+
+
 def test_simulated_noise_has_to_be_given(tmp_path, capsys):
     assert train(tmp_path, "--sigma", "auto") != 0
     assert "data.sigma to be given where observations are simulated and sigma is auto" in capsys.readouterr().err

@@ -58,6 +58,22 @@ def test_reverse_from_observation_is_exact(schedule):
     check_moments(x, *prior.posterior(y, Identity(), sigma), bias=0.03)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_flow_from_observations_is_exact(schedule):
+    """Without fresh noise, observations distributed as the prior's become images distributed as the prior.
+
+    Of a Gaussian of covariance C the flow takes y to mean + sqrt(C / (C + sigma^2)) (y - mean).
+    """
+    prior, sigma = Gaussian(schedule), 0.5
+    y = torch.randn(4, *prior.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sampler = ReverseFromObservation(steps=200, order=2, eta=0.0, clip=False)
+    x = sampler(prior.denoiser, y, Identity(), sigma=sigma)
+    values, vectors = prior.spectrum
+    root = vectors * (values / (values + sigma**2)).sqrt() @ vectors.T
+    expected = prior.mean + (y.flatten(1) - prior.mean) @ root
+    torch.testing.assert_close(x.flatten(1), expected, atol=5e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("schedule", "steps", "operator", "sigma"),
     [
