@@ -43,11 +43,15 @@ from emfast.samplers import MMPS, ReverseFromObservation, Sampler
 
 ROOT = Path(__file__).parent.parent
 FILE = RESULTS / "em.jsonl"
-TASKS = {  # the file of the task, and what differs from it
+UNAIDED = {"data": {"clean_count": 0}}  # without any clean image
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # the file of the task, and what differs from it
     "mask-60": ("demo.yaml", {}),
     "mask-85": ("demo.yaml", {"operator": Mask(missing=0.85)}),
     "noise": ("demo_denoising.yaml", {}),
     "blur": ("demo_deblurring.yaml", {}),
+    "mask-60-unaided": ("demo.yaml", UNAIDED),
+    "noise-unaided": ("demo_denoising.yaml", UNAIDED),
+    "blur-unaided": ("demo_deblurring.yaml", UNAIDED),
     "rgb": ("../benchmarks/rgb.yaml", {}),  # for a GPU
 }
 # What measures the models of a task, whatever made them.
@@ -58,9 +62,11 @@ MEASURING: dict[str, Sampler] = {
     "blur": MMPS(steps=14, iterations=1, order=1),
     "rgb": MMPS(steps=10, iterations=1, order=1),
 }
-OURS, BOUNDS = "continuous", {"same images, clean": "truth", "4,000 clean images": "all"}
+OURS, LONG, TIMES = "continuous", "continuous, 3 times as long", 3
+BOUNDS = {"same images, clean": "truth", "4,000 clean images": "all"}
 RIVALS = ("rounds", "emdiffusion", "diem", "sfbd", "ambient", "noise2self", "sure_score", "raw")
-METHODS = (OURS, *RIVALS, *BOUNDS)
+METHODS = (OURS, LONG, *RIVALS, *BOUNDS)
+UNAIDED_METHODS = (OURS, LONG, "rounds")  # the bounds are those of the task with clean images
 MEASURED = 256  # observations
 MANY = 4000  # clean images of the second bound
 
@@ -83,6 +89,10 @@ def config_of(task: str, method: str, seed: int, folder: Path) -> Config | None:
     """Returns the config of a method on a task; None if the method is none for it."""
     file, settings = TASKS[task]
     config = changed(Config.from_yaml(ROOT / "examples" / file), {**settings, "seed": seed, "output": str(folder)})
+    if task.endswith("-unaided") and method not in UNAIDED_METHODS:
+        return None
+    if method == LONG:
+        return dataclasses.replace(config, rounds=TIMES * config.rounds)
     if method in RIVALS:
         tasks = rival(method).TASKS
         if tasks is not None and task not in tasks:
@@ -172,7 +182,8 @@ def measure(point: Point, task: str, run_seed: int, inputs: Inputs, evaluator: E
     """Returns the quality of a model."""
     ids = torch.arange(min(MEASURED, len(inputs.observations)))
     seed = random.derive(run_seed, "measure")
-    parts = [reconstruct(MEASURING[task], point.denoiser, inputs.observations, i, seed=seed) for i in ids.split(64)]
+    sampler = MEASURING[task.removesuffix("-unaided")]
+    parts = [reconstruct(sampler, point.denoiser, inputs.observations, i, seed=seed) for i in ids.split(64)]
     x, clean = torch.cat(parts), truth(inputs, len(ids))
     with TemporaryDirectory() as folder:
         fd = evaluator.samples(point.denoiser, RunFolder(folder), 0, run_seed, lambda *_: None)[1]["fd"]

@@ -9,6 +9,7 @@ fine-tuning in turn. Network, data and the lengths of the trainings are the task
 
 from typing import Any
 
+from emfast.samplers import ReverseFromObservation
 from rivals import e_step, training
 
 TASKS = ("noise",)
@@ -16,6 +17,7 @@ SETTINGS: dict[str, Any] = {
     "schedule": "rounds",
     "rounds": 7,
     "gaussian": {"always": False},
+    "sampler": ReverseFromObservation(steps=20),
     "e_step": e_step(),
     "m_step": training(noise_levels="log-normal"),
 }
