@@ -21,11 +21,15 @@ class ReverseFromObservation(Sampler):
     is distributed as x_t. Running the ancestral sampler from there draws from the posterior of the current prior,
     exactly but for the discretisation, with neither a gradient nor a parameter to tune.
 
+    With eta = 0 it follows the probability flow, which is no posterior sampler: one image for each observation, distributed
+    as the prior's where the observations are as the prior says. That is all an E-step needs, and EM gets there sooner
+    (`docs/concepts.md`).
+
     Arguments:
         steps: The number of network evaluations from t* down.
         order: 2 extrapolates the estimate from the step before, 1 does not.
         clip: Clips x0-hat to [-1, 1], the range of images.
-        eta: 1 for posterior samples; 0 follows the probability flow.
+        eta: 1 for posterior samples; 0 follows the probability flow, for the E-step.
 
     References:
         | Stochastic Forward-Backward Deconvolution (Lu et al., 2025), arXiv 2502.05446
