@@ -107,13 +107,14 @@ class GaussianConfig:
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; no more clean images; none: all.
         always: Where there are clean images too: the initial model is trained on both. Not where observations leave
-            detail out, as a blur does: there the clean images alone are the better beginning.
+            detail out, as a blur does: there the clean images alone are the better beginning. auto: where the
+            operator is Mask or Identity.
     """
 
     rank: int = 32
     rounds: int = 32
     images: int | None = 5000
-    always: bool = False
+    always: bool | Literal["auto"] = False
 
     def __post_init__(self) -> None:
         check_fields("gaussian", self)

@@ -48,7 +48,7 @@ def preset(name: str, shape: tuple[int, int, int]) -> dict[str, Settings]:
 _TRAINING: dict[str, dict[str, Any]] = {
     "tiny": {
         "schedule": "continuous",
-        "gaussian": {"always": True},
+        "gaussian": {"always": "auto"},
         "e_step": {"batch_size": 64, "shard_size": 64, "warm_start": 1.5},
         "m_step": {
             "initial_steps": 150,
@@ -57,7 +57,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
             "optimizer": "muon",
             "learning_rate": 5.0e-3,
             "warmup": 50,
-            "decay": 0.5,
+            "decay": 0.8,
             "ema": 0.99,
             "noise_levels": "log-normal",
             "noise_mean": -0.8,

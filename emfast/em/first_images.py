@@ -14,6 +14,7 @@ from emfast.data.file_rows import collect
 from emfast.data.rows import Rows
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
 from emfast.em.state import Stopwatch
+from emfast.operators import Identity, Mask
 
 if TYPE_CHECKING:
     from emfast.em.run import Run
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 def begins_with_images(run: Run | Guest) -> bool:
     """Returns whether there are reconstructions to begin with, beside clean images or without any."""
-    return run.config.model is None and (run.inputs.clean is None or run.config.gaussian.always)
+    beside = run.config.gaussian.always
+    if beside == "auto":
+        beside = isinstance(run.observations.operator, Mask | Identity)
+    return run.config.model is None and (run.inputs.clean is None or beside)
 
 
 def first_images(run: Run | Guest) -> tuple[Tensor | Rows, Tensor, float]:

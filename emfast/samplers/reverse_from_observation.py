@@ -21,9 +21,9 @@ class ReverseFromObservation(Sampler):
     is distributed as x_t. Running the ancestral sampler from there draws from the posterior of the current prior,
     exactly but for the discretisation, with neither a gradient nor a parameter to tune.
 
-    With eta = 0 it follows the probability flow, which is no posterior sampler: one image for each observation, distributed
-    as the prior's where the observations are as the prior says. That is all an E-step needs, and EM gets there sooner
-    (`docs/concepts.md`).
+    With eta = 0 it follows the probability flow, which is no posterior sampler: one image for each observation,
+    distributed as the prior's where the observations are as the prior says. That is all an E-step needs, and EM gets
+    there sooner (`docs/concepts.md`).
 
     Arguments:
         steps: The number of network evaluations from t* down.

@@ -89,6 +89,14 @@ def test_a_run_without_clean_images(tmp_path):
     assert (tmp_path / "run" / "rounds" / "000" / "reconstructions.png").exists()
 
 
+@pytest.mark.parametrize(("operator", "begins"), [("Mask", True), ("Identity", True), ("GaussianBlur", False)])
+def test_auto_adds_a_gaussian_where_observations_leave_no_detail_out(tmp_path, operator, begins):
+    """The first reconstructions under a Gaussian, beside the clean images."""
+    flags = ("--operator", operator, "--sigma", "0.1", "--gaussian.always", "auto", "--gaussian.rounds", "2")
+    assert train(tmp_path, *flags, "--gaussian.rank", "4", "--rounds", "0", "--final_rounds", "0") == 0
+    assert (tmp_path / "run" / "rounds" / "000" / "gaussian.safetensors").exists() == begins
+
+
 def test_leading_directions_of_many_images_are_those_of_all_of_them():
     """Those found by iteration catch what the exact ones do, of images whose spectrum falls as slowly as 1 / k."""
     generator = torch.Generator().manual_seed(0)
