@@ -25,6 +25,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 if (row["task"], row["method"]) == (task, method):
                     runs[row["seed"]] = max(row, runs.get(row["seed"], row), key=lambda r: r["round"])
             ends = list(runs.values())
+            if method == em.LONG and not ends:  # a longer run of the same is no cell that is missing
+                continue
             cells = ["not run"] + [""] * (1 + len(KEYS))
             if ends:
                 cells = [f"{ends[0]['evaluations']:,}", minutes(ends)]
