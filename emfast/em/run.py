@@ -32,7 +32,7 @@ from emfast.em.own_network import check_network, is_own
 from emfast.em.processes import Processes
 from emfast.em.run_log import RunLog
 from emfast.em.state import RunFolder, Stopwatch
-from emfast.samplers import MMPS, ReverseFromObservation
+from emfast.samplers import default_sampler
 
 if TYPE_CHECKING:
     from emfast.config import Config
@@ -106,18 +106,17 @@ class Run:
     def settle_sigma(self, number: int) -> None:
         """Takes the noise level of a round for that of the observations, estimated by the model of the round before.
 
-        By a sampler at its defaults: that of an E-step may have been chosen for PSNR or for the flow, and its samples
-        then lack some of the posterior's spread, which counts here.
+        By the usual sampler of the operator: that of an E-step may have been chosen for PSNR, or for the flow, and its
+        samples then lack some of the posterior's spread, which counts here.
         """
         if self.config.sigma != "auto" or number == 0:
             return
-        denoising = isinstance(self.config.sampler, ReverseFromObservation)
         path = self.folder.round(number) / "sigma.json"
         if self.processes.main and not path.exists():
             if number > 1:
                 self.e_steps.take_sigma(number - 1)  # where the search begins
             found = estimate_sigma(
-                ReverseFromObservation() if denoising else MMPS(),
+                default_sampler(type(self.observations.operator)),
                 self.model(number - 1),
                 self.observations,
                 torch.linspace(0, len(self.observations) - 1, min(SAMPLED, len(self.observations))).long(),
