@@ -103,7 +103,7 @@ class GaussianConfig:
     """The Gaussian prior that gives the first reconstructions, fitted to the observations and to what is clean.
 
     Args:
-        rank: The rank of its covariance beside the diagonal.
+        rank: The rank of its covariance beside what has a spectrum alone.
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; no more clean images; none: all.
         always: Where there are clean images too: the initial model is trained on both. Not where observations leave
@@ -112,7 +112,7 @@ class GaussianConfig:
     """
 
     rank: int = 32
-    rounds: int = 32
+    rounds: int = 16
     images: int | None = 5000
     always: bool | Literal["auto"] = False
 

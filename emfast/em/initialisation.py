@@ -12,6 +12,7 @@ from torch import Tensor
 from emfast import random
 from emfast._check import check
 from emfast.em.observations import Observations
+from emfast.em.spectrum import inverse, natural_spectrum, spectrum_of, transform
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
 # The variance to begin with, less than that of images: what no observation shows (detail under a blur) keeps it.
@@ -22,28 +23,34 @@ EXACT, SPARE, ITERATIONS = 512, 8, 6
 
 @dataclass(frozen=True)
 class GaussianPrior:
-    r"""A Gaussian over images whose covariance is low rank plus diagonal.
+    r"""A Gaussian over images: a covariance of low rank, and what it leaves out, a spectrum under an envelope.
 
-    .. math:: x \sim \mathcal N(\mu, L L^\top + \mathrm{diag}(d))
+    .. math::
+        x \sim \mathcal N(\mu, L L^\top + D^{1/2} F^\top K F D^{1/2}), \quad D = \mathrm{diag}(d), K = \mathrm{diag}(k)
+
+    F is the cosine transform: pixels vary as much as d says, and as smoothly as k.
 
     Arguments:
         mean: (C, H, W).
-        factor: (K, C, H, W), the columns of L.
+        factor: (R, C, H, W), the columns of L.
         diagonal: (C, H, W), d > 0.
+        spectrum: (H, W), k > 0, its mean about 1.
     """
 
     mean: Tensor
     factor: Tensor
     diagonal: Tensor
+    spectrum: Tensor
 
     def to(self, device: torch.device | str) -> GaussianPrior:
         """Returns the same Gaussian on a device, where its samples are drawn."""
-        return GaussianPrior(*(x.to(device) for x in (self.mean, self.factor, self.diagonal)))
+        return GaussianPrior(*(x.to(device) for x in (self.mean, self.factor, self.diagonal, self.spectrum)))
 
     def covariance(self, v: Tensor) -> Tensor:
         """Returns the product of the covariance with (B, C, H, W) vectors."""
-        flat = self.factor.flatten(1)
-        return ((v.flatten(1) @ flat.T) @ flat).reshape(v.shape) + self.diagonal * v
+        flat, std = self.factor.flatten(1), self.diagonal.sqrt()
+        rest = std * inverse(self.spectrum * transform(std * v))
+        return ((v.flatten(1) @ flat.T) @ flat).reshape(v.shape) + rest
 
     def sample(self, ids: Tensor, seed: int) -> Tensor:
         """Returns one image for every id, (B, C, H, W).
@@ -56,7 +63,7 @@ class GaussianPrior:
         z = random.normal((len(self.factor),), ids=ids, seed=random.derive(seed, "factor")).to(self.mean)
         e = random.normal(shape, ids=ids, seed=random.derive(seed, "diagonal")).to(self.mean)
         low_rank = (z @ self.factor.flatten(1)).reshape(-1, *shape)
-        return self.mean + low_rank + self.diagonal.sqrt() * e
+        return self.mean + low_rank + self.diagonal.sqrt() * inverse(self.spectrum.sqrt() * transform(e))
 
     def posterior(self, observations: Observations, ids: Tensor, *, seed: int, iterations: int = 50) -> Tensor:
         r"""Returns one sample of p(x | y) for every id, (B, C, H, W): exact when the solver has converged.
@@ -97,10 +104,13 @@ class GaussianPrior:
         flat = images.flatten(1)
         mean = flat.mean(0)
         rank = min(rank, len(flat) - 1, flat.shape[1])
-        factor = _leading(flat - mean, rank) / math.sqrt(len(flat) - 1)
-        rest = flat.var(0) - factor.square().sum(0)
-        diagonal = rest.clamp_min(1e-4 * float(flat.var(0).mean()) + 1e-8)
-        return cls(mean.reshape(shape), factor.reshape(-1, *shape), diagonal.reshape(shape))
+        rows = flat - mean
+        leading = _leading(rows, rank)
+        basis = torch.nn.functional.normalize(leading, dim=1)
+        rest = rows - (rows @ basis.T) @ basis
+        diagonal = rest.var(0).clamp_min(1e-4 * float(flat.var(0).mean()) + 1e-8).reshape(shape)
+        factor = (leading / math.sqrt(len(flat) - 1)).reshape(-1, *shape)
+        return cls(mean.reshape(shape), factor, diagonal, spectrum_of(rest.reshape(images.shape) / diagonal.sqrt()))
 
 
 def _leading(rows: Tensor, rank: int) -> Tensor:
@@ -128,7 +138,7 @@ def fit_gaussian(
     ids: Tensor,
     *,
     rank: int = 32,
-    rounds: int = 32,
+    rounds: int = 16,
     seed: int = 0,
     clean: Tensor | None = None,
     device: torch.device | str = "cpu",
@@ -138,12 +148,13 @@ def fit_gaussian(
 
     Every round samples each observation's posterior under the current Gaussian, exactly, and fits the next Gaussian to
     the samples and to the clean images that there are. The sampled moments are those of EM in expectation. What no
-    observation shows, such as detail under a blur, is then as in the clean images.
+    observation shows, such as detail under a blur, is then as in the clean images; without these as in photographs,
+    whose spectrum it begins with.
 
     Arguments:
         observations: The observations.
         ids: (N,) which of them to learn from, 2 or more.
-        rank: The rank of the covariance beside its diagonal.
+        rank: The rank of the covariance beside what has a spectrum alone.
         rounds: The number of EM rounds.
         seed: The key of the samples.
         clean: (M, C, H, W) clean images.
@@ -157,7 +168,8 @@ def fit_gaussian(
     shape = observations.shape
     zero = torch.zeros(1, *shape, dtype=torch.float64, device=device)
     known = zero[:0] if clean is None else clean.to(zero)
-    prior = GaussianPrior(zero[0], zero, torch.full_like(zero[0], START))
+    spectrum = natural_spectrum(*shape[1:], zero.device)
+    prior = GaussianPrior(zero[0], zero, torch.full_like(zero[0], START), spectrum)
     for k in range(rounds):
         key = random.derive(seed, "gaussian", k)
         samples = [prior.posterior(observations, part, seed=key) for part in ids.split(1024)]

@@ -7,6 +7,7 @@ from tiny_run import train
 from emfast.data import Images
 from emfast.em import Observations
 from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian
+from emfast.em.spectrum import natural_spectrum
 from emfast.em.state import RunFolder
 from emfast.operators import GaussianBlur, Identity, Mask
 
@@ -18,12 +19,13 @@ def truth(rank=2):
     generator = torch.Generator().manual_seed(0)
     factor = 0.5 * torch.randn(rank, *SHAPE, dtype=torch.float64, generator=generator)
     mean = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64).reshape(SHAPE)
-    return GaussianPrior(mean, factor, torch.full(SHAPE, 0.02, dtype=torch.float64))
+    diagonal = torch.linspace(0.01, 0.03, 12, dtype=torch.float64).reshape(SHAPE)
+    return GaussianPrior(mean, factor, diagonal, natural_spectrum(*SHAPE[1:], torch.device("cpu")))
 
 
 def matrix(prior):
-    flat = prior.factor.flatten(1)
-    return flat.T @ flat + prior.diagonal.flatten().diag()
+    """The covariance."""
+    return prior.covariance(torch.eye(12, dtype=torch.float64).reshape(12, *SHAPE)).flatten(1)
 
 
 def observed(operator, sigma, prior):
