@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from emfast._check import check_finite
+from emfast._check import check, check_finite
 from emfast._files import read_tensors, write_tensors
 from emfast.data.file_rows import collect
 from emfast.data.rows import Rows
@@ -57,6 +57,9 @@ def first_images(run: Run | Guest) -> tuple[Tensor | Rows, Tensor, float]:
         write_tensors(path, tensors | {"seconds": torch.tensor(watch.seconds)})
     run.processes.wait()
     tensors = read_tensors(path)
+    names = ["seconds", *(field.name for field in dataclasses.fields(GaussianPrior))]
+    fix = "Delete the file: the Gaussian is fitted again"
+    check(set(names) == set(tensors), "train", str(path), f"to hold {', '.join(names)}", ", ".join(tensors), fix)
     seconds = float(tensors.pop("seconds"))
     prior, key = GaussianPrior(**tensors).to(run.device), run.seed("round", 0, "e_step")
     images = collect(prior.posterior(run.observations, part, seed=key).float().cpu() for part in ids.split(1024))

@@ -1,9 +1,12 @@
 """The Gaussian prior fitted to observations: its posterior in closed form, and what EM recovers."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_run import train
 
+from emfast._files import read_tensors, write_tensors
 from emfast.data import Images
 from emfast.em import Observations
 from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian
@@ -89,6 +92,20 @@ def test_a_run_without_clean_images(tmp_path):
     assert first["psnr"] > second["psnr"] - 20
     assert first["network_evaluations"] == 0
     assert (tmp_path / "run" / "rounds" / "000" / "reconstructions.png").exists()
+
+
+def test_a_gaussian_of_another_kind_is_refused(tmp_path, capsys):
+    """One that an earlier version has left in a run that it began."""
+    flags = ("--data.clean_count", "0", "--gaussian.rank", "4", "--gaussian.rounds", "3", "--rounds", "0")
+    assert train(tmp_path, *flags, "--final_rounds", "0") == 0
+    path = tmp_path / "run" / "rounds" / "000" / "gaussian.safetensors"
+    tensors = read_tensors(path)
+    del tensors["spectrum"]
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    write_tensors(path, tensors)
+    assert train(tmp_path, *flags, "--final_rounds", "0") != 0
+    assert "gaussian.safetensors to hold seconds, mean, factor, diagonal, spectrum" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("operator", "begins"), [("Mask", True), ("Identity", True), ("GaussianBlur", False)])
