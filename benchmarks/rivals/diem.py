@@ -5,7 +5,8 @@ Reference: Rozet, Andry, Lanusse, Louppe, "Learning Diffusion Priors from Observ
 
 Faithful in the Gaussian start without clean images, the sampler, E-steps from pure noise, log-normal noise levels and
 networks that go on while optimizers do not. Here the network predicts v, where the publication preconditions it, and
-MMPS takes as many steps as on the task's other rows.
+MMPS takes as many steps as on the task's other rows. The saved rows are older than the spectrum of the first Gaussian
+(`emfast/em/spectrum.py`), which the publication's has not either.
 """
 
 from typing import Any
