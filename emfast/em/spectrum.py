@@ -41,7 +41,12 @@ def inverse(coefficients: Tensor) -> Tensor:
 
 
 def frequencies(height: int, width: int, device: torch.device) -> Tensor:
-    """Returns the radial frequency of every coefficient, (H, W) int64, in half periods along the longer side."""
+    """Returns the radial frequency of every coefficient, (H, W) int64, in half periods along the longer side.
+
+    Arguments:
+        height, width: The sides of the images.
+        device: Where the tensor lies.
+    """
     i, j = (torch.arange(side, dtype=torch.float64, device=device) / side for side in (height, width))
     return (max(height, width) * torch.hypot(i[:, None], j)).round().long()
 
