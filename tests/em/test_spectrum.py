@@ -33,7 +33,7 @@ def test_a_spectrum_is_found_again():
 
 
 def test_detail_under_a_blur_falls_as_in_photographs():
-    """Not as white noise, which has 30 times the power there."""
+    """Not as white noise, which has far more power there."""
     images = 0.3 * falling(1000, 16, 16)
     data = Observations(GaussianBlur(size=9, std=2.0), sigma=0.01, images=Images(images.float()), seed=2)
     ids = torch.arange(1000)
