@@ -62,5 +62,5 @@ def first_images(run: Run | Guest) -> tuple[Tensor | Rows, Tensor, float]:
     check(set(names) == set(tensors), "train", str(path), f"to hold {', '.join(names)}", ", ".join(tensors), fix)
     seconds = float(tensors.pop("seconds"))
     prior, key = GaussianPrior(**tensors).to(run.device), run.seed("round", 0, "e_step")
-    images = collect(prior.posterior(run.observations, part, seed=key).float().cpu() for part in ids.split(1024))
+    images = collect(prior.posterior(run.observations, part, seed=key).float().cpu() for part in prior.batches(ids))
     return images, ids, seconds

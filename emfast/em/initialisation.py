@@ -13,10 +13,12 @@ from emfast import random
 from emfast._check import check
 from emfast.em.observations import Observations
 from emfast.em.spectrum import inverse, natural_spectrum, spectrum_of, transform
+from emfast.operators.base import Operator, Parameters
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
 # The variance to begin with, less than that of images: what no observation shows (detail under a blur) keeps it.
 START = 0.1
+NUMBERS = 2**25  # of A L, for all observations at once
 # Beyond so many images and pixels the leading directions are found by iteration, with so many more than are wanted.
 EXACT, SPARE, ITERATIONS = 512, 8, 6
 
@@ -61,11 +63,19 @@ class GaussianPrior:
         """
         shape = tuple(self.mean.shape)
         z = random.normal((len(self.factor),), ids=ids, seed=random.derive(seed, "factor")).to(self.mean)
-        e = random.normal(shape, ids=ids, seed=random.derive(seed, "diagonal")).to(self.mean)
         low_rank = (z @ self.factor.flatten(1)).reshape(-1, *shape)
-        return self.mean + low_rank + self.diagonal.sqrt() * inverse(self.spectrum.sqrt() * transform(e))
+        return self.mean + low_rank + self._rest(ids, seed)
 
-    def posterior(self, observations: Observations, ids: Tensor, *, seed: int, iterations: int = 50) -> Tensor:
+    def _rest(self, ids: Tensor, seed: int) -> Tensor:
+        """Returns what a sample has beside the low rank, (B, C, H, W)."""
+        e = random.normal(tuple(self.mean.shape), ids=ids, seed=random.derive(seed, "diagonal")).to(self.mean)
+        return self.diagonal.sqrt() * inverse(self.spectrum.sqrt() * transform(e))
+
+    def batches(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Returns ids in parts of which `posterior` holds no more than some hundred MB."""
+        return ids.split(max(1, min(1024, NUMBERS // self.factor.numel())))
+
+    def posterior(self, observations: Observations, ids: Tensor, *, seed: int, iterations: int = 25) -> Tensor:
         r"""Returns one sample of p(x | y) for every id, (B, C, H, W): exact when the solver has converged.
 
         A sample of the prior is observed in turn, and corrected by what its observation lacks (Matheron's rule):
@@ -89,8 +99,36 @@ class GaussianPrior:
         def system(u: Tensor) -> Tensor:
             return sigma**2 * u + operator.apply(self.covariance(operator.adjoint(u, parameters)), parameters)
 
-        u = conjugate_gradient(system, residual, iterations)
+        u = conjugate_gradient(system, residual, iterations, self._precondition(operator, parameters, len(ids), sigma))
         return x + self.covariance(operator.adjoint(u, parameters))
+
+    def _precondition(
+        self, operator: Operator, parameters: Parameters, count: int, sigma: float
+    ) -> Callable[[Tensor], Tensor]:
+        r"""Returns the inverse of the system of `posterior`, what the low rank leaves out taken for white.
+
+        Its large eigenvalues are those of the low rank: without them half the iterations do, and float32.
+
+        .. math::
+            (G G^\top + c I)^{-1} = (I - W^\top W) / c, \quad W = R^{-1} G^\top, \quad R R^\top = G^\top G + c I,
+            \quad G = A L
+        """
+        if all(len(values) == 1 for values in parameters.values()):
+            count = 1  # one A for all images
+        first = torch.zeros(1, dtype=torch.int64, device=self.mean.device)
+        rest = operator.apply(self._rest(first, 0).expand(count, *self.mean.shape), parameters).flatten(1)
+        c = (sigma**2 + rest.square().mean(1))[:, None, None]
+        columns = [operator.apply(x.expand(count, *x.shape), parameters).flatten(1) for x in self.factor]
+        g = torch.stack(columns, 1)  # (count, R, M)
+        identity = torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
+        root = torch.linalg.cholesky(g @ g.mT + c * identity)
+        w = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False) @ g
+
+        def precondition(v: Tensor) -> Tensor:
+            rows = v.reshape(count, -1, g.shape[2])  # a product of rows and matrices is faster than with columns
+            return ((rows - (rows @ w.mT) @ w) / c).reshape(v.shape)
+
+        return precondition
 
     @classmethod
     def fit(cls, images: Tensor, rank: int) -> GaussianPrior:
@@ -166,13 +204,13 @@ def fit_gaussian(
     """
     check(len(ids) > 1, "fit_gaussian", "ids", "to name 2 observations or more", len(ids))
     shape = observations.shape
-    zero = torch.zeros(1, *shape, dtype=torch.float64, device=device)
+    zero = torch.zeros(1, *shape, device=device)
     known = zero[:0] if clean is None else clean.to(zero)
-    spectrum = natural_spectrum(*shape[1:], zero.device)
+    spectrum = natural_spectrum(*shape[1:], zero.device).to(zero)
     prior = GaussianPrior(zero[0], zero, torch.full_like(zero[0], START), spectrum)
     for k in range(rounds):
         key = random.derive(seed, "gaussian", k)
-        samples = [prior.posterior(observations, part, seed=key) for part in ids.split(1024)]
+        samples = [prior.posterior(observations, part, seed=key) for part in prior.batches(ids)]
         prior = GaussianPrior.fit(torch.cat((*samples, known)), rank)
         if callback is not None:
             callback(k + 1, rounds)

@@ -1,5 +1,6 @@
 """The Gaussian prior fitted to observations: its posterior in closed form, and what EM recovers."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from emfast._files import read_tensors, write_tensors
 from emfast.data import Images
 from emfast.em import Observations
 from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian
-from emfast.em.spectrum import natural_spectrum
+from emfast.em.spectrum import inverse, natural_spectrum
 from emfast.em.state import RunFolder
 from emfast.operators import GaussianBlur, Identity, Mask
 
@@ -28,7 +29,7 @@ def truth(rank=2):
 
 def matrix(prior):
     """The covariance."""
-    return prior.covariance(torch.eye(12, dtype=torch.float64).reshape(12, *SHAPE)).flatten(1)
+    return prior.covariance(torch.eye(12).reshape(12, *SHAPE).to(prior.mean)).flatten(1).double()
 
 
 def observed(operator, sigma, prior):
@@ -51,6 +52,24 @@ def test_posterior_is_the_closed_form(operator, sigma):
     std = expected.diagonal().sqrt()
     assert ((x.mean(0) - mean).abs() <= 5 * std / COUNT**0.5).all()
     assert ((torch.cov(x.T) - expected).abs() <= 5 * (2 / COUNT) ** 0.5 * torch.outer(std, std)).all()
+
+
+@pytest.mark.parametrize(("operator", "sigma"), [(Mask(missing=0.5), 0.05), (GaussianBlur(size=5, std=1.5), 0.05)])
+def test_few_iterations_in_float32_do_where_the_low_rank_is_large(operator, sigma):
+    """As it is in images: its variance is 10,000 times that of the noise. The system is preconditioned by it."""
+    shape, generator = (3, 12, 12), torch.Generator().manual_seed(0)
+    smooth = inverse(
+        natural_spectrum(12, 12, torch.device("cpu")).sqrt() * torch.randn(24, *shape, generator=generator)
+    )
+    spectrum = natural_spectrum(12, 12, torch.device("cpu"))
+    prior = GaussianPrior(smooth[0].double(), 2 * smooth.double(), torch.full(shape, 0.01).double(), spectrum)
+    ids = torch.arange(6)
+    data = Observations(operator, sigma=sigma, images=Images(prior.sample(ids, seed=1).float()), seed=2)
+    expected = prior.posterior(data, ids, seed=3, iterations=400)
+    single = GaussianPrior(*(getattr(prior, field.name).float() for field in dataclasses.fields(prior)))
+    found = single.posterior(data, ids, seed=3)
+    assert float((found - expected).square().mean().sqrt()) < 0.01  # of a noise of 0.05
+    torch.testing.assert_close(single.posterior(data, ids[2:3], seed=3), found[2:3], rtol=0, atol=0.02)  # rounding
 
 
 @pytest.mark.parametrize(("operator", "sigma"), [(Mask(missing=0.5), 0.0), (Identity(), 0.3)])
