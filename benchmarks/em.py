@@ -205,15 +205,24 @@ def measure(point: Point, task: str, run_seed: int, inputs: Inputs, evaluator: E
 
 
 def run(
-    task: str, method: str, seed: int, runs: Path, known: set[tuple[Any, ...]], save: bool, ends: bool = False
+    task: str,
+    method: str,
+    seed: int,
+    runs: Path,
+    known: set[tuple[Any, ...]],
+    save: bool,
+    ends: bool = False,
+    rounds: int | None = None,
 ) -> None:
-    """Measures all points of a method on a task that are not known yet."""
+    """Measures all points of a method on a task that are not known yet; of `rounds` rounds if they are given."""
     folder = runs / task / f"{method.replace(' ', '-').replace(',', '')}-{seed}"
     config = config_of(task, method, seed, folder)
     if config is None:
         return
-    single = method in BOUNDS or (method in RIVALS and hasattr(rival(method), "points"))
-    last = 0 if single else config.rounds + config.final_rounds
+    stopped = rounds is not None and rounds < config.rounds
+    if stopped:
+        config = dataclasses.replace(config, rounds=rounds, final_rounds=0)
+    last = last_round(config, method)
     if (task, method, seed, last) in known:  # even where its run is not kept
         return
     inputs, device = read_inputs(config), resolve_device(config.device)
@@ -224,11 +233,18 @@ def run(
             continue
         row = {"task": task, "method": method, "seed": seed, "round": point.round, "evaluations": point.evaluations}
         row |= {"seconds": point.seconds, "cpu_seconds": point.cpu_seconds, "nice": os.nice(0)}
+        row |= {"stopped": True} if stopped and point.round else {}
         row |= measure(point, task, config.seed, inputs, evaluator)
         print(json.dumps(row), flush=True)
         if save:
             with FILE.open("a") as file:
                 file.write(json.dumps({**row, **environment(device)}) + "\n")
+
+
+def last_round(config: Config, method: str) -> int:
+    """Returns the number of a method's last round."""
+    single = method in BOUNDS or (method in RIVALS and hasattr(rival(method), "points"))
+    return 0 if single else config.rounds + config.final_rounds
 
 
 def saved() -> list[dict[str, Any]]:
@@ -247,6 +263,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/em"), help="the folder of the runs")
     parser.add_argument("--save", action="store_true", help=f"append to {FILE.name}; refuses a dirty tree")
     parser.add_argument("--ends", action="store_true", help="measure the last model of each method only")
+    parser.add_argument("--rounds", type=int, help="stop EM after so many rounds: what takes hours, in part")
     parser.add_argument("--nice", type=int, default=0, help="the niceness to run with, beside other work")
     options = parser.parse_args()
     os.nice(options.nice)
@@ -256,7 +273,7 @@ def main() -> None:
     for task in options.tasks:
         for method in options.methods:
             for seed in options.seeds:
-                run(task, method, seed, options.runs, known, options.save, options.ends)
+                run(task, method, seed, options.runs, known, options.save, options.ends, options.rounds)
 
 
 if __name__ == "__main__":

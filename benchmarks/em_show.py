@@ -18,7 +18,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     for task in em.TASKS:
         for method in em.METHODS:
-            if em.config_of(task, method, 0, Path("unused")) is None:
+            config = em.config_of(task, method, 0, Path("unused"))
+            if config is None:
                 continue
             runs: dict[int, dict[str, Any]] = {}
             for row in rows:
@@ -31,7 +32,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             if ends:
                 cells = [f"{ends[0]['evaluations']:,}", minutes(ends)]
                 cells += [spread([end[key] for end in ends if end.get(key) is not None]) for key in KEYS]
-            lines.append(f"| {task} | {method} | {len(ends) or ''} | {' | '.join(cells)} |")
+            part = [end["round"] for end in ends if end.get("stopped")]
+            name = f"{method}, the first {part[0]} of {em.last_round(config, method)} rounds" if part else method
+            lines.append(f"| {task} | {name} | {len(ends) or ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

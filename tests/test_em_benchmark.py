@@ -71,6 +71,19 @@ def test_rounds_and_bounds_are_measured(tmp_path, monkeypatch, capsys):
     assert f"| mask-60 | {em.OURS} | 1 | {rows[1]['evaluations']} |" in text
 
 
+def test_a_run_of_some_rounds_is_no_whole_one(tmp_path, monkeypatch):
+    file = tmp_path / "demo.yaml"
+    file.write_text(yaml.safe_dump({**tiny_run.CONFIG, "rounds": 2, "data": {"size": 12, "limit": 24}}))
+    monkeypatch.setattr(em, "TASKS", {"mask-60": (str(file), {"final_rounds": 1})})
+    monkeypatch.setattr(em, "FILE", tmp_path / "em.jsonl")
+    em.run("mask-60", em.OURS, 0, tmp_path / "runs", set(), True, ends=True, rounds=1)
+    assert [(row["round"], row["stopped"]) for row in em.saved()] == [(1, True)]
+    assert f"| mask-60 | {em.OURS}, the first 1 of 3 rounds | 1 |" in em_show.table(em.saved())
+    em.run("mask-60", em.OURS, 0, tmp_path / "runs", set(), True, ends=True)  # goes on with it
+    assert [(row["round"], "stopped" in row) for row in em.saved()] == [(1, True), (3, False)]
+    assert f"| mask-60 | {em.OURS} | 1 |" in em_show.table(em.saved())
+
+
 def test_a_spread_is_of_several_seeds():
     assert em_show.spread([26.5]) == "26.50"
     assert em_show.spread([0.8, 0.9, 1.0]) == "0.9 ± 0.1"
