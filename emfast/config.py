@@ -103,7 +103,8 @@ class GaussianConfig:
     """The Gaussian prior that gives the first reconstructions, fitted to the observations and to what is clean.
 
     Args:
-        rank: The rank of its covariance beside what has a spectrum alone.
+        rank: The rank of its covariance beside what has a spectrum alone; none: twice the root of the numbers in an
+            image, at most 128 and a quarter of the images.
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; no more clean images; none: all.
         always: Where there are clean images too: the initial model is trained on both. Not where observations leave
@@ -111,7 +112,7 @@ class GaussianConfig:
             operator is Mask or Identity.
     """
 
-    rank: int = 32
+    rank: int | None = None
     rounds: int = 16
     images: int | None = 5000
     always: bool | Literal["auto"] = False

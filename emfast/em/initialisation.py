@@ -171,11 +171,21 @@ def _leading(rows: Tensor, rank: int) -> Tensor:
     return found if basis is None else found @ basis.mT
 
 
+def usual_rank(count: int, numbers: int) -> int:
+    """Returns a rank: twice the root of the numbers in an image, but at most 128 and a quarter of the images.
+
+    Arguments:
+        count: How many images it is fitted to.
+        numbers: C H W, how many numbers each has.
+    """
+    return max(1, min(128, round(2 * math.sqrt(numbers)), count // 4))
+
+
 def fit_gaussian(
     observations: Observations,
     ids: Tensor,
     *,
-    rank: int = 32,
+    rank: int | None = None,
     rounds: int = 16,
     seed: int = 0,
     clean: Tensor | None = None,
@@ -192,7 +202,7 @@ def fit_gaussian(
     Arguments:
         observations: The observations.
         ids: (N,) which of them to learn from, 2 or more.
-        rank: The rank of the covariance beside what has a spectrum alone.
+        rank: The rank of the covariance beside what has a spectrum alone; none: `usual_rank`.
         rounds: The number of EM rounds.
         seed: The key of the samples.
         clean: (M, C, H, W) clean images.
@@ -204,6 +214,7 @@ def fit_gaussian(
     """
     check(len(ids) > 1, "fit_gaussian", "ids", "to name 2 observations or more", len(ids))
     shape = observations.shape
+    rank = usual_rank(len(ids), math.prod(shape)) if rank is None else rank
     zero = torch.zeros(1, *shape, device=device)
     known = zero[:0] if clean is None else clean.to(zero)
     spectrum = natural_spectrum(*shape[1:], zero.device).to(zero)

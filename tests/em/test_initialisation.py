@@ -10,7 +10,7 @@ from tiny_run import train
 from emfast._files import read_tensors, write_tensors
 from emfast.data import Images
 from emfast.em import Observations
-from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian
+from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian, usual_rank
 from emfast.em.spectrum import inverse, natural_spectrum
 from emfast.em.state import RunFolder
 from emfast.operators import GaussianBlur, Identity, Mask
@@ -95,6 +95,13 @@ def test_what_no_observation_shows_is_as_in_the_clean_images():
         float((matrix(prior) - matrix(known))[0].abs().max() / matrix(known)[0, 0]) for prior in found
     )
     assert with_clean < 0.2 < without
+
+
+def test_the_rank_grows_with_the_images():
+    assert [usual_rank(*sizes) for sizes in ((512, 256), (24, 144), (5000, 3072), (5000, 49152))] == [32, 6, 111, 128]
+    assert usual_rank(2, 9) == 1
+    data = observed(Identity(), 0.3, truth())
+    assert len(fit_gaussian(data, torch.arange(40), rounds=1).factor) == 7  # 2 sqrt(12)
 
 
 def test_fit_is_the_covariance_at_full_rank():
