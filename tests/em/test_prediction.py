@@ -125,6 +125,17 @@ def test_the_preset_paper_is_the_config_of_the_paper():
     assert found.m_step == paper.m_step
 
 
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_the_presets_but_for_that_of_the_paper_are_em_without_rounds(name):
+    demo = Config.from_yaml(Path(__file__).parents[2] / "examples/demo.yaml")
+    found = Config.with_preset(name, (3, 32, 32))
+    assert (found.schedule, found.final_rounds, found.gaussian.always) == ("continuous", 0, "auto")
+    assert found.network.prediction == demo.network.prediction
+    assert found.e_step.warm_start == demo.e_step.warm_start
+    same = ("optimizer", "decay", "noise_levels", "noise_mean", "noise_std", "schedule_share", "target_images")
+    assert [getattr(found.m_step, key) for key in same] == [getattr(demo.m_step, key) for key in same]
+
+
 def test_what_is_given_goes_before_a_preset(tmp_path):
     words = ["--preset", "tiny", "--data.size", "16", "--m_step.steps", "7", "--network.channels", "[8, 8]"]
     config, text = parse("train", Config, words)
