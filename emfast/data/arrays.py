@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emfast import _safetensors
 from emfast._check import check, message
-from emfast._files import read_tensors, verified
+from emfast._files import verified
 from emfast.data.array_rows import Array, Hdf5Rows, npz_array, rows_of_array
 from emfast.data.file_rows import FileRows, Part
 from emfast.data.files import ARRAYS, format_of
@@ -88,9 +89,13 @@ class ArrayFile:
         self.path, self.format = path, format_of(path)
         known = self.format in ARRAYS.values()
         check(known, "load", str(path), f"to be an array file ({', '.join(ARRAYS)})", "another content")
-        with self._open() as arrays:
-            self.has_origin = ORIGIN in arrays
-            self.names = sorted(set(arrays) - {ORIGIN})
+        if self.format == "safetensors":
+            names = set(verified(path)[0])
+        else:
+            with self._open() as arrays:
+                names = set(arrays)
+        self.has_origin = ORIGIN in names
+        self.names = sorted(names - {ORIGIN})
 
     def choose(self, key: str | None, usual: str) -> str:
         """Returns the key, if there is such an array; with None that of the only array, or the usual one.
@@ -141,13 +146,14 @@ class ArrayFile:
             name: The array.
             limit: How many rows; none: all.
         """
+        if self.format == "safetensors":
+            tensor = _safetensors.read(self.path, verified(self.path)[0][name])
+            return tensor[:limit] if tensor.ndim else tensor
         with self._open() as arrays:
             array = arrays[name]
             known = hasattr(array, "ndim")  # a .npz file may have members that are no arrays
             array = (array[:limit] if array.ndim else array[()]) if known else None
         check(known, "load", f"{self.path}:{name}", "to be an array", "another content", "Choose an array")
-        if isinstance(array, Tensor):
-            return array
         array = np.asarray(array)
         label = f"{self.path}:{name}"
         good = array.dtype.kind in "buifc" and array.dtype.itemsize <= (16 if array.dtype.kind == "c" else 8)
@@ -160,9 +166,6 @@ class ArrayFile:
     def _open(self) -> Iterator[Any]:
         h5py = require_h5py(self.path) if self.format == "hdf5" else None
         with ExitStack() as stack:
-            if self.format == "safetensors":
-                yield read_tensors(self.path)
-                return
             try:
                 if h5py is not None:
                     yield _datasets(stack.enter_context(h5py.File(self.path, "r")), h5py.Dataset)

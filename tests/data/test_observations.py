@@ -1,5 +1,8 @@
 """Observations in files with the parameters of their operator."""
 
+import json
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 import torch
 
 from emfast.data import load_observations, save_observations
+from emfast.data.arrays import ArrayFile
+from emfast.data.observations import open_observations
 
 KINDS = ["npz", "safetensors", "h5"]
 
@@ -104,3 +109,24 @@ def test_what_loading_refuses(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"y.npz to be a whole array file"):
         load_observations(path)
+
+
+def test_a_file_larger_than_the_memory_is_opened(tmp_path: Path) -> None:
+    """Of holes alone, on a file system that has them: nothing may map it to be written to, nor read it whole."""
+    rows = 4 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * 3 * 64 * 64)
+    shapes, stop = {"y": (rows, 3, 64, 64), "level": (rows, 1)}, 0
+    header: dict[str, object] = {}
+    for name, shape in shapes.items():
+        start, stop = stop, stop + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(header).encode()
+    path = tmp_path / "y.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        try:
+            file.truncate(8 + len(text) + stop)
+        except OSError:
+            pytest.skip("this file system holds no such file")
+    y, parameters = open_observations(path)
+    assert y[rows - 2 :].shape == (2, 3, 64, 64)
+    assert ArrayFile(path).read("level").shape == parameters["level"].shape == (rows, 1)
