@@ -18,7 +18,9 @@ from emfast.operators.conjugate_gradient import conjugate_gradient
 
 # The variance to begin with, less than that of images: what no observation shows (detail under a blur) keeps it.
 START = 0.1
-NUMBERS = 2**25  # of A L, for all observations at once
+LEADING = 32  # columns of the low rank that precondition where every image has its own A: what they give takes memory
+PROBES = 16  # draws of the rest that its spectrum is taken from
+NUMBERS = 2**25  # of what A L is for all observations at once
 # Beyond so many images and pixels the leading directions are found by iteration, with so many more than are wanted.
 EXACT, SPARE, ITERATIONS = 512, 8, 6
 
@@ -73,7 +75,7 @@ class GaussianPrior:
 
     def batches(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Returns ids in parts of which `posterior` holds no more than some hundred MB."""
-        return ids.split(max(1, min(1024, NUMBERS // self.factor.numel())))
+        return ids.split(max(1, min(1024, NUMBERS // self.factor[:LEADING].numel())))
 
     def posterior(self, observations: Observations, ids: Tensor, *, seed: int, iterations: int = 25) -> Tensor:
         r"""Returns one sample of p(x | y) for every id, (B, C, H, W): exact when the solver has converged.
@@ -105,28 +107,37 @@ class GaussianPrior:
     def _precondition(
         self, operator: Operator, parameters: Parameters, count: int, sigma: float
     ) -> Callable[[Tensor], Tensor]:
-        r"""Returns the inverse of the system of `posterior`, what the low rank leaves out taken for white.
+        r"""Returns close to the inverse of the system of `posterior`; few iterations and float32 do with it.
 
-        Its large eigenvalues are those of the low rank: without them half the iterations do, and float32.
+        Exact is what the first columns of the low rank do, whose eigenvalues are the large ones, G = A L. What the rest
+        does is taken for a spectrum B, if all images have one A and are observed as images, else for white.
 
         .. math::
-            (G G^\top + c I)^{-1} = (I - W^\top W) / c, \quad W = R^{-1} G^\top, \quad R R^\top = G^\top G + c I,
-            \quad G = A L
+            (G G^\top + B)^{-1} = B^{-1/2} (I - W^\top W) B^{-1/2}, \quad W = R^{-1} G^\top B^{-1/2},
+            \quad R R^\top = I + G^\top B^{-1} G
         """
-        if all(len(values) == 1 for values in parameters.values()):
-            count = 1  # one A for all images
-        first = torch.zeros(1, dtype=torch.int64, device=self.mean.device)
-        rest = operator.apply(self._rest(first, 0).expand(count, *self.mean.shape), parameters).flatten(1)
-        c = (sigma**2 + rest.square().mean(1))[:, None, None]
-        columns = [operator.apply(x.expand(count, *x.shape), parameters).flatten(1) for x in self.factor]
-        g = torch.stack(columns, 1)  # (count, R, M)
+        shared = all(len(values) == 1 for values in parameters.values())
+        count, columns = (1, self.factor) if shared else (count, self.factor[:LEADING])
+        ids, others = torch.arange(PROBES if shared else 1, device=self.mean.device), self.factor[len(columns) :]
+        z = random.normal((len(others),), ids=ids, seed=0).to(self.mean)
+        probes = self._rest(ids, 0) + torch.einsum("br,rchw->bchw", z, others)
+        probes = operator.apply(probes if shared else probes.expand(count, *self.mean.shape), parameters)
+        there: Callable[[Tensor], Tensor] = _same
+        back: Callable[[Tensor], Tensor] = _same
+        if shared and probes.shape[2:] == self.mean.shape[1:]:
+            there, back, power = transform, inverse, spectrum_of(probes, floor=0.0)
+        else:
+            power = probes.reshape(count, -1).square().mean(1).reshape(-1, *[1] * (probes.ndim - 1))
+        scale = (sigma**2 + power).rsqrt()
+        seen = [scale * there(operator.apply(x.expand(count, *x.shape), parameters)) for x in columns]
+        g = torch.stack([x.flatten(1) for x in seen], 1)  # (count, R, M)
         identity = torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
-        root = torch.linalg.cholesky(g @ g.mT + c * identity)
+        root = torch.linalg.cholesky(g @ g.mT + identity)
         w = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False) @ g
 
         def precondition(v: Tensor) -> Tensor:
-            rows = v.reshape(count, -1, g.shape[2])  # a product of rows and matrices is faster than with columns
-            return ((rows - (rows @ w.mT) @ w) / c).reshape(v.shape)
+            rows = (scale * there(v)).reshape(count, -1, g.shape[2])  # faster products than with columns
+            return back(scale * (rows - (rows @ w.mT) @ w).reshape(v.shape))
 
         return precondition
 
@@ -149,6 +160,10 @@ class GaussianPrior:
         diagonal = rest.var(0).clamp_min(1e-4 * float(flat.var(0).mean()) + 1e-8).reshape(shape)
         factor = (leading / math.sqrt(len(flat) - 1)).reshape(-1, *shape)
         return cls(mean.reshape(shape), factor, diagonal, spectrum_of(rest.reshape(images.shape) / diagonal.sqrt()))
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _leading(rows: Tensor, rank: int) -> Tensor:

@@ -51,18 +51,19 @@ def frequencies(height: int, width: int, device: torch.device) -> Tensor:
     return (max(height, width) * torch.hypot(i[:, None], j)).round().long()
 
 
-def spectrum_of(images: Tensor) -> Tensor:
-    """Returns the mean power of images at every frequency, the same in all directions: (H, W), at least `FLOOR`.
+def spectrum_of(images: Tensor, floor: float = FLOOR) -> Tensor:
+    """Returns the mean power of images at every frequency, the same in all directions: (H, W).
 
     Arguments:
         images: (N, C, H, W), of mean 0.
+        floor: What it is at least.
     """
     power = transform(images).square().mean((0, 1))
     place = frequencies(power.shape[0], power.shape[1], power.device)
     total = torch.zeros(int(place.max()) + 1, dtype=power.dtype, device=power.device)
     count = torch.bincount(place.flatten(), minlength=len(total))
     total.index_add_(0, place.flatten(), power.flatten())
-    return (total / count.clamp_min(1))[place].clamp_min(FLOOR)
+    return (total / count.clamp_min(1))[place].clamp_min(floor)
 
 
 def natural_spectrum(height: int, width: int, device: torch.device) -> Tensor:

@@ -13,10 +13,11 @@ from emfast.em import Observations
 from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian, usual_rank
 from emfast.em.spectrum import inverse, natural_spectrum
 from emfast.em.state import RunFolder
-from emfast.operators import GaussianBlur, Identity, Mask
+from emfast.operators import GaussianBlur, Identity, Linear, Mask
 
 SHAPE = (1, 3, 4)
 COUNT = 4000
+SUMS = Linear(lambda x: x.sum(-1), shape=SHAPE)  # of rows: no images
 
 
 def truth(rank=2):
@@ -37,16 +38,17 @@ def observed(operator, sigma, prior):
     return Observations(operator, sigma=sigma, images=images, seed=2)
 
 
-@pytest.mark.parametrize(("operator", "sigma"), [(Identity(), 0.4), (GaussianBlur(size=3, std=1.0), 0.1)])
+@pytest.mark.parametrize(("operator", "sigma"), [(Identity(), 0.4), (GaussianBlur(size=3, std=1.0), 0.1), (SUMS, 0.1)])
 def test_posterior_is_the_closed_form(operator, sigma):
     prior, ids = truth(), torch.arange(COUNT)
     y = operator.observe(prior.sample(torch.tensor([0]), seed=3), sigma)
-    same = Observations(operator, sigma=sigma, y=y.float().expand(COUNT, *SHAPE))
+    same = Observations(operator, sigma=sigma, y=y.float().expand(COUNT, *y.shape[1:]))
     x = prior.posterior(same, ids, seed=4, iterations=30).flatten(1)
     basis = torch.eye(12, dtype=torch.float64).reshape(12, *SHAPE)
     forward = operator.apply(basis, operator.parameters(torch.tensor([0]), SHAPE)).flatten(1).T
     covariance = matrix(prior)
-    gain = covariance @ forward.T @ (forward @ covariance @ forward.T + sigma**2 * torch.eye(12)).inverse()
+    system = forward @ covariance @ forward.T + sigma**2 * torch.eye(len(forward))
+    gain = covariance @ forward.T @ system.inverse()
     mean = prior.mean.flatten() + gain @ (y.float().double().flatten() - forward @ prior.mean.flatten())
     expected = covariance - gain @ forward @ covariance
     std = expected.diagonal().sqrt()
@@ -54,21 +56,19 @@ def test_posterior_is_the_closed_form(operator, sigma):
     assert ((torch.cov(x.T) - expected).abs() <= 5 * (2 / COUNT) ** 0.5 * torch.outer(std, std)).all()
 
 
-@pytest.mark.parametrize(("operator", "sigma"), [(Mask(missing=0.5), 0.05), (GaussianBlur(size=5, std=1.5), 0.05)])
-def test_few_iterations_in_float32_do_where_the_low_rank_is_large(operator, sigma):
-    """As it is in images: its variance is 10,000 times that of the noise. The system is preconditioned by it."""
-    shape, generator = (3, 12, 12), torch.Generator().manual_seed(0)
-    smooth = inverse(
-        natural_spectrum(12, 12, torch.device("cpu")).sqrt() * torch.randn(24, *shape, generator=generator)
-    )
-    spectrum = natural_spectrum(12, 12, torch.device("cpu"))
-    prior = GaussianPrior(smooth[0].double(), 2 * smooth.double(), torch.full(shape, 0.01).double(), spectrum)
+@pytest.mark.parametrize(("operator", "sigma"), [(Mask(missing=0.5), 0.05), (GaussianBlur(size=9, std=2.0), 0.01)])
+def test_few_iterations_in_float32_do(operator, sigma):
+    """Though variances differ by 10,000 times and more, as in images: the system is preconditioned."""
+    shape, generator = (3, 24, 24), torch.Generator().manual_seed(0)
+    spectrum = natural_spectrum(24, 24, torch.device("cpu"))
+    smooth = inverse(spectrum.sqrt() * torch.randn(24, *shape, generator=generator))
+    prior = GaussianPrior(smooth[0].double(), smooth.double() / 2, torch.full(shape, 0.05).double(), spectrum)
     ids = torch.arange(6)
     data = Observations(operator, sigma=sigma, images=Images(prior.sample(ids, seed=1).float()), seed=2)
-    expected = prior.posterior(data, ids, seed=3, iterations=400)
+    expected = prior.posterior(data, ids, seed=3, iterations=1000)
     single = GaussianPrior(*(getattr(prior, field.name).float() for field in dataclasses.fields(prior)))
     found = single.posterior(data, ids, seed=3)
-    assert float((found - expected).square().mean().sqrt()) < 0.01  # of a noise of 0.05
+    assert float((found - expected).square().mean().sqrt()) < 0.02  # of images whose pixels vary by 2.5
     torch.testing.assert_close(single.posterior(data, ids[2:3], seed=3), found[2:3], rtol=0, atol=0.02)  # rounding
 
 
