@@ -69,7 +69,7 @@ def test_few_iterations_in_float32_do(operator, sigma):
     single = GaussianPrior(*(getattr(prior, field.name).float() for field in dataclasses.fields(prior)))
     found = single.posterior(data, ids, seed=3)
     assert float((found - expected).square().mean().sqrt()) < 0.02  # of images whose pixels vary by 2.5
-    torch.testing.assert_close(single.posterior(data, ids[2:3], seed=3), found[2:3], rtol=0, atol=0.02)  # rounding
+    torch.testing.assert_close(single.posterior(data, ids[2:3], seed=3), found[2:3], rtol=0, atol=0.1)  # rounding
 
 
 @pytest.mark.parametrize(("operator", "sigma"), [(Mask(missing=0.5), 0.0), (Identity(), 0.3)])
