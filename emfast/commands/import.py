@@ -9,6 +9,7 @@ from pathlib import Path
 from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import check_output, gather
+from emfast.data.arrays import split_key
 from emfast.data.importing import Imported, import_observations
 from emfast.data.observations import SUFFIXES, save_observations
 from emfast.data.origin import Range, range_of_note, read_origin
@@ -57,6 +58,9 @@ def run(options: Options, yaml: str) -> None:
         yaml: The options as text.
     """
     check_output("import", options.output)
+    output = Path(options.output).expanduser().absolute()
+    same = any(split_key(source)[0].absolute() == output for source in [*options.sources, options.masks or ""])
+    check(not same, "import", "output", "to be another file than the sources", options.output, "Name a new file")
     found = import_observations(
         options.sources,
         masks=options.masks,

@@ -17,7 +17,8 @@ from torch import Tensor
 from emfast._check import check, message
 from emfast.data.arrays import split_key
 from emfast.data.files import distinct, files_below
-from emfast.data.origin import Origin, Range
+from emfast.data.observations import SUFFIXES as IMPORTED
+from emfast.data.origin import Origin, Range, read_origin
 from emfast.data.raw import SUFFIXES, Raw, common_folder, read_raw
 
 PERCENTILES = (0.1, 99.9)
@@ -57,9 +58,9 @@ def import_observations(
 
     Arguments:
         sources: A folder (searched recursively, sorted by path), a file, `file:key`, a .txt file with a path in every
-            line, or several of them.
-        masks: A folder of masks, each by the name of its observation (a `mask` in the name does not count), or one
-            file for all; not 0 where a pixel was observed.
+            line, or several of them. What was imported before is none: in a folder it is left out.
+        masks: A folder of masks, each by the name of its observation (a `mask` in the name does not count) and, where
+            several have one name, by its folder; or one file for all; not 0 where a pixel was observed.
         missing: The value of missing pixels.
         range: The range that stands for [-1, 1]; None takes percentiles 0.1 and 99.9 of what is observed.
         limit: Only the first so many files.
@@ -74,6 +75,8 @@ def import_observations(
         raws = list(pool.map(lambda each: read_raw(*each), named))
     paths = [path for path, _ in named]
     _check_shapes(paths, raws)
+    if range is None:
+        _check_kinds(paths, raws)
     values = np.concatenate([raw.values for raw in raws])
     observed = np.isfinite(values)
     if missing is not None:
@@ -83,7 +86,7 @@ def import_observations(
     empty = np.flatnonzero(~seen.any((1, 2, 3)))
     if len(empty):
         file = np.repeat(np.arange(len(paths)), [len(raw.values) for raw in raws])[empty[0]]
-        fix = "Leave it out, or check masks: pixels are observed where they are not 0"
+        fix = "Leave it out, or check masks: pixels are observed where all their channels are not 0"
         raise ValueError(message("import", str(paths[file]), "to have an observed pixel", "none", fix))
     known = values.transpose(0, 2, 3, 1)[seen[:, 0]]
     range = range or _robust(known)
@@ -109,7 +112,8 @@ def _files(sources: str | Sequence[str]) -> tuple[list[tuple[Path, str | None]],
         path, key = split_key(source)
         if path.is_dir():
             every = list(files_below(path))
-            paths = distinct(sorted(file for file in every if file.name.lower().endswith(SUFFIXES)))
+            known = (file for file in every if file.name.lower().endswith(SUFFIXES) and not _imported(file))
+            paths = distinct(sorted(known))
             requirement = f"to hold files of a known kind ({', '.join(SUFFIXES)})"
             check(len(paths) > 0, "import", str(path), requirement, f"{len(every)} others" if every else "none")
             found += [(file, None) for file in paths]
@@ -122,7 +126,23 @@ def _files(sources: str | Sequence[str]) -> tuple[list[tuple[Path, str | None]],
     check(len(found) > 0, "import", "sources", "to name files", "none", "Check the path")
     absent = next((path for path, _ in found if not path.is_file()), None)
     check(absent is None, "import", str(absent), "to exist", "nothing there", "Check the path")
+    again = next((path for path, _ in found if _imported(path)), None)
+    fix = "Name the files that it was made of"
+    check(again is None, "import", str(again), "to hold values in their own units", "what was imported before", fix)
     return found, left_out
+
+
+def _imported(path: Path) -> bool:
+    return path.suffix.lower() in IMPORTED and read_origin(path) is not None
+
+
+def _check_kinds(paths: list[Path], raws: list[Raw]) -> None:
+    """Raises a ValueError unless all images are of one kind of numbers, for which one range can stand."""
+    kinds = ["float" if raw.values.dtype.kind == "f" else str(raw.values.dtype) for raw in raws]
+    usual = Counter(kinds).most_common(1)[0][0]
+    for path, kind in zip(paths, kinds, strict=True):
+        fix = "Import them apart, or give the range of all of them"
+        check(kind == usual, "import", str(path), f"to hold {usual} values as the others do", kind, fix)
 
 
 def _check_shapes(paths: list[Path], raws: list[Raw]) -> None:
@@ -158,40 +178,50 @@ def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np
     shape = raws[0].values.shape[2:]
     parts = []
     files = None if source is None else _mask_files(source, paths)
-    cache: dict[Path, NDArray[np.generic]] = {}
+    cache: dict[tuple[Path, str | None], NDArray[np.generic]] = {}
     for index, raw in enumerate(raws):
         mask, name = raw.mask, f"the mask in {paths[index]}"
         if files is not None:
-            name = str(files[index])
+            name = str(files[index][0])
             if files[index] not in cache:
-                cache = {files[index]: read_raw(files[index]).values}
+                cache = {files[index]: read_raw(*files[index]).values}
             mask = cache[files[index]]
         if mask is None:
             parts.append(np.ones((len(raw.values), *shape), dtype=bool))
             continue
-        mask = mask.reshape(-1, *mask.shape[-2:]) if mask.ndim != 4 else mask[:, 0]
-        found = "x".join(map(str, mask.shape))
-        fits = mask.shape[1:] == shape and len(mask) in (1, len(raw.values))
+        mask = mask.reshape(-1, *mask.shape[-2:]) if mask.ndim != 4 else mask
+        found = "x".join(map(str, mask.shape[-2:]))
         requirement = f"to have the {shape[0]} x {shape[1]} pixels of {paths[index].name}"
-        check(fits, "import", name, requirement, found, "Give a mask of the same size")
+        check(mask.shape[-2:] == shape, "import", name, requirement, found, "Give a mask of the same size")
         few = np.unique(mask)
         requirement = "to have two values, 0 for missing pixels"
         check(len(few[few != 0]) <= 1, "import", name, requirement, f"{len(few)} values", "Give masks, not images")
-        parts.append(np.broadcast_to(mask != 0, (len(raw.values), *shape)))
+        seen = (mask != 0).all(1) if mask.ndim == 4 else mask != 0
+        requirement = f"to hold one mask, or one for each of the {len(raw.values)} images of {paths[index].name}"
+        fix = "Give a folder with a mask for each file"
+        check(len(seen) in (1, len(raw.values)), "import", name, requirement, f"{len(seen)} masks", fix)
+        parts.append(np.broadcast_to(seen, (len(raw.values), *shape)))
     return np.concatenate(parts)
 
 
-def _mask_files(source: str, paths: list[Path]) -> list[Path]:
-    """Returns the mask file of each observation."""
-    found = [path for path, _ in _files(source)[0]]
-    if len(found) == 1 and Path(source).expanduser().is_file():
+def _mask_files(source: str, paths: list[Path]) -> list[tuple[Path, str | None]]:
+    """Returns the mask file of each observation, with the key of the array in it."""
+    found = _files(source)[0]
+    if len(found) == 1 and split_key(source)[0].is_file():
         return found * len(paths)
-    by_name = {_stem(path): path for path in found}
-    absent = next((path for path in paths if _stem(path) not in by_name), None)
-    names = "none of that name" if absent is not None else ""
-    fix = f"Name them alike, as in {found[0].name}"
-    check(absent is None, "import", f"masks {source}", f"to hold one for {absent and absent.name}", names, fix)
-    return [by_name[_stem(path)] for path in paths]
+    unique = len({_stem(path) for path, _ in found}) == len(found)
+    bases = [common_folder(each) for each in ([path for path, _ in found], paths)]
+
+    def name(path: Path, base: Path) -> tuple[str, str]:
+        return "" if unique else path.absolute().relative_to(base).parent.as_posix(), _stem(path)
+
+    by_name = {name(each[0], bases[0]): each for each in found}
+    check(len(by_name) == len(found), "import", f"masks {source}", "to have names of their own", "two of one name")
+    absent = next((path for path in paths if name(path, bases[1]) not in by_name), None)
+    fix = f"Name them alike, as in {found[0][0].name}"
+    none = "none of that name" + ("" if unique else " in that folder")
+    check(absent is None, "import", f"masks {source}", f"to hold one for {absent and absent.name}", none, fix)
+    return [by_name[name(path, bases[1])] for path in paths]
 
 
 def _stem(path: Path) -> str:

@@ -174,6 +174,11 @@ def wrong(folder: Path, name: str) -> list[str]:
         for each in "a" if name == "masks" else "ab":
             np.save(folder / f"../masks/{each}.npy", mask)
         return [str(folder), "--masks", str(folder / "../masks")]
+    if name == "kinds":
+        np.save(folder / "c.npy", values("uint8"))
+    if name == "again":
+        assert main(["import", str(folder), "--output", str(folder / "before.npz")]) == 0
+        return [str(folder / "before.npz")]
     if name.startswith("--"):
         return [str(folder), name]
     return [str(folder)]
@@ -189,6 +194,8 @@ def wrong(folder: Path, name: str) -> list[str]:
         ("unseen", ["c.npy", "observed pixel"]),
         ("masks", ["masks", "one for b.npy"]),
         ("grey", ["a.npy", "two values"]),
+        ("kinds", ["c.npy", "float values", "uint8"]),
+        ("again", ["before.npz", "imported before"]),
         ("--range=5,1", ["LOW < HIGH", "5,1"]),
         ("--range=low", ["LOW,HIGH", "low"]),
         ("--range=5,9", ["5 ... 9", "most of the values", "from 0"]),
@@ -201,6 +208,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, capsys, name, wo
         np.save(tmp_path / f"raw/{each}.npy", values("float32", seed=index))
     np.save(tmp_path / "constant.npy", np.full((2, *SHAPE), 3.0))
     argv = wrong(tmp_path / "raw", name)
+    capsys.readouterr()
     output = [] if "output" in name else ["--output", str(tmp_path / "obs.npz")]
     assert main(["import", *argv, *output]) == 2
     out, err = capsys.readouterr()
@@ -208,3 +216,43 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, capsys, name, wo
     assert len(err.strip().splitlines()) == 1
     assert all(word in err for word in words), (words, err)
     assert not (tmp_path / "obs.npz").exists()
+
+
+def test_what_was_imported_is_no_observation_of_the_next_import(tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    np.save(tmp_path / "raw/a.npy", values("float32"))
+    argv = ["import", str(tmp_path / "raw"), "--output", str(tmp_path / "raw/obs.npz")]
+    for left_out in ("", "; 1 other files left out"):
+        assert main(argv) == 0
+        assert f"1 images of 5 x 7 (npy float32){left_out}\n" in capsys.readouterr().out
+
+
+def test_a_source_is_not_overwritten(tmp_path, capsys):
+    path = tmp_path / "mine.npz"
+    np.savez(path, frames=values("float32"))
+    before = path.read_bytes()
+    for source in (str(path), f"{path}:frames"):
+        assert main(["import", source, "--output", str(path)]) == 2
+        assert "another file than the sources" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_masks_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for number, folder in enumerate("pq"):
+        for kind in ("raw", "masks"):
+            (tmp_path / kind / folder).mkdir(parents=True)
+        np.save(tmp_path / "raw" / folder / "1.npy", values("float32", seed=number))
+        np.save(tmp_path / "masks" / folder / "1.npy", np.arange(35).reshape(SHAPE) % 35 != number)
+    found = import_observations(str(tmp_path / "raw"), masks=str(tmp_path / "masks"))
+    assert [int(mask.flatten().argmin()) for mask in found.mask] == [0, 1]
+    assert found.mask.sum() == 2 * 34
+
+
+def test_a_mask_counts_in_all_its_channels_and_by_its_key(tmp_path):
+    np.save(tmp_path / "y.npy", values("float32", (4, *SHAPE))[None])
+    masks = np.ones((1, 4, *SHAPE), np.uint8)
+    masks[0, 3, 2, 1] = 0
+    np.savez(tmp_path / "masks.npz", images=values("float32"), bands=masks)
+    found = import_observations(str(tmp_path / "y.npy"), masks=f"{tmp_path / 'masks.npz'}:bands")
+    assert int(found.mask.sum()) == 34
+    assert found.mask[0, 0, 2, 1] == 0
