@@ -29,11 +29,11 @@ class DataConfig:
         observations: Corrupted observations instead of images: a file with `y` and the operator's parameters, such as
             `emfast import` writes.
         clean: Clean images for the initial model; `clean_count` of them are taken, and left out of the observations
-            that are simulated. auto: "sample:train", or none where observations are given.
+            that are simulated. auto: `images`, or null where observations are given.
         clean_count: How many clean images the initial model is trained on; 0: none, it is trained on reconstructions
             under a Gaussian fitted to the observations.
-        reference: Clean images the Frechet distance compares samples with; none: no distance. auto: "sample:test", or
-            none where observations are given.
+        reference: Clean images the Frechet distance compares samples with; null: no distance. auto: `images`, of the
+            sample its other part; null where observations are given.
         size: Resize to this many pixels a side.
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
         sigma: The noise that is added to simulated observations, where the `sigma` of the run is another, or auto.
@@ -103,8 +103,7 @@ class GaussianConfig:
     """The Gaussian prior that gives the first reconstructions, fitted to the observations and to what is clean.
 
     Args:
-        rank: The rank of its covariance beside what has a spectrum alone; none: twice the root of the numbers in an
-            image, at most 128 and a quarter of the images.
+        rank: The rank of its covariance; none: 2 sqrt(C H W), at most 128 and a quarter of the number of images.
         rounds: Its EM rounds.
         images: Observations it is fitted to, and the initial model then trained on; no more clean images; none: all.
         always: Where there are clean images too: the initial model is trained on both. Not where observations leave
@@ -262,6 +261,7 @@ class Config:
         if isinstance(self.sampler, ReverseFromObservation):
             identity, fix = isinstance(self.operator, Identity), "Use another sampler"
             check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
+            fix = "Name the noise of the observations with --sigma, or another sampler"
             check(self.first_sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
 
     @property

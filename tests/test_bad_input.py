@@ -192,7 +192,7 @@ NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
         (lambda p: ["--data.images", p / "nowhere"], ["nowhere"]),
         (lambda p: ["--data.images", pictures(p / "empty")], ["empty"]),
         (lambda p: ["--data.images", pictures(p / "mixed", 8, 10), "--data.size", "null"], ["mixed", "size"]),
-        (lambda p: ["--data.images", pictures(p / "rgb", 8, 8, mode="RGB")], ["shape", "3"]),
+        (lambda p: ["--data.images", pictures(p / "rgb", 8, 8, mode="RGB")], ["clean_count", "2"]),
         (lambda p: ["--data.observations", p / "nowhere.npz"], ["nowhere.npz"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", NAN)], ["y", "finite"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y + 255)], ["y.npz:y", "[-1, 1]", "255", "Scale"]),

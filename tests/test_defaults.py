@@ -200,3 +200,13 @@ def test_clean_images_are_left_out_wherever_they_lie(tmp_path):
 
 def torch_rows(images):
     return [image.numpy().tobytes() for image in images]
+
+
+def test_images_of_a_users_own_are_not_mixed_with_the_sample(tmp_path):
+    """Clean ones, and those that the distance compares with, are of them."""
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).integers(0, 256, (9, 3, 12, 12), dtype=np.uint8))
+    found = read_inputs(Config(data=DataConfig(images=str(tmp_path / "mine.npy"), clean_count=2)))
+    assert (len(found.observations), len(found.clean), len(found.reference)) == (7, 2, 9)
+    assert found.clean.shape == found.reference.shape == found.observations.shape == (3, 12, 12)
+    sample = read_inputs(Config(data=DataConfig(size=12, limit=4)))
+    assert len(sample.reference) != len(sample.clean) == 50

@@ -62,12 +62,12 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     _check_given(config, given)
     clean_source = _source(data, data.clean, "sample:train")
     needs_clean = config.model is None and clean_source is not None and data.clean_count > 0
-    clean = given.clean or load(clean_source or "", **cut) if needs_clean else None
+    clean = given.clean or _images(clean_source, given, cut) if needs_clean else None
     images = None
     if data.observations is None:
         check(data.images is not None, "train", "data.images or data.observations", "to be given", "neither")
         same = clean is not None and clean_source == data.images != GIVEN
-        images = clean if same else given.images or load(data.images or "", **cut)
+        images = clean if same else _images(data.images, given, cut)
     if clean is not None:
         fix = "Give more images, or a smaller clean_count"
         check(
@@ -78,20 +78,20 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     images, clean = (_cut(each, data.patch) for each in (images, clean))
     observations = _observations(config, images, given.observations)
     source = _source(data, data.reference, "sample:test")
-    reference = load(source, **cut) if source is not None and config.evaluation.samples > 0 else None
+    reference = _images(source, given, cut) if source is not None and config.evaluation.samples > 0 else None
     reference = _cut(reference, data.patch)
     wanted_range = getattr(observations.origin, "range", None)
     named = (("data.clean", clean, clean_source), ("data.reference", reference, source))
     for name, images_, path in named:
         if images_ is not None:
-            found = getattr(read_origin(path or ""), "range", None)
-            if found != wanted_range:
-                check_range("train", f"{name} {path}", found, wanted_range, "the observations")
             shape = observations.shape
             fix = "Set data.size, or give other images"
             few = name == "data.reference" and len(images_) < 2
             check(not few, "train", name, "to hold 2 images or more", len(images_), "Set it to null for no distance")
             check(images_.shape == shape, "train", name, f"to have the observations' shape {shape}", images_.shape, fix)
+            found = getattr(read_origin(path or ""), "range", None)
+            if found != wanted_range:
+                check_range("train", f"{name} {path}", found, wanted_range, "the observations")
     return Inputs(observations, clean, reference)
 
 
@@ -107,10 +107,20 @@ def _check_given(config: Config, given: Given) -> None:
 
 
 def _source(data: DataConfig, named: str | None, sample: str) -> str | None:
-    """Returns where clean images come from: what is named, or the sample beside observations that are simulated."""
+    """Returns where clean images come from: what is named; beside observations that are simulated, the same images.
+
+    Of the sample it is the part of the given name.
+    """
     if named != "auto":
         return named
-    return sample if data.observations is None else None
+    if data.observations is not None or data.images is None:
+        return None
+    return sample if data.images.startswith("sample:") else data.images
+
+
+def _images(source: str | None, given: Given, cut: dict[str, int | None]) -> Images:
+    """Returns the images of a source, those given in Python or of a file."""
+    return given.images if source == GIVEN and given.images is not None else load(source or "", **cut)
 
 
 def _observations(config: Config, images: Images | None, given: dict[str, Tensor] | None) -> Observations:
