@@ -78,6 +78,15 @@ def test_a_reference_from_a_file(sets, capsys):
     assert cells(out)["images"] == "20"
 
 
+def test_one_pair_has_scores_and_no_distance(sets, capsys):
+    argv = ["evaluate", str(sets / "a.npz"), str(sets / "b.npz"), "--limit", "1", "--paired", "true"]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "PSNR" in out
+    assert "FD" not in out.replace("FD (", "")
+    assert "left out" in err
+
+
 def test_tables_with_published_rows(sets, capsys):
     beside = EXAMPLES / "paper" / "inpainting.csv"
     flags = ("--features", "none", "--beside", beside, "--name", "ours & more")

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import yaml as pyyaml
 from torch import Tensor
 
 from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import check_output, scores
 from emfast.data import Images, Store, load
+from emfast.data.origin import Range, check_range, range_of_note, read_origin
 from emfast.data.rows import Rows, picked, rows_at_a_time
+from emfast.diffusion.loading import model_folder
+from emfast.em.model import read_note
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
 from emfast.evaluation.metrics import SIDE
 from emfast.evaluation.statistics import (
@@ -102,6 +106,7 @@ def run(options: Options, yaml: str) -> None:
         check(options.lpips is None and not options.paired, "evaluate", "B", "to be images", options.b, fix)
     else:
         b, known = _read(options.b, options)
+        check_range("evaluate", options.b, _range(options.b), _range(options.a), "A")
         check(a.shape == b.shape, "evaluate", "B", f"to have images of A's shape {a.shape}", b.shape, "Set size")
         row |= {"images B": str(len(b)), **_scores(options, a, ids, b, known)}
         against = reference or b
@@ -109,7 +114,10 @@ def run(options: Options, yaml: str) -> None:
         if options.reference is not None and reference is None:
             against = _all(options.reference, options)
         drawn = a if options.samples is None else _all(options.samples, options)
-        row[space.metric] = f"{_distance(options, space, drawn, against):.2f}"
+        if min(len(each) for each in (drawn, against) if isinstance(each, Images)) > 1:
+            row[space.metric] = f"{_distance(options, space, drawn, against):.2f}"
+        else:
+            print("evaluate: a distance needs 2 images or more on both sides; it is left out.", file=sys.stderr)
     columns = columns_of([*others, row], ("PSNR", "SSIM", "LPIPS", space.metric if space is not None else "FD"))
     if options.table == "plain":
         plain_console().print(plain_table(columns))
@@ -145,6 +153,17 @@ def _read(source: str, options: Options) -> tuple[Images, Tensor | None]:
         return load(source, crop=options.crop, size=options.size, limit=options.limit), None
     store = Store.open(path)
     return Images(picked(store.rows("images"), slice(0, options.limit))), store.load("ids")[: options.limit]
+
+
+def _range(source: str) -> Range | None:
+    """The range that stands for [-1, 1] in a set; None if it was not imported, nor made of what was."""
+    path = Path(source)
+    if (path / "metrics.jsonl").is_file():
+        return range_of_note(read_note(model_folder(path)))
+    if (path / STORE / "manifest.json").is_file() and (path / "config.yaml").is_file():
+        found = pyyaml.safe_load((path / "config.yaml").read_text()).get("observations")
+        return getattr(read_origin(found), "range", None) if found else None
+    return getattr(read_origin(path), "range", None)
 
 
 def _all(source: str, options: Options) -> Images:
@@ -202,7 +221,7 @@ def _usual_space(a: Images) -> Features | None:
     try:
         return default_features(a.shape[0])
     except (ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+        print(f"{error} The distance is left out; so it is, without a word, by --features none.", file=sys.stderr)
         return None
 
 

@@ -31,7 +31,7 @@ from emfast.em.device import resolve_device
 from emfast.em.model import read_note
 from emfast.operators import Given, Operator
 from emfast.reporting import COLUMNS, plain_table, write_report
-from emfast.samplers import Sampler, default_sampler
+from emfast.samplers import ReverseFromObservation, Sampler, default_sampler
 from emfast.samplers.defaults import usual_sampler
 
 STORE = "reconstructions"
@@ -139,17 +139,22 @@ def run(options: Options, yaml: str) -> None:
     observations = _observations(options)
     truth = _truth(options, observations)
     ids = torch.arange(len(observations))
-    stores = _claim(options, yaml, _identity(yaml, denoiser, observations), len(ids))
-    denoiser, tile = _fitted(options, denoiser, shape, observations)
     operator = observations.operator
     kind = type(operator.operator if isinstance(operator, Given) else operator)
+    sampler = options.sampler or default_sampler(kind)
+    if isinstance(sampler, ReverseFromObservation):  # before anything is written
+        fix = "Name the noise of the observations with --sigma"
+        check(observations.sigma > 0, "restore", "sigma", "to be > 0 for this sampler", observations.sigma, fix)
+    identity = _identity(yaml, denoiser, observations)
+    denoiser, tile = _fitted(options, denoiser, shape, observations)
+    stores = _claim(options, yaml, identity, len(ids))
     with Display() as display:
         display.console.print(_said(options, yaml, observations, tile), soft_wrap=True)
         for number, store in enumerate(stores):
             names = ("restore", number) if number else ("restore",)
             label = f"sample {number + 1} of {len(stores)}" if len(stores) > 1 else "reconstructions"
             e_step(
-                options.sampler or default_sampler(kind),
+                sampler,
                 denoiser,
                 observations,
                 ids,

@@ -111,6 +111,32 @@ def test_the_truth_may_be_given(folder, capsys):
     assert one_sentence(capsys.readouterr().err, ["few.npy", "--range=1000,5000"])
 
 
+def test_what_is_refused_leaves_no_folder_behind(folder, capsys):
+    assert (
+        main(["import", str(folder / "raw"), "--range", str(folder / "run"), "--output", str(folder / "whole.npz")])
+        == 0
+    )
+    run = ("--operator", "Identity", "--limit", "2")
+    capsys.readouterr()
+    assert restore(folder, "later", *run, "--sigma", "0", observations="whole.npz") == 2
+    assert one_sentence(capsys.readouterr().err, ["sigma", "> 0", "--sigma"])
+    assert not (folder / "later").exists()
+    assert restore(folder, "later", *run, "--sigma", "40", observations="whole.npz") == 0
+
+
+def test_sets_of_other_units_are_not_compared(folder, capsys):
+    """The pictures are of 16 bits, of which 65535 is white to `load`."""
+    argv = ["import", str(folder / "raw"), "--range", str(folder / "run"), "--output", str(folder / "units.npz")]
+    assert main(argv) == 0
+    assert restore(folder, "units", "--limit", "4") == 0
+    for made in ("units", "run"):
+        capsys.readouterr()
+        assert main(["evaluate", str(folder / made), str(folder / "raw"), "--features", "none"]) == 2
+        assert one_sentence(capsys.readouterr().err, ["range", "1000 ... 5000", "emfast import"])
+        assert main(["evaluate", str(folder / made), str(folder / "units.npz"), "--features", "none"]) == 0
+        assert "PSNR" in capsys.readouterr().out
+
+
 def test_another_range_is_refused(folder, capsys):
     assert main(["import", str(folder / "raw"), "--output", str(folder / "auto.npz")]) == 0
     capsys.readouterr()
