@@ -188,6 +188,10 @@ class Observations:
             square += float(torch.linalg.vector_norm(part)) ** 2
             count += int(part.count_nonzero())  # what is not recorded is zero now
             gains.append(self.operator.gain(parameters))
+        if sigma < math.inf and count > 0:  # the mean square is sigma^2 at least
+            size, fix = math.sqrt(square / count), "Give the noise in the units of the observations"
+            found = f"{sigma:g}, where values have a root mean square of {size:.2g}"
+            check(sigma <= 4 * size, "Observations", "sigma", f"to be the noise in {name}", found, fix)
         known = [gain for gain in gains if gain is not None]
         if len(known) < len(gains):
             return
