@@ -196,7 +196,10 @@ NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
         (lambda p: ["--data.observations", p / "nowhere.npz"], ["nowhere.npz"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", NAN)], ["y", "finite"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y + 255)], ["y.npz:y", "[-1, 1]", "255", "Scale"]),
-        (lambda p: ["--data.observations", observed(p / "y.npz", Y), "--sigma", "20"], ["sigma", "20", "mean square"]),
+        (
+            lambda p: ["--data.observations", observed(p / "y.npz", Y + 0.5), "--sigma", "20"],
+            ["sigma", "20", "mean square"],
+        ),
         (lambda p: ["--data.observations", observed(p / "y.npz", RGB), "--data.clean", "sample:train"], ["shape", "3"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((4, 1, 12, 7)))], ["mask"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((3, 1, 12, 12)))], ["mask", "4"]),
