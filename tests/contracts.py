@@ -90,7 +90,9 @@ def check_accuracy(function, native, arguments, what):
         assert k.shape == n.shape, name
         assert torch.equal(k, again[index]), f"{name} is not repeatable"
         for norm in (max_norm, rms_norm):
-            allowed = (3 if index else 2) * norm(n - r) + torch.finfo(k.dtype).eps * norm(r)
+            # In the interpreter numpy sums, in an order that differs from one processor to the next.
+            rounding = (2 if INTERPRETED else 1) * torch.finfo(k.dtype).eps * norm(r)
+            allowed = (3 if index else 2) * norm(n - r) + rounding
             assert norm(k - r) <= allowed, f"{name}: {norm.__name__} {norm(k - r):.2e} > {allowed:.2e}"
 
 
