@@ -15,9 +15,10 @@ from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import check_output, scores
 from emfast.data import Images, Store, load
+from emfast.data.arrays import split_key
+from emfast.data.files import ARRAYS
 from emfast.data.origin import Range, check_range, range_of_note, read_origin
 from emfast.data.rows import Rows, picked, rows_at_a_time
-from emfast.diffusion.loading import model_folder
 from emfast.em.model import read_note
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
 from emfast.evaluation.metrics import SIDE
@@ -106,7 +107,8 @@ def run(options: Options, yaml: str) -> None:
         check(options.lpips is None and not options.paired, "evaluate", "B", "to be images", options.b, fix)
     else:
         b, known = _read(options.b, options)
-        check_range("evaluate", options.b, _range(options.b), _range(options.a), "A")
+        if not any(_in_data_units(*each) for each in ((options.a, a), (options.b, b))):
+            check_range("evaluate", options.b, _range(options.b), _range(options.a), "A")
         check(a.shape == b.shape, "evaluate", "B", f"to have images of A's shape {a.shape}", b.shape, "Set size")
         row |= {"images B": str(len(b)), **_scores(options, a, ids, b, known)}
         against = reference or b
@@ -159,11 +161,18 @@ def _range(source: str) -> Range | None:
     """The range that stands for [-1, 1] in a set; None if it was not imported, nor made of what was."""
     path = Path(source)
     if (path / "metrics.jsonl").is_file():
-        return range_of_note(read_note(model_folder(path)))
+        last = round_folder(path, read_metrics(path)[-1]["round"])
+        return range_of_note(read_note(last / "model"))
     if (path / STORE / "manifest.json").is_file() and (path / "config.yaml").is_file():
         found = pyyaml.safe_load((path / "config.yaml").read_text()).get("observations")
         return getattr(read_origin(found), "range", None) if found else None
     return getattr(read_origin(path), "range", None)
+
+
+def _in_data_units(source: str, images: Images) -> bool:
+    """Whether a set is in [-1, 1] by what its maker says: floats of a file that was not imported, such as samples."""
+    path = split_key(source)[0]
+    return path.suffix.lower() in ARRAYS and images.tensor.dtype.is_floating_point and read_origin(path) is None
 
 
 def _all(source: str, options: Options) -> Images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,12 +63,16 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     _check_given(config, given)
     clean_source = _source(data, data.clean, "sample:train")
     needs_clean = config.model is None and clean_source is not None and data.clean_count > 0
-    clean = given.clean or _images(clean_source, given, cut) if needs_clean else None
+
+    @cache  # two of them may be of one source
+    def images_of(source: str | None) -> Images:
+        return given.images if source == GIVEN and given.images is not None else load(source or "", **cut)
+
+    clean = given.clean or images_of(clean_source) if needs_clean else None
     images = None
     if data.observations is None:
         check(data.images is not None, "train", "data.images or data.observations", "to be given", "neither")
-        same = clean is not None and clean_source == data.images != GIVEN
-        images = clean if same else _images(data.images, given, cut)
+        images = images_of(data.images)
     if clean is not None:
         fix = "Give more images, or a smaller clean_count"
         check(
@@ -78,7 +83,7 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     images, clean = (_cut(each, data.patch) for each in (images, clean))
     observations = _observations(config, images, given.observations)
     source = _source(data, data.reference, "sample:test")
-    reference = _images(source, given, cut) if source is not None and config.evaluation.samples > 0 else None
+    reference = images_of(source) if source is not None and config.evaluation.samples > 0 else None
     reference = _cut(reference, data.patch)
     wanted_range = getattr(observations.origin, "range", None)
     named = (("data.clean", clean, clean_source), ("data.reference", reference, source))
@@ -116,11 +121,6 @@ def _source(data: DataConfig, named: str | None, sample: str) -> str | None:
     if data.observations is not None or data.images is None:
         return None
     return sample if data.images.startswith("sample:") else data.images
-
-
-def _images(source: str | None, given: Given, cut: dict[str, int | None]) -> Images:
-    """Returns the images of a source, those given in Python or of a file."""
-    return given.images if source == GIVEN and given.images is not None else load(source or "", **cut)
 
 
 def _observations(config: Config, images: Images | None, given: dict[str, Tensor] | None) -> Observations:

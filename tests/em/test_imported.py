@@ -129,6 +129,9 @@ def test_sets_of_other_units_are_not_compared(folder, capsys):
     argv = ["import", str(folder / "raw"), "--range", str(folder / "run"), "--output", str(folder / "units.npz")]
     assert main(argv) == 0
     assert restore(folder, "units", "--limit", "4") == 0
+    np.save(folder / "samples.npy", np.linspace(-0.9, 0.9, 4 * 143).reshape(4, 1, *SHAPE).astype(np.float32))
+    samples = ["--features", "none", "--paired", "false"]  # in data units by what their maker says
+    assert main(["evaluate", str(folder / "samples.npy"), str(folder / "units.npz"), *samples]) == 0
     for made in ("units", "run"):
         capsys.readouterr()
         assert main(["evaluate", str(folder / made), str(folder / "raw"), "--features", "none"]) == 2
