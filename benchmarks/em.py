@@ -5,6 +5,8 @@
 
 All methods have the same observations, clean images, network and seeds, and are measured alike: PSNR and SSIM of one
 sampler a task from pure noise with the model, on the first observations, and the Frechet distance (FD) of its samples.
+Whether the model knows what it does not know: of four posterior samples of an observation the coverage (0.6 if they
+were exact), and the variance over the one that the error of their mean asks for (1).
 A forward pass counts as one evaluation, a backward pass to the input as one, a training step as three of each image.
 Runs stay in runs/em and are gone on with; what was measured is not measured again. readme.py writes the table.
 Seconds mean something on a machine that does nothing else. Beside other work give `--nice 10`: the row says so, and the
@@ -37,7 +39,7 @@ from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Predicted, Progress, RoundFinished
 from emfast.em.inputs import Inputs, read_inputs
 from emfast.em.state import RunFolder
-from emfast.evaluation import psnr, ssim
+from emfast.evaluation import coverage, psnr, ssim
 from emfast.operators import Mask
 from emfast.samplers import MMPS, ReverseFromObservation, Sampler
 
@@ -72,6 +74,7 @@ MEASURING: dict[str, Sampler] = {
     "rgb-tiny": MMPS(steps=10, iterations=1, order=1),
     "rgb": MMPS(steps=10, iterations=1, order=1),
 }
+SPREADING = MMPS(steps=20, iterations=2)  # of second order: it keeps the posterior's variance, which those do not
 OURS, LONG, TIMES = "continuous", "continuous, 3 times as long", 3
 OTHERS = "4,000 clean images"
 BOUNDS = {"same images, clean": "truth", OTHERS: "all"}
@@ -79,6 +82,7 @@ RIVALS = ("rounds", "emdiffusion", "diem", "sfbd", "ambient", "noise2self", "sur
 METHODS = (OURS, LONG, *RIVALS, *BOUNDS)
 UNAIDED_METHODS = (OURS, LONG)  # the bounds are those of the task with clean images
 MEASURED = 256  # observations
+SPREAD, DRAWS = 64, 4  # observations whose posterior is looked at, and its samples
 MANY = 4000  # clean images of the second bound
 
 
@@ -194,14 +198,30 @@ def others(config: Config, inputs: Inputs) -> Images:
 def measure(point: Point, task: str, run_seed: int, inputs: Inputs, evaluator: Evaluator) -> dict[str, Any]:
     """Returns the quality of a model."""
     ids = torch.arange(min(MEASURED, len(inputs.observations)))
-    seed = random.derive(run_seed, "measure")
     sampler = MEASURING[task.removesuffix("-unaided")]
-    parts = [reconstruct(sampler, point.denoiser, inputs.observations, i, seed=seed) for i in ids.split(64)]
-    x, clean = torch.cat(parts), truth(inputs, len(ids))
+
+    def drawn(sampler: Sampler, ids: torch.Tensor, *name: str | int) -> torch.Tensor:
+        seed = random.derive(run_seed, *name)
+        parts = [reconstruct(sampler, point.denoiser, inputs.observations, i, seed=seed) for i in ids.split(64)]
+        return torch.cat(parts)
+
+    x, clean = drawn(sampler, ids, "measure"), truth(inputs, len(ids))
+    few, spreading = ids[:SPREAD], SPREADING if isinstance(sampler, MMPS) else sampler
+    samples = torch.stack([drawn(spreading, few, "spread", draw) for draw in range(DRAWS)])
     with TemporaryDirectory() as folder:
         fd = evaluator.samples(point.denoiser, RunFolder(folder), 0, run_seed, lambda *_: None)[1]["fd"]
     own = None if point.own is None else float(psnr(point.own[: len(ids)], clean).mean())
-    return {"psnr": float(psnr(x, clean).mean()), "psnr_own": own, "ssim": float(ssim(x, clean).mean()), "fd": fd}
+    row = {"psnr": float(psnr(x, clean).mean()), "psnr_own": own, "ssim": float(ssim(x, clean).mean()), "fd": fd}
+    return {**row, "coverage": coverage(clean[few], samples), "variance": variance(clean[few], samples)}
+
+
+def variance(truth: torch.Tensor, samples: torch.Tensor) -> float:
+    """Returns the variance of K posterior samples (K, B, ...) over the one that the error of their mean asks for.
+
+    The mean of K samples of the exact posterior misses the truth by 1 + 1 / K of their variance, on average.
+    """
+    error = (samples.mean(0) - truth).square().mean()
+    return float((1 + 1 / len(samples)) * samples.var(0).mean() / error)
 
 
 def run(

@@ -10,7 +10,8 @@ import em
 import torch
 
 HEADS = ("task", "method", "seeds", "evaluations", "minutes (CPU)", "PSNR (dB)", "own PSNR", "SSIM", "FD")
-KEYS = ("psnr", "psnr_own", "ssim", "fd")
+HEADS += ("coverage (0.6)", "variance (1)")
+KEYS = ("psnr", "psnr_own", "ssim", "fd", "coverage", "variance")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ import em_show
 import pytest
 import rivals
 import tiny_run
+import torch
 import yaml
 
 from emfast.config import Config, MStepConfig
@@ -59,6 +60,7 @@ def test_rounds_and_bounds_are_measured(tmp_path, monkeypatch, capsys):
     assert rows[0]["evaluations"] == 3 * 8 * config.m_step.initial_steps
     assert rows[1]["evaluations"] == 3 * 8 * 8 + 6 * 16
     assert all(row["psnr"] > 0 and row["fd"] > 0 for row in rows)
+    assert all(0 <= row["coverage"] <= 1 and row["variance"] > 0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
     assert [row["nice"] for row in rows] == [os.nice(0)] * 4
     costs = [(row["cpu_seconds"], row["seconds"]) for row in rows]
@@ -69,6 +71,13 @@ def test_rounds_and_bounds_are_measured(tmp_path, monkeypatch, capsys):
     em_show.draw("mask-60", rows, tmp_path / "em.png")
     assert (tmp_path / "em.png").stat().st_size > 0
     assert f"| mask-60 | {em.OURS} | 1 | {rows[1]['evaluations']} |" in text
+
+
+def test_exact_posterior_samples_have_the_variance_that_their_error_asks_for():
+    mean, *draws = torch.randn(6, 500, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    truth, samples = mean + draws[0], mean + torch.stack(draws[1:])
+    assert em.variance(truth, samples) == pytest.approx(1, abs=0.05)
+    assert em.variance(truth, mean + 0.5 * torch.stack(draws[1:])) == pytest.approx(0.25 * 1.25 / 1.0625, abs=0.05)
 
 
 def test_a_run_of_some_rounds_is_no_whole_one(tmp_path, monkeypatch):
