@@ -13,9 +13,9 @@ from emfast._e_step_config import EStepConfig
 from emfast._m_step_config import MStepConfig
 from emfast._settings import read_file, read_settings
 from emfast._yaml import to_yaml
-from emfast.operators import Identity, Mask, Operator
+from emfast.operators import Mask, Operator
 from emfast.presets import expanded, preset
-from emfast.samplers import DPS, ReverseFromObservation, Sampler, default_sampler
+from emfast.samplers import DPS, Sampler, default_sampler
 from emfast.samplers.defaults import check_fits, check_posterior, usual_classes
 
 
@@ -258,11 +258,6 @@ class Config:
             check(spaced or steps <= top, "config", "sampler.steps", f"to be <= {top}, those of the schedule", steps)
             steps = self.evaluation.steps
             check(steps <= top, "config", "evaluation.steps", f"to be <= {top}, those of the schedule", steps)
-        if isinstance(self.sampler, ReverseFromObservation):
-            identity, fix = isinstance(self.operator, Identity), "Use another sampler"
-            check(identity, "config", "operator", "to be Identity for this sampler", type(self.operator), fix)
-            fix = "Name the noise of the observations with --sigma, or another sampler"
-            check(self.first_sigma > 0, "config", "sigma", "to be > 0 for this sampler", self.sigma, fix)
 
     @property
     def first_sigma(self) -> float:

@@ -31,8 +31,8 @@ from emfast.em.device import resolve_device
 from emfast.em.model import read_note
 from emfast.operators import Given, Operator
 from emfast.reporting import COLUMNS, plain_table, write_report
-from emfast.samplers import ReverseFromObservation, Sampler, default_sampler
-from emfast.samplers.defaults import usual_sampler
+from emfast.samplers import Sampler, default_sampler
+from emfast.samplers.defaults import check_fits, usual_sampler
 
 STORE = "reconstructions"
 # May differ when the same job goes on.
@@ -140,11 +140,9 @@ def run(options: Options, yaml: str) -> None:
     truth = _truth(options, observations)
     ids = torch.arange(len(observations))
     operator = observations.operator
-    kind = type(operator.operator if isinstance(operator, Given) else operator)
-    sampler = options.sampler or default_sampler(kind)
-    if isinstance(sampler, ReverseFromObservation):  # before anything is written
-        fix = "Name the noise of the observations with --sigma"
-        check(observations.sigma > 0, "restore", "sigma", "to be > 0 for this sampler", observations.sigma, fix)
+    known = operator.operator if isinstance(operator, Given) else operator
+    sampler = options.sampler or default_sampler(type(known))
+    check_fits(sampler, known, observations.sigma, "restore")  # before anything is written
     identity = _identity(yaml, denoiser, observations)
     denoiser, tile = _fitted(options, denoiser, shape, observations)
     stores = _claim(options, yaml, identity, len(ids))

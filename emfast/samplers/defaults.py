@@ -40,8 +40,8 @@ def check_posterior(sampler: Sampler, function: str) -> None:
     check(not none, function, "sampler", "to sample the posterior of an observation", type(sampler), fix)
 
 
-def check_fits(sampler: Sampler | None, operator: Operator | None, sigma: object, function: str) -> None:
-    """Raises a ValueError if a sampler, or an unknown noise level, asks for more than an operator's simulation.
+def check_fits(sampler: Sampler | None, operator: Operator | None, sigma: float | str, function: str) -> None:
+    """Raises a ValueError if a sampler, or an unknown noise level, is none for an operator.
 
     Arguments:
         sampler: The sampler of an E-step.
@@ -49,6 +49,11 @@ def check_fits(sampler: Sampler | None, operator: Operator | None, sigma: object
         sigma: The noise level, or "auto".
         function: The public function the caller used.
     """
+    if isinstance(sampler, ReverseFromObservation):
+        good, fix = isinstance(operator, Identity), "Use another sampler"
+        check(good, function, "operator", "to be Identity for this sampler", type(operator), fix)
+        fix = "Name the noise of the observations with --sigma, or another sampler"
+        check(isinstance(sigma, str) or sigma > 0, function, "sigma", "to be > 0 for this sampler", sigma, fix)
     if isinstance(operator, Operator) and operator.is_simulated:
         name, good = type(operator).__name__, isinstance(sampler, Conditional)
         what = f"to be Conditional for {name}, which can only be simulated"
