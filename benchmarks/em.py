@@ -3,10 +3,7 @@
     python benchmarks/em.py [--tasks mask-60] [--methods continuous rounds] [--seeds 0 1 2] [--save]
     python benchmarks/em_show.py             draws one figure per task beside the results
 
-All methods have the same observations, clean images, network and seeds, and are measured alike: PSNR and SSIM of one
-sampler a task from pure noise with the model, on the first observations, and the Frechet distance (FD) of its samples.
-Whether the model knows what it does not know: of four posterior samples of an observation the coverage (0.6 if they
-were exact), and the variance over the one that the error of their mean asks for (1).
+All methods have the same observations, clean images, network and seeds, and are measured alike, by em_measure.py.
 A forward pass counts as one evaluation, a backward pass to the input as one, a training step as three of each image.
 Runs stay in runs/em and are gone on with; what was measured is not measured again. readme.py writes the table.
 Seconds mean something on a machine that does nothing else. Beside other work give `--nice 10`: the row says so, and the
@@ -21,27 +18,22 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import rivals
-import torch
+from em_measure import measure, truth
 from measure import RESULTS, environment, is_dirty
 from rivals import Point, prior, ready, timed
 
-from emfast import random
 from emfast.config import Config
 from emfast.data import Images
 from emfast.em import load_model, train
 from emfast.em.device import resolve_device
-from emfast.em.e_step import reconstruct
 from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Predicted, Progress, RoundFinished
 from emfast.em.inputs import Inputs, read_inputs
 from emfast.em.state import RunFolder
-from emfast.evaluation import coverage, psnr, ssim
 from emfast.operators import Mask
-from emfast.samplers import MMPS, ReverseFromObservation, Sampler
 
 ROOT = Path(__file__).parent.parent
 FILE = RESULTS / "em.jsonl"
@@ -65,24 +57,12 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # the file of the task, and wh
     "rgb-tiny": ("../benchmarks/rgb.yaml", TINY),
     "rgb": ("../benchmarks/rgb.yaml", {}),  # for a GPU
 }
-# What measures the models of a task, whatever made them.
-MEASURING: dict[str, Sampler] = {
-    "mask-60": MMPS(steps=10, iterations=1, order=1),
-    "mask-85": MMPS(steps=10, iterations=1, order=1),
-    "noise": ReverseFromObservation(steps=20),
-    "blur": MMPS(steps=14, iterations=1, order=1),
-    "rgb-tiny": MMPS(steps=10, iterations=1, order=1),
-    "rgb": MMPS(steps=10, iterations=1, order=1),
-}
-SPREADING = MMPS(steps=20, iterations=2)  # of second order: it keeps the posterior's variance, which those do not
 OURS, LONG, TIMES = "continuous", "continuous, 3 times as long", 3
 OTHERS = "4,000 clean images"
 BOUNDS = {"same images, clean": "truth", OTHERS: "all"}
 RIVALS = ("rounds", "emdiffusion", "diem", "sfbd", "ambient", "noise2self", "sure_score", "raw")
 METHODS = (OURS, LONG, *RIVALS, *BOUNDS)
 UNAIDED_METHODS = (OURS, LONG)  # the bounds are those of the task with clean images
-MEASURED = 256  # observations
-SPREAD, DRAWS = 64, 4  # observations whose posterior is looked at, and its samples
 MANY = 4000  # clean images of the second bound
 
 
@@ -171,18 +151,10 @@ def em(config: Config) -> Iterator[Point]:
 def bound(config: Config, inputs: Inputs, which: str) -> Iterator[Point]:
     """Yields a model of clean images, of those observed or of others."""
     folder = Path(config.output)
-    images = others(config, inputs)[:] if which == "all" else truth(inputs, len(inputs.observations))
+    images = others(config, inputs)[:] if which == "all" else truth(inputs.observations, len(inputs.observations))
     with timed(folder) as cost:
         denoiser = prior(config, images, folder)
     yield Point(0, 3 * config.m_step.batch_size * rivals.STEPS, **cost, denoiser=denoiser)
-
-
-def truth(inputs: Inputs, count: int) -> torch.Tensor:
-    """Returns the images behind the first observations."""
-    images = inputs.observations.truth(torch.arange(count))
-    if images is None:
-        raise ValueError("benchmarks/em.py: expected the observations to be simulated, got none of known truth.")
-    return images
 
 
 def others(config: Config, inputs: Inputs) -> Images:
@@ -193,35 +165,6 @@ def others(config: Config, inputs: Inputs) -> Images:
     if images is None:
         raise ValueError("benchmarks/em.py: expected data.images to be given, got observations alone.")
     return images.subset(slice(count, count + MANY))
-
-
-def measure(point: Point, task: str, run_seed: int, inputs: Inputs, evaluator: Evaluator) -> dict[str, Any]:
-    """Returns the quality of a model."""
-    ids = torch.arange(min(MEASURED, len(inputs.observations)))
-    sampler = MEASURING[task.removesuffix("-unaided")]
-
-    def drawn(sampler: Sampler, ids: torch.Tensor, *name: str | int) -> torch.Tensor:
-        seed = random.derive(run_seed, *name)
-        parts = [reconstruct(sampler, point.denoiser, inputs.observations, i, seed=seed) for i in ids.split(64)]
-        return torch.cat(parts)
-
-    x, clean = drawn(sampler, ids, "measure"), truth(inputs, len(ids))
-    few, spreading = ids[:SPREAD], SPREADING if isinstance(sampler, MMPS) else sampler
-    samples = torch.stack([drawn(spreading, few, "spread", draw) for draw in range(DRAWS)])
-    with TemporaryDirectory() as folder:
-        fd = evaluator.samples(point.denoiser, RunFolder(folder), 0, run_seed, lambda *_: None)[1]["fd"]
-    own = None if point.own is None else float(psnr(point.own[: len(ids)], clean).mean())
-    row = {"psnr": float(psnr(x, clean).mean()), "psnr_own": own, "ssim": float(ssim(x, clean).mean()), "fd": fd}
-    return {**row, "coverage": coverage(clean[few], samples), "variance": variance(clean[few], samples)}
-
-
-def variance(truth: torch.Tensor, samples: torch.Tensor) -> float:
-    """Returns the variance of K posterior samples (K, B, ...) over the one that the error of their mean asks for.
-
-    The mean of K samples of the exact posterior misses the truth by 1 + 1 / K of their variance, on average.
-    """
-    error = (samples.mean(0) - truth).square().mean()
-    return float((1 + 1 / len(samples)) * samples.var(0).mean() / error)
 
 
 def run(

@@ -9,6 +9,7 @@ import rivals
 import tiny_run
 import torch
 import yaml
+from em_measure import truth
 from rivals import ambient, noise2self, sure_score
 
 from emfast import Config
@@ -43,7 +44,7 @@ def test_a_rival_runs_to_its_end_and_is_gone_on_with(name, tmp_path, monkeypatch
     assert (again.seconds, again.cpu_seconds) == (first.seconds, first.cpu_seconds)
     x, t = torch.randn(5, 1, 12, 12), torch.tensor([300.0])
     torch.testing.assert_close(first.denoiser(x, t), again.denoiser(x, t))
-    assert first.own is None or bool(psnr(first.own, em.truth(inputs, 24)).isfinite().all())
+    assert first.own is None or bool(psnr(first.own, truth(inputs.observations, 24)).isfinite().all())
     (Path(config.output) / "cost.json").unlink()  # as if an earlier process had been killed
     assert next(em.points(name, config, inputs)).cpu_seconds is None
 
