@@ -8,6 +8,9 @@ the risk estimate there plus denoising score matching at all levels on its outpu
 direction. The risk is divided by sigma^2, so that both terms are of one size; the output that score matching takes is
 held fixed; the network is the task's, and score matching has its noise levels. The clean images, which the publication
 does not have, take part in score matching as they are.
+
+Tuned: the risk is fitted to the noise of few images in the end, so that a training as long as the others' ends at
+20.9 dB and an FD of 16.5 (with Muon, the task's optimizer, 19.6 and 24.8); it stops after a third, with AdamW.
 """
 
 from collections.abc import Iterator
@@ -27,7 +30,7 @@ from emfast.em.noise_levels import training_times
 from rivals import Point, fit, ready, timed
 
 TASKS = ("noise",)
-SETTINGS: dict[str, Any] = {}
+SETTINGS: dict[str, Any] = {"m_step": {"optimizer": "adamw", "learning_rate": 3e-4}}
 SHIFT = 1e-2  # along which the divergence is measured, in data units
 COST = 9  # evaluations a step and image: three passes there and back
 
@@ -38,6 +41,7 @@ def points(config: Config, inputs: Inputs) -> Iterator[Point]:
     y = observations.read(torch.arange(len(observations)))
     clean = y[:0] if inputs.clean is None else inputs.clean[:]
     denoiser = ready(build_model(config.network, observations.shape, config.seed)[0], config)
+    steps = rivals.STEPS // 3
     device, sigma = next(denoiser.parameters()).device, observations.sigma
     images = torch.cat((y, clean)).to(device)
 
@@ -52,8 +56,8 @@ def points(config: Config, inputs: Inputs) -> Iterator[Point]:
         return (matching + noisy.flatten() * risk / sigma**2).mean()
 
     with timed(folder) as cost:
-        fit(denoiser, len(images), loss, config=config, steps=rivals.STEPS, checkpoint=folder / "sure.safetensors")
-    yield Point(0, COST * config.m_step.batch_size * rivals.STEPS, **cost, denoiser=denoiser)
+        fit(denoiser, len(images), loss, config=config, steps=steps, checkpoint=folder / "sure.safetensors")
+    yield Point(0, COST * config.m_step.batch_size * steps, **cost, denoiser=denoiser)
 
 
 def sure(denoiser: Denoiser, y: Tensor, sigma: float, direction: Tensor) -> tuple[Tensor, Tensor]:
