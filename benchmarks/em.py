@@ -38,8 +38,6 @@ from emfast.operators import Mask
 ROOT = Path(__file__).parent.parent
 FILE = RESULTS / "em.jsonl"
 UNAIDED = {"data": {"clean_count": 0}}  # without any clean image
-# More sweeps, by fewer steps of second order: they keep the variance of what a blur hides, until EM has learned it.
-OFTENER = {"rounds": 16, "m_step": {"steps": 100}, "sampler": {"steps": 8, "order": 2}}
 # The network of the preset tiny, 1.5 million parameters, and as many training steps as the bound's: for a CPU.
 TINY = {
     "network": {"channels": [32, 64, 64, 64], "layers": 1, "attention": [2], "head_dim": 32, "groups": 8},
@@ -53,7 +51,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # the file of the task, and wh
     "blur": ("demo_deblurring.yaml", {}),
     "mask-60-unaided": ("demo.yaml", UNAIDED),
     "noise-unaided": ("demo_denoising.yaml", UNAIDED),
-    "blur-unaided": ("demo_deblurring.yaml", {**UNAIDED, **OFTENER}),
+    "blur-unaided": ("demo_deblurring.yaml", UNAIDED),
     "rgb-tiny": ("../benchmarks/rgb.yaml", TINY),
     "rgb": ("../benchmarks/rgb.yaml", {}),  # for a GPU
 }
