@@ -95,6 +95,45 @@ def _differentiable(op: Any, formula: Callable[..., Any], setup_context: Callabl
     return kernel
 
 
+def first_order(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a backward formula, `(ctx, saved, *grads)`, as a backward method whose own derivatives are refused.
+
+    torch's `once_differentiable` refuses `.backward()` alone: to autograd.grad its results depend on nothing, and with
+    allow_unused, as in torch.autograd.functional, a derivative of second order is 0 without a word.
+
+    Arguments:
+        name: What is differentiated, for the error.
+        backward: The formula; `saved` are the saved tensors.
+    """
+
+    def checked(ctx: Any, *grads: Any) -> Any:
+        saved = ctx.saved_tensors  # once: checkpointing recomputes them
+        with torch.no_grad():
+            found = backward(ctx, saved, *grads)
+        sources = [t for t in (*grads, *saved) if isinstance(t, torch.Tensor) and t.requires_grad]
+        if not (torch.is_grad_enabled() and sources):
+            return found
+        places = [place for place, tensor in enumerate(found) if tensor is not None]
+        refusing = _Refusing.apply(name, len(places), *(found[place] for place in places), *sources)
+        whole = dict(zip(places, refusing, strict=True))
+        return tuple(whole.get(place) for place in range(len(found)))
+
+    return checked
+
+
+class _Refusing(torch.autograd.Function):
+    """Tensors as they are, which depend on others; to differentiate them is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, count: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.name = name
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        _no_formula(ctx.name, ctx)
+
+
 def wanted_gradients(ctx: Any) -> list[bool]:
     """Returns which gradients a backward pass wants: autograd.grad(y, x) wants none of the weights'.
 

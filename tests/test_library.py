@@ -10,9 +10,12 @@ from contracts import replace_way
 
 from emfast import _library, dispatch
 from emfast._library import OPS
+from emfast.diffusion import Denoiser, TiledDenoiser, VPSchedule
 from emfast.dispatch import TABLE, backend, way
 from emfast.info import info
+from emfast.nn import convolution
 from emfast.ops import group_norm_silu
+from emfast.ops.group_norm_fork import group_norm_fork
 
 X = torch.ones(1, 4, 2, 3).mT  # for other strides native torch is faster
 
@@ -118,3 +121,32 @@ def test_info_says_which_backend_runs_each_op_and_why():
             assert choice["runs"] not in choice["not"]
             missing = {kernel.name: kernel.missing(device) for kernel in TABLE[name]}
             assert all(missing.get(other, reason) == reason for other, reason in choice["not"].items())
+
+
+KERNEL, SCALE = torch.ones(4, 4, 3, 3), torch.full((4,), 2.0)
+TILED = TiledDenoiser(Denoiser(lambda x, t: x.square(), VPSchedule.linear()), 2, overlap=1)
+
+
+@pytest.mark.parametrize("function", [torch.autograd.functional.jvp, torch.autograd.functional.vhp])
+@pytest.mark.parametrize(
+    "differentiated",
+    [
+        lambda x: convolution(x, KERNEL, padding=1),
+        lambda x: group_norm_fork(x, 2, SCALE, SCALE)[0],
+        lambda x: TILED(x, 300),
+    ],
+    ids=["convolution", "group_norm_fork", "tiles"],
+)
+def test_no_derivative_of_second_order_is_zero_without_a_word(differentiated, function):
+    x = torch.randn(1, 4, 4, 4)
+    scalar = function is torch.autograd.functional.vhp
+    with pytest.raises(NotImplementedError, match="second order"):
+        function(lambda x: differentiated(x).square().sum() if scalar else differentiated(x), x, x)
+
+
+def test_a_first_derivative_may_be_asked_to_keep_its_graph():
+    x = torch.randn(1, 4, 4, 4, requires_grad=True)
+    plain, kept = (
+        torch.autograd.grad(convolution(x, KERNEL, padding=1).sum(), x, create_graph=keep)[0] for keep in (False, True)
+    )
+    torch.testing.assert_close(plain, kept)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emfast._check import check
+from emfast._library import first_order
 from emfast.diffusion.denoiser import Denoiser
 
 
@@ -87,8 +89,9 @@ class _Blend(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, times, *shown), (cuts, window, batch) = ctx.saved_tensors, ctx.rest
+    @partial(first_order, "TiledDenoiser")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x, times, *shown), (cuts, window, batch) = saved, ctx.rest
         total = torch.zeros_like(x)
         for part in (cuts[k : k + batch] for k in range(0, len(cuts), batch)):
             tiles = torch.cat([x[cut] for cut in part]).detach().requires_grad_()

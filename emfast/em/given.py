@@ -104,7 +104,8 @@ def _observations(source: Any) -> dict[str, Tensor]:
     good = isinstance(named, Mapping) and all(isinstance(value, Tensor) for value in named.values()) and "y" in named
     fix = 'Give a tensor, or {"y": y, "mask": mask}'
     check(good, "train", "observations", "to be a tensor, or tensors by name", type(source), fix, TypeError)
-    return {name: value.detach().cpu().float() for name, value in named.items()}
+    kinds = {name: torch.complex64 if value.is_complex() else torch.float32 for name, value in named.items()}
+    return {name: value.detach().cpu().to(kinds[name]) for name, value in named.items()}
 
 
 def _model(model: Any, config: Config, name: str) -> tuple[Denoiser, Any] | None:

@@ -89,7 +89,8 @@ class Observations:
         requirement = f"to have a row for each of the {len(self)} observations"
         check(set(rows.values()) <= {len(self)}, "Observations", "given", requirement, rows)
         if y is not None:
-            check(y.dtype == torch.float32, "Observations", name, "to be float32", y, error=TypeError)
+            fix = "Give real and imaginary parts as channels" if y.dtype.is_complex else None
+            check(y.dtype == torch.float32, "Observations", name, "to be float32", y, fix, error=TypeError)
         self._check_operator(given or {})
         if y is not None:
             self._check_values(y, name, math.inf if guessed else sigma)
@@ -292,6 +293,7 @@ def operator_of(y: Tensor | Rows, given: Mapping[str, Tensor | Rows], usual: Ope
         if key in given:
             return kind()
     found = ", ".join(["y", *given]) + " only"
+    # What was named, but draws its parameters at random, is not what observed them.
     fix = "Name the operator, as in --operator GaussianBlur, or store the masks beside y"
     what = f"to hold {' or '.join(BY_PARAMETER)}, or the operator to be named"
     raise ValueError(message("Observations", name, what, found, fix))

@@ -15,6 +15,7 @@ from emfast._check import check
 from emfast.evaluation.feature_spaces import read_weights, require
 
 SIDE = 31  # pixels that AlexNet needs
+FAR = 1.5  # beyond it a true image is in other units than [-1, 1]
 
 
 def psnr(
@@ -26,12 +27,12 @@ def psnr(
     .. math:: 10 \log_{10} \frac{2^2}{\operatorname{mean} (x - x^\ast)^2}
 
     Arguments:
-        x: The images; clipped to [-1, 1].
+        x: The images; clipped to [-1, 1]. uint8, 0 ... 255, stand for them.
         truth: The true images; clipped too.
     Returns:
         (B,), float32; infinite where the images are equal.
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or the truth is in other units.
     """
     x, truth = _checked_pair("psnr", x, truth)
     from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -164,7 +165,10 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _checked_pair(function: str, x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     check(x.dim() == 4 and x.numel() > 0, function, "x", "of shape (B, C, H, W)", x)
     check(x.shape == truth.shape, function, "truth", f"of the shape {tuple(x.shape)} of x", truth)
-    return x.detach().float().clamp(-1, 1), truth.detach().float().clamp(-1, 1)
+    x, truth = (part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part.float() for part in (x, truth))
+    most, fix = float(truth.abs().max()), "Scale both: x / 127.5 - 1 from 0 ... 255, or give uint8"
+    check(not most > FAR, function, "truth", "to be in [-1, 1]", f"values up to {most:.4g}", fix)
+    return x.detach().clamp(-1, 1), truth.detach().clamp(-1, 1)
 
 
 @lru_cache(maxsize=1)

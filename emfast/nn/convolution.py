@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from emfast._library import extension_error, wanted_gradients
+from emfast._library import extension_error, first_order, wanted_gradients
 from emfast.dispatch import TABLE, Way, device_type, pick
 from emfast.nn.layout import as_kernel, as_rows, cast, interleaved_rows, joined, sorted_rows
 from emfast.nn.ways import cudnn, native, onednn, winograd
@@ -170,9 +170,9 @@ class _Convolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        plan, inputs, saved = ctx.plan, ctx.inputs, ctx.saved_tensors  # once: checkpointing recomputes them
+    @partial(first_order, "convolution")
+    def backward(ctx: Any, saved: Tensors, grad: Tensor) -> tuple[Any, ...]:
+        plan, inputs = ctx.plan, ctx.inputs
         weights, xs = Parameters(saved[: ctx.outputs], ctx.memory), saved[ctx.outputs :]
         wants_residual, *wants = wanted_gradients(ctx)[4:]
         split = inputs + ctx.outputs

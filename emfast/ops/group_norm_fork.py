@@ -1,11 +1,12 @@
 """Group normalisation at the head of a residual block, whose input goes two ways."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emfast._library import wanted_gradients
+from emfast._library import first_order, wanted_gradients
 from emfast.ops.group_norm_silu import forward_op, gradients_op, group_norm_silu, validate
 
 Features = Tensor | tuple[Tensor, Tensor]
@@ -56,12 +57,12 @@ class _Fork(torch.autograd.Function):
         return (y, x) if skip is None else (y, x, skip)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *passed: Tensor | None) -> Any:
+    @partial(first_order, "group_norm_silu")
+    def backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor | None, *passed: Tensor | None) -> Any:
         added = (*passed, None)[:2]
         if grad is None:
             return None, *added, None, None
-        x, skip, *parameters, statistics = ctx.saved_tensors
+        x, skip, *parameters, statistics = saved
         needs = wanted_gradients(ctx)
         full = any(needs[3:])
         arguments = (grad, x, skip, None, *parameters, statistics, *ctx.options, full, *added)

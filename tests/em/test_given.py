@@ -13,7 +13,7 @@ from emfast.cli import main
 from emfast.config import Config, EStepConfig, EvaluationConfig, GaussianConfig, MStepConfig, NetworkConfig
 from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
 from emfast.em import RoundFinished, load_network
-from emfast.operators import Identity, Linear, Mask
+from emfast.operators import Identity, Linear, Mask, Operator
 from emfast.samplers import MMPS
 
 IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
@@ -235,3 +235,30 @@ def test_a_function_of_a_program_is_told(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(text)
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "It is from a program: run that again" in capsys.readouterr().err
+
+
+class Coils(Operator):
+    """Images seen through complex coils, real and imaginary parts as channels."""
+
+    def parameters(self, ids, shape):
+        return {}
+
+    def apply(self, x, parameters):
+        assert parameters["coils"].is_complex()
+        seen = x * parameters["coils"]
+        return torch.cat((seen.real, seen.imag), 1)
+
+    def adjoint(self, y, parameters):
+        return (torch.complex(y[:, :1], y[:, 1:]) * parameters["coils"].conj()).real
+
+    def as_image(self, y, parameters):
+        return self.adjoint(y, parameters)
+
+
+def test_complex_parameters_stay_complex(tmp_path):
+    coils = torch.polar(torch.ones(12, 1, 8, 8), torch.rand(12, 1, 8, 8))
+    y = torch.cat(((IMAGES * coils).real, (IMAGES * coils).imag), 1)
+    changes = {"operator": Coils(), "rounds": 1, "final_rounds": 0}
+    emfast.train(small(tmp_path / "run", **changes), observations={"y": y, "coils": coils})
+    with pytest.raises(TypeError, match="real and imaginary parts as channels"):
+        emfast.train(small(tmp_path / "other", operator=Identity(), sigma=0.1), observations=IMAGES * coils)

@@ -40,7 +40,7 @@ def test_psnr_of_a_constant_error(error: float) -> None:
 
 
 def test_psnr_is_per_image_and_clips() -> None:
-    x, truth = draw(4, 1, 8, 8).float(), draw(4, 1, 8, 8, seed=1).float()
+    x, truth = draw(4, 1, 8, 8).float(), draw(4, 1, 8, 8, seed=1).float().clamp(-1.4, 1.4)
     together = psnr(x, truth)
     assert torch.allclose(together, torch.cat([psnr(x[i : i + 1], truth[i : i + 1]) for i in range(4)]))
     assert torch.equal(together, psnr(x.clamp(-1, 1), truth.clamp(-1, 1)))
@@ -72,6 +72,17 @@ def test_shapes_must_agree(metric: object) -> None:
         metric(torch.zeros(2, 1, 16, 16), torch.zeros(1, 1, 16, 16))  # type: ignore[operator]
     with pytest.raises(ValueError, match=rf"{name}: expected x of shape \(B, C, H, W\)"):
         metric(torch.zeros(1, 16, 16), torch.zeros(1, 16, 16))  # type: ignore[operator]
+
+
+def test_bytes_are_images_and_other_units_are_refused() -> None:
+    truth = torch.randint(0, 240, (2, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    x = truth + 7
+    for metric in (psnr, ssim):
+        scaled = metric(x / 127.5 - 1, truth / 127.5 - 1)
+        torch.testing.assert_close(metric(x, truth), scaled)
+        torch.testing.assert_close(metric(x / 127.5 - 1, truth), scaled)
+        with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+            metric(x.float(), truth.float())
 
 
 def test_ssim_needs_a_window() -> None:

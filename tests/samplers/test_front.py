@@ -171,3 +171,13 @@ def test_what_makes_no_sense_is_said_in_the_call(name):
 def test_what_a_network_may_return(value):
     with pytest.raises((TypeError, ValueError), match="Denoiser: expected the network's output to"):
         DPS(steps=2)(denoiser(lambda x, t: value), torch.zeros(2, 1, 8, 8), Mask(missing=0.5))
+
+
+@pytest.mark.parametrize("sampler", [MMPS(steps=3), DPS(steps=3), PiGDM(steps=3), DiffPIR(steps=3), DAPS(steps=3)])
+def test_an_observed_value_that_is_not_finite_spoils_the_image(sampler):
+    """It is not to pass for an observation that says nothing: the E-step names such an image in the end."""
+    y = torch.zeros(2, 1, 4, 4)
+    y[0, 0, 1, 1] = torch.nan
+    x = sampler(Denoiser(lambda x, t: 0.3 * x, VPSchedule.linear()), y, Identity(), sigma=0.1)
+    assert not x[0].isfinite().all()
+    assert x[1].isfinite().all()
