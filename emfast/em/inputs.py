@@ -15,15 +15,17 @@ from emfast import random
 from emfast._check import check
 from emfast.data import Images, load
 from emfast.data.file_rows import collect
-from emfast.data.origin import check_range, read_origin
+from emfast.data.origin import Range, check_range, read_origin
 from emfast.data.patches import cut_patches
 from emfast.data.rows import pieces
 from emfast.em.given import GIVEN, Given
-from emfast.em.observations import Observations, operator_of
+from emfast.em.observations import BY_PARAMETER, Observations, operator_of
 from emfast.operators import Operator
 
 if TYPE_CHECKING:
     from emfast.config import Config, DataConfig
+
+FAINT = 2e-3  # of half the range: no noise that an estimate begins with
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,28 @@ def _source(data: DataConfig, named: str | None, sample: str) -> str | None:
     return sample if data.images.startswith("sample:") else data.images
 
 
+def _check_start(sigma: float, range: Range) -> None:
+    """Refuses a first noise level that is not in the units of the files: an estimate would not come back from there."""
+    fix = f"Give a guess that is less than 3 times off, such as --sigma_start {0.1 * range.half:.3g}"
+    requirement = f"to be in the units of the files, which are of {range}"
+    check(sigma >= FAINT * range.half, "config", "sigma_start", requirement, sigma, fix)
+
+
 def _observations(config: Config, images: Images | None, given: dict[str, Tensor] | None) -> Observations:
     """Returns the observations of images, or without any those of the file."""
     data, operator, sigma = config.data, config.operator, config.first_sigma
     if given is not None:
         parameters = {name: value[: data.limit] for name, value in given.items()}
         y = parameters.pop("y")
-        if operator is None or _draws(operator, y) - parameters.keys():  # not what observed them
+        drawn = set() if operator is None else _draws(operator, y) - parameters.keys()
+        if operator is None or drawn:  # not what observed them
+            found = ", ".join(["y", *parameters]) + " only"
+            requirement = (
+                f"to bring {' and '.join(sorted(drawn))}, which {type(operator).__name__} would draw at random"
+            )
+            fix = 'Give {"y": y, "mask": mask}, or name the operator that observed them'
+            known = not drawn or bool(BY_PARAMETER.keys() & parameters.keys())
+            check(known, "train", "observations", requirement, found, fix)
             operator = operator_of(y, parameters, None, "observations")
         return Observations(
             operator, sigma=sigma, y=y, given=parameters, name="observations", guessed=config.sigma == "auto"
@@ -144,6 +161,8 @@ def _observations(config: Config, images: Images | None, given: dict[str, Tensor
             patch=data.patch,
         )
         _check_size(data.size, observations.shape)
+        if config.sigma == "auto" and observations.origin is not None:
+            _check_start(config.sigma_start, observations.origin.range)
         return observations
     if data.limit is not None:
         images = images.subset(slice(0, data.limit))

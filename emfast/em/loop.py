@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from emfast._check import check
 from emfast.em.device import resolve_device
 from emfast.em.events import Event
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 INITIAL = "initial"
 
 
+@torch.enable_grad()  # whatever the caller has
 def train(
     config: Config,
     callback: Callable[[Event], None] | None = None,
@@ -64,6 +67,8 @@ def train(
     """
     fix = "Give emfast.Config(...), or Config.from_yaml(file)"
     check(hasattr(config, "to_yaml"), "train", "config", "to be an emfast.Config", type(config), fix, TypeError)
+    on = torch.is_inference_mode_enabled()
+    check(not on, "train", "torch.inference_mode", "to be off", "on", "Call it outside of that", RuntimeError)
     free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
     config, given = take(config, images=images, observations=observations, clean=clean, model=model, network=network)
     holding = held(config.output) if is_main() and free else nullcontext()

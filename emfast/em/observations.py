@@ -293,7 +293,6 @@ def operator_of(y: Tensor | Rows, given: Mapping[str, Tensor | Rows], usual: Ope
         if key in given:
             return kind()
     found = ", ".join(["y", *given]) + " only"
-    # What was named, but draws its parameters at random, is not what observed them.
     fix = "Name the operator, as in --operator GaussianBlur, or store the masks beside y"
     what = f"to hold {' or '.join(BY_PARAMETER)}, or the operator to be named"
     raise ValueError(message("Observations", name, what, found, fix))

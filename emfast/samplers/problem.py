@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
+from emfast._check import check
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Operator
 from emfast.operators.base import Parameters
@@ -100,6 +101,8 @@ class Problem:
 
     def denoise_leaf(self, x_t: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
         """Returns a leaf with the values of x_t, and x0-hat of it, differentiable with respect to the leaf."""
+        on, fix = torch.is_inference_mode_enabled(), "Use torch.no_grad(): this sampler takes gradients of the network"
+        check(not on, "Sampler", "torch.inference_mode", "to be off", "on", fix, RuntimeError)
         with torch.enable_grad():
             leaf = x_t.detach().requires_grad_()
             return leaf, self.denoise(leaf, c)

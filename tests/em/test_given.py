@@ -85,7 +85,7 @@ def test_observations_with_their_masks(tmp_path):
     _, rows = rows_of(small(tmp_path), observations={"y": y, "mask": mask})
     assert rows[1]["psnr"] is None
     assert rows[1]["misfit"] < 1
-    with pytest.raises(ValueError, match="to hold mask or kernel, or the operator to be named, got y only"):
+    with pytest.raises(ValueError, match="to bring mask, which Mask would draw at random, got y only"):
         emfast.train(small(tmp_path / "none", rounds=0), observations=IMAGES)
 
 
@@ -262,3 +262,17 @@ def test_complex_parameters_stay_complex(tmp_path):
     emfast.train(small(tmp_path / "run", **changes), observations={"y": y, "coils": coils})
     with pytest.raises(TypeError, match="real and imaginary parts as channels"):
         emfast.train(small(tmp_path / "other", operator=Identity(), sigma=0.1), observations=IMAGES * coils)
+
+
+def test_gradients_may_be_off_where_a_run_is_begun(tmp_path):
+    with torch.no_grad():
+        emfast.train(small(tmp_path / "off", rounds=1, final_rounds=0), images=IMAGES)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode to be off"):
+        emfast.train(small(tmp_path / "other"), images=IMAGES)
+    with pytest.raises(ValueError, match=r"layers\.0\.weight frozen"):
+        emfast.train(small(tmp_path / "frozen"), images=IMAGES, network=Network().requires_grad_(False))
+
+
+def test_an_operator_that_draws_is_none_for_observations_that_are_given(tmp_path):
+    with pytest.raises(ValueError, match="to bring mask, which Mask would draw at random, got y only"):
+        emfast.train(small(tmp_path / "run", operator=Mask(missing=0.5)), observations=IMAGES)

@@ -169,3 +169,12 @@ def test_any_diffusers_user_can_sample_from_the_model(folder):
 
     images = DDPMPipeline.from_pretrained(folder / "run/model")(num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 14, 12, 1)  # with the border
+
+
+def test_an_estimate_of_the_noise_begins_in_the_units_of_the_files(folder, capsys):
+    argv = ["train", "--config", str(folder / "config.yaml"), "--sigma", "auto", "--output", str(folder / "unknown")]
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert one_sentence(
+        capsys.readouterr().err, ["sigma_start", "units of the files", "1000 ... 5000", "--sigma_start 200"]
+    )

@@ -181,3 +181,10 @@ def test_an_observed_value_that_is_not_finite_spoils_the_image(sampler):
     x = sampler(Denoiser(lambda x, t: 0.3 * x, VPSchedule.linear()), y, Identity(), sigma=0.1)
     assert not x[0].isfinite().all()
     assert x[1].isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", [MMPS(steps=2), DPS(steps=2), PiGDM(steps=2)])
+def test_inference_mode_leaves_no_gradients_to_take(sampler):
+    denoiser = Denoiser(lambda x, t: 0.3 * x, VPSchedule.linear())
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        sampler(denoiser, torch.zeros(1, 1, 4, 4), Identity(), sigma=0.1)
