@@ -141,9 +141,8 @@ def _observations(config: Config, images: Images | None, given: dict[str, Tensor
         drawn = set() if operator is None else _draws(operator, y) - parameters.keys()
         if operator is None or drawn:  # not what observed them
             found = ", ".join(["y", *parameters]) + " only"
-            requirement = (
-                f"to bring {' and '.join(sorted(drawn))}, which {type(operator).__name__} would draw at random"
-            )
+            names, kind = " and ".join(sorted(drawn)), type(operator).__name__
+            requirement = f"to bring {names}, which {kind} would draw at random"
             fix = 'Give {"y": y, "mask": mask}, or name the operator that observed them'
             known = not drawn or bool(BY_PARAMETER.keys() & parameters.keys())
             check(known, "train", "observations", requirement, found, fix)

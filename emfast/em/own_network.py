@@ -100,15 +100,9 @@ def check_network(denoiser: Denoiser, shape: tuple[int, int, int]) -> None:
         ValueError: If it does not take such images, or gives numbers that are not finite.
     """
     frozen = [name for name, p in denoiser.network.named_parameters() if not p.requires_grad]
+    found = f"{frozen[0]} frozen" if frozen else ""
     fix = "Call requires_grad_(True) on it: a copy is trained, and yours stays as it is"
-    check(
-        not frozen,
-        "train",
-        "network",
-        "to have all its parameters trained",
-        f"{frozen[0]} frozen" if frozen else "",
-        fix,
-    )
+    check(not frozen, "train", "network", "to have all its parameters trained", found, fix)
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     modes = {module: module.training for module in denoiser.modules()}
     fix = 'Is it told sigma rather than t? Give Denoiser(network, EDMSchedule(), "x0"), or "edm" for a raw network'
