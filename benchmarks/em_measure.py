@@ -66,7 +66,7 @@ def measure(point: Point, task: str, run_seed: int, inputs: Inputs, evaluator: E
 def unseen(inputs: Inputs) -> Observations:
     """Returns observations of images that nothing was trained on, by the same operator."""
     if inputs.reference is None:
-        raise ValueError("benchmarks/em.py: expected data.reference to be given, got none.")
+        raise ValueError("benchmarks/em_measure.py: expected data.reference to be given, got none.")
     old, images = inputs.observations, inputs.reference.subset(slice(MEASURED))
     return Observations(old.operator, sigma=old.sigma, images=images, seed=random.derive(old.seed, "new"))
 
@@ -84,5 +84,5 @@ def truth(observations: Observations, count: int) -> torch.Tensor:
     """Returns the images behind the first observations."""
     images = observations.truth(torch.arange(count))
     if images is None:
-        raise ValueError("benchmarks/em.py: expected the observations to be simulated, got none of known truth.")
+        raise ValueError("benchmarks/em_measure.py: expected simulated observations, got none of known truth.")
     return images
