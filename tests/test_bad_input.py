@@ -183,6 +183,7 @@ def observed(path, y, **parameters):
 
 Y = np.zeros((4, 1, 12, 12), dtype=np.float32)
 RGB = np.zeros((4, 3, 12, 12))
+MASKS = np.ones((len(RGB), 1, *RGB.shape[2:]))
 NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
 
 
@@ -200,7 +201,10 @@ NAN = np.where(np.arange(144).reshape(12, 12) == 5, np.nan, Y)
             lambda p: ["--data.observations", observed(p / "y.npz", Y + 0.5), "--sigma", "20"],
             ["sigma", "20", "mean square"],
         ),
-        (lambda p: ["--data.observations", observed(p / "y.npz", RGB), "--data.clean", "sample:train"], ["shape", "3"]),
+        (
+            lambda p: ["--data.observations", observed(p / "y.npz", RGB, mask=MASKS), "--data.clean", "sample:train"],
+            ["shape", "3"],
+        ),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((4, 1, 12, 7)))], ["mask"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.ones((3, 1, 12, 12)))], ["mask", "4"]),
         (lambda p: ["--data.observations", observed(p / "y.npz", Y, mask=np.full_like(Y, 255))], ["mask", "0 and 1"]),

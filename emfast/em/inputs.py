@@ -19,8 +19,8 @@ from emfast.data.origin import Range, check_range, read_origin
 from emfast.data.patches import cut_patches
 from emfast.data.rows import pieces
 from emfast.em.given import GIVEN, Given
-from emfast.em.observations import BY_PARAMETER, Observations, operator_of
-from emfast.operators import Operator
+from emfast.em.observations import Observations
+from emfast.em.observing_operator import BY_PARAMETER, check_known, drawn, operator_of
 
 if TYPE_CHECKING:
     from emfast.config import Config, DataConfig
@@ -138,15 +138,10 @@ def _observations(config: Config, images: Images | None, given: dict[str, Tensor
     if given is not None:
         parameters = {name: value[: data.limit] for name, value in given.items()}
         y = parameters.pop("y")
-        drawn = set() if operator is None else _draws(operator, y) - parameters.keys()
-        if operator is None or drawn:  # not what observed them
-            found = ", ".join(["y", *parameters]) + " only"
-            names, kind = " and ".join(sorted(drawn)), type(operator).__name__
-            requirement = f"to bring {names}, which {kind} would draw at random"
-            fix = 'Give {"y": y, "mask": mask}, or name the operator that observed them'
-            known = not drawn or bool(BY_PARAMETER.keys() & parameters.keys())
-            check(known, "train", "observations", requirement, found, fix)
-            operator = operator_of(y, parameters, None, "observations")
+        others = operator is not None and drawn(operator, y) - parameters.keys()
+        if operator is None or (others and BY_PARAMETER.keys() & parameters.keys()):  # not what observed them
+            operator = operator_of(y, parameters, "observations")
+        check_known(operator, y, parameters, "observations")
         return Observations(
             operator, sigma=sigma, y=y, given=parameters, name="observations", guessed=config.sigma == "auto"
         )
@@ -167,12 +162,6 @@ def _observations(config: Config, images: Images | None, given: dict[str, Tensor
         images = images.subset(slice(0, data.limit))
     noise, seed = sigma if data.sigma is None else data.sigma, random.derive(config.seed, "observations")
     return Observations(operator, sigma=noise, images=images, seed=seed).assuming(sigma)
-
-
-def _draws(operator: Operator, y: Tensor) -> set[str]:
-    """Returns the parameters that an operator draws anew for every observation."""
-    parameters = operator.parameters(torch.arange(2), tuple(y.shape[1:]))
-    return {name for name, v in parameters.items() if len(v) == 2 and not torch.equal(v[0], v[1])}
 
 
 def _cut(images: Images | None, patch: int | None) -> Images | None:

@@ -6,13 +6,12 @@ import copy
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from emfast._check import check, check_sigma, message
+from emfast._check import check, check_sigma
 from emfast.data import Images
 from emfast.data.file_rows import collect
 from emfast.data.images import fingerprint
@@ -20,12 +19,10 @@ from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
 from emfast.data.rows import Rows, not_finite, picked, pieces, rows_at_a_time
-from emfast.operators import Given, Identity, Mask, MotionBlur, Operator
+from emfast.em.observing_operator import BY_PARAMETER, check_known, operator_of
+from emfast.operators import Given, Identity, Mask, Operator
 from emfast.operators.given import checked
 from emfast.operators.linearity import check_linear, check_simulated
-
-# The operators that a parameter in a file stands for.
-BY_PARAMETER: dict[str, Callable[[], Operator]] = {"mask": Mask, "kernel": partial(MotionBlur, size=1)}
 
 
 class _Read(Mapping[str, Tensor]):
@@ -125,12 +122,15 @@ class Observations:
         y, given = open_observations(path)
         origin = read_origin(path)
         sigma = sigma if origin is None else sigma / origin.range.half
-        operator = operator or operator_of(y, given, usual, str(path))
+        if operator is None:
+            operator = operator_of(y, given, str(path), usual=usual)
         first = slice(0, limit)
         y, given = picked(y, first), {name: picked(value, first) for name, value in given.items()}
         if patch is not None:
             y, given = _patches(y, checked(operator, given), operator, patch)
-        return cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", guessed=guessed, origin=origin)
+        found = cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", guessed=guessed, origin=origin)
+        check_known(operator, y, given, str(path))
+        return found
 
     def assuming(self, sigma: float) -> Observations:
         """Returns the same observations where those who read `sigma` take their noise to be another."""
@@ -271,28 +271,3 @@ def _patches(
         return y, {}
     shown = torch.cat([part.flatten(1).any(1) for _, part in pieces(cut["mask"])]).nonzero()[:, 0]
     return picked(y, shown), {"mask": picked(cut["mask"], shown)}
-
-
-def operator_of(y: Tensor | Rows, given: Mapping[str, Tensor | Rows], usual: Operator | None, name: str) -> Operator:
-    """Returns the operator that made observations, which nobody named: never one that draws its parameters at random.
-
-    Arguments:
-        y: The observations.
-        given: The parameters that came with them.
-        usual: The operator of others like these, if there is one.
-        name: Where they are from.
-    Raises:
-        ValueError: If neither the parameters nor the usual operator tell.
-    """
-    if usual is not None:
-        parameters = usual.parameters(torch.arange(2), tuple(y.shape[1:]))
-        own = {key for key, v in parameters.items() if len(v) == 2 and not torch.equal(v[0], v[1])}
-        if own <= given.keys() and (not given or given.keys() & parameters.keys()):
-            return usual
-    for key, kind in BY_PARAMETER.items():
-        if key in given:
-            return kind()
-    found = ", ".join(["y", *given]) + " only"
-    fix = "Name the operator, as in --operator GaussianBlur, or store the masks beside y"
-    what = f"to hold {' or '.join(BY_PARAMETER)}, or the operator to be named"
-    raise ValueError(message("Observations", name, what, found, fix))

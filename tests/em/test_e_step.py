@@ -8,7 +8,7 @@ import torch
 from contracts import Gaussian
 
 from emfast.config import EvaluationConfig
-from emfast.data import Images
+from emfast.data import Images, save_observations
 from emfast.data.store import Store
 from emfast.diffusion import VPSchedule
 from emfast.em import Observations, e_step
@@ -220,15 +220,17 @@ def pixels():
 @pytest.mark.parametrize("sigma", [0.0, 0.4, 5.0])
 def test_observations_in_other_units_are_refused(operator, sigma, tmp_path):
     path = tmp_path / "y.npz"
+    drawn = Mask | MotionBlur
+    own = operator.parameters(torch.arange(6), (1, 12, 12)) if isinstance(operator, drawn) else {}
     for largest in (255, 65535):
         scale = largest / 2
         y = operator.observe(scale * (pixels() + 1), scale * min(sigma, 0.4))
-        np.savez(path, y=y.numpy())
+        save_observations(path, y, own)
         for stated in (min(sigma, 0.4), min(scale * min(sigma, 0.4), 1000.0)):
             with pytest.raises(ValueError, match=r"y.npz:y to hold floats in \[-1, 1\].*Scale y and sigma") as error:
                 Observations.from_file(path, operator, sigma=stated)
             assert "\n" not in str(error.value)
-    np.savez(path, y=operator.observe(1.5 * pixels(), sigma).numpy())
+    save_observations(path, operator.observe(1.5 * pixels(), sigma), own)
     for stated in (sigma, 0.8 * sigma):
         assert len(Observations.from_file(path, operator, sigma=stated)) == 6
 

@@ -11,9 +11,10 @@ from torch.utils.data import TensorDataset
 import emfast
 from emfast.cli import main
 from emfast.config import Config, EStepConfig, EvaluationConfig, GaussianConfig, MStepConfig, NetworkConfig
+from emfast.data import save_observations
 from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
-from emfast.em import RoundFinished, load_network
-from emfast.operators import Identity, Linear, Mask, Operator
+from emfast.em import Observations, RoundFinished, load_network
+from emfast.operators import Identity, Linear, Mask, MotionBlur, Operator
 from emfast.samplers import MMPS
 
 IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
@@ -276,3 +277,14 @@ def test_gradients_may_be_off_where_a_run_is_begun(tmp_path):
 def test_an_operator_that_draws_is_none_for_observations_that_are_given(tmp_path):
     with pytest.raises(ValueError, match="to bring mask, which Mask would draw at random, got y only"):
         emfast.train(small(tmp_path / "run", operator=Mask(missing=0.5)), observations=IMAGES)
+
+
+def test_an_operator_that_draws_is_none_for_a_file_of_observations(tmp_path):
+    """Masks of a seed are not those that made somebody's file: reconstructions would be wrong without a word."""
+    path, mask = tmp_path / "y.npz", (torch.rand(12, 1, 8, 8) > 0.5).float()
+    save_observations(path, IMAGES * mask)
+    for operator in (Mask(missing=0.5), MotionBlur(5)):
+        with pytest.raises(ValueError, match=r"y\.npz to bring .*, which .* would draw at random, got y only"):
+            Observations.from_file(path, operator)
+    save_observations(path, IMAGES * mask, {"mask": mask})
+    assert torch.equal(Observations.from_file(path, Mask(missing=0.5)).mask(torch.arange(12)), mask)
