@@ -9,6 +9,7 @@ import math
 import stat
 import sys
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,21 @@ def check_sigma(sigma: float, function: str) -> None:
         sigma: The standard deviation, in data units.
         function: The public function the caller used.
     """
+    check_numbers(function, sigma=sigma)
     check(sigma >= 0, function, "sigma", "to be >= 0", sigma)
     check(sigma <= LOUD, function, "sigma", f"to be <= {LOUD:g}, in data units ([-1, 1])", sigma)
+
+
+def check_numbers(function: str, **values: object) -> None:
+    """Raises the sentence of `check` unless values are real numbers, and no texts or tensors of them; None passes.
+
+    Arguments:
+        function: The public function or class the caller used.
+        values: The values by their names.
+    """
+    for name, value in values.items():
+        found = repr(value) if isinstance(value, str) else value
+        check(value is None or isinstance(value, Real), function, name, "to be a number", found, error=TypeError)
 
 
 def check_positive(group: str, config: object, *names: str) -> None:

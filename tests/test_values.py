@@ -58,6 +58,12 @@ def test_samplers(sampler, name, value):
     assert refused(lambda: sampler(**{name: value}), sampler.__name__, f"expected {name} to be", f"got {value}")
 
 
+@pytest.mark.parametrize("value", ["3", torch.tensor(3), None])
+def test_samplers_take_numbers(value):
+    with pytest.raises(TypeError, match=r"MMPS: expected steps to be a number, got ('3'|None|\(\) int64)\.$"):
+        MMPS(steps=value)
+
+
 @pytest.mark.parametrize("noise", [0.0, -1.0, NAN, INF])
 def test_warm_start(noise):
     assert refused(lambda: WarmStart(MMPS(), torch.zeros(2, 1, 4, 4), torch.arange(2), noise), "WarmStart", "noise")
@@ -84,6 +90,12 @@ def test_sigma(sigma):
     images = Images(torch.zeros(2, 1, 4, 4))
     assert refused(lambda: Config(sigma=sigma), "config", "sigma", f"got {sigma}")
     assert refused(lambda: Observations(Identity(), sigma=sigma, images=images), "sigma", f"got {sigma}")
+
+
+@pytest.mark.parametrize("sigma", ["0.1", torch.tensor([0.1, 0.2])])
+def test_sigma_is_one_number(sigma):
+    with pytest.raises(TypeError, match="Observations: expected sigma to be a number"):
+        Observations(Identity(), sigma=sigma, images=Images(torch.zeros(2, 1, 4, 4)))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, message
 from emfast.data.rows import Rows
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
@@ -68,10 +68,15 @@ class Operator:
     observes_images = False  # whether an observation is an image (C, H, W), of whatever size
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Has every method of a subclass looked at for what it returns."""
+        """Looks at what every method of a subclass takes, and has it looked at for what it returns.
+
+        Raises:
+            TypeError: If a method does not take what it is given.
+        """
         super().__init_subclass__(**kwargs)
         for name in RETURNS.keys() & vars(cls).keys():
             if inspect.isfunction(method := vars(cls)[name]):
+                _check_arguments(cls, method, name)
                 setattr(cls, name, _looked_at(method, name))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -215,6 +220,19 @@ class Operator:
         return self.simulate(x, parameters, random.Generator(ids, random.derive(seed, "observe")), sigma)
 
 
+def _check_arguments(cls: type[Operator], method: Callable[..., Any], name: str) -> None:
+    """Finds a method that leaves out an argument where the class is written, not where the method is first called."""
+    ours = inspect.signature(getattr(Operator, name)).parameters.values()
+    wanted = [argument.name for argument in ours if argument.kind is argument.POSITIONAL_OR_KEYWORD]
+    theirs = inspect.signature(method)
+    try:
+        theirs.bind(*wanted)
+    except TypeError:
+        names = ", ".join(theirs.parameters)
+        requirement, fix = f"to take ({', '.join(wanted)})", "The parameters of an operator without any are {}"
+        raise TypeError(message(cls.__name__, name, requirement, f"({names})", fix)) from None
+
+
 def _looked_at(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Returns a method of an operator that raises a sentence if it returns something else than it is to return."""
     what, is_right = RETURNS[name]
@@ -240,7 +258,12 @@ def rows_of(values: Tensor | Rows, ids: Tensor) -> Tensor:
         values: (N, ...) rows, row id for observation id.
         ids: (B,) int64 ids.
     """
-    return values[ids.to(values.device)].to(ids.device)
+    rows = ids.to(values.device)
+    if not rows.is_cuda:  # a negative one would be counted from the end without a word
+        found = [int(ids.min()), int(ids.max())] if len(ids) else [0, 0]
+        good = found[0] >= 0 and found[1] < len(values)
+        check(good, "parameters", "ids", f"to be in 0 ... {len(values) - 1}, a row of those given", found)
+    return values[rows].to(ids.device)
 
 
 def single_id(ids: Tensor | None) -> Tensor | None:

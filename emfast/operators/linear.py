@@ -86,6 +86,8 @@ class Linear(Operator):
         batch = f"to return a tensor (B, ...) of images {tuple(x.shape)}"
         check(isinstance(y, Tensor), "Linear", self.name, batch, type(y), error=TypeError)
         check(y.ndim > 1 and len(y) == len(x), "Linear", self.name, batch, y)
+        fix = "Let it return real and imaginary parts as channels"
+        check(not y.is_complex(), "Linear", self.name, "to return real numbers", y, fix, TypeError)
         fix = "Compute with PyTorch, without detach() or numpy, or give adjoint"
         check(y.requires_grad or self.given is not None, "Linear", self.name, "to be differentiable", "no graph", fix)
         apart = torch.cat([self.function(image).detach() for image in x.detach().split(1)])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_numbers
 from emfast.data.arrays import read_array
 from emfast.data.rows import Rows, mapped, pieces
 from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
@@ -50,6 +50,7 @@ class Mask(Operator):
             missing, mask = None, first
         given = [name for name, value in (("missing", missing), ("box", box), ("mask", mask)) if value is not None]
         check(len(given) <= 1, "Mask", "one of missing, box and mask", "to be given", " and ".join(given))
+        check_numbers("Mask", missing=missing, box=box)
         if missing is not None:
             check(0 <= missing < 1, "Mask", "missing", "to be a probability in [0, 1)", missing)
         if box is not None:

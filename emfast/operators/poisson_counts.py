@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from emfast._check import check
+from emfast._check import check, check_numbers
 from emfast.operators.base import Operator, Parameters
 from emfast.random import Generator
 
@@ -22,6 +22,7 @@ class PoissonCounts(Operator):
     observes_images = True
 
     def __init__(self, peak: float = 10.0, dark: float = 0.0) -> None:
+        check_numbers("PoissonCounts", peak=peak, dark=dark)
         check(0 < peak <= 1e6, "PoissonCounts", "peak", "to be in (0, 1e6]", peak)
         check(0 <= dark <= 1e6, "PoissonCounts", "dark", "to be in [0, 1e6]", dark)
         self.peak, self.dark = peak, dark

@@ -6,7 +6,7 @@ from dataclasses import fields
 from numbers import Real
 from typing import Any, NamedTuple
 
-from emfast._check import check
+from emfast._check import check, check_numbers
 
 
 class Rule(NamedTuple):
@@ -36,9 +36,18 @@ RULES = {
 
 
 def check_settings(sampler: Any) -> None:
-    """Raises a ValueError if a field of a dataclass, by its name, is a number that means nothing to a sampler."""
-    for name in [field.name for field in fields(sampler) if field.name in RULES]:
-        value, rule = getattr(sampler, name), RULES[name]
+    """Looks at the fields of a dataclass that hold numbers, by their names; None passes where it is the default.
+
+    Raises:
+        TypeError: If one is no number, though its default is.
+        ValueError: If it is a number that means nothing to a sampler.
+    """
+    kind = type(sampler).__name__
+    for field in [field for field in fields(sampler) if field.name in RULES]:
+        value, rule = getattr(sampler, field.name), RULES[field.name]
+        if isinstance(field.default, Real):
+            check(value is not None, kind, field.name, "to be a number", value, error=TypeError)
+            check_numbers(kind, **{field.name: value})
         if isinstance(value, Real):
             good = math.isfinite(value) and rule.holds(value)
-            check(good, type(sampler).__name__, name, rule.requirement, value)
+            check(good, kind, field.name, rule.requirement, value)

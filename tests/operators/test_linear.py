@@ -152,3 +152,8 @@ def halved(x):
 def detached_half(x):
     """One that is not of PyTorch."""
     return torch.from_numpy(0.5 * x.detach().numpy())
+
+
+def test_a_complex_function():
+    with pytest.raises(TypeError, match=r"fft_fft2 to return real numbers, .* real and imaginary parts as channels\.$"):
+        Linear(torch.fft.fft2, (1, 8, 8)).observe(torch.zeros(2, 1, 8, 8))

@@ -7,7 +7,17 @@ import pytest
 import torch
 from contracts import check_operator
 
-from emfast.operators import Downsample, GaussianBlur, Given, Identity, Mask, MotionBlur, Operator
+from emfast.operators import (
+    Detector,
+    Downsample,
+    GaussianBlur,
+    Given,
+    Identity,
+    Mask,
+    MotionBlur,
+    Operator,
+    PoissonCounts,
+)
 
 OPERATORS = [
     Identity(),
@@ -247,3 +257,34 @@ def test_sentences(make, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Mask(missing="0.5"), "missing"),
+        (lambda: GaussianBlur(std="2"), "std"),
+        (lambda: MotionBlur(size="9"), "size"),
+        (lambda: Downsample("2"), "factor"),
+        (lambda: Detector(high="0"), "high"),
+        (lambda: PoissonCounts(peak="10"), "peak"),
+    ],
+)
+def test_texts_are_no_numbers(make, name):
+    with pytest.raises(TypeError, match=f"expected {name} to be a number, got '"):
+        make()
+
+
+@pytest.mark.parametrize("ids", [[-1, 0], [0, 3]])
+@pytest.mark.parametrize("operator", [Given(Mask(), {"mask": torch.ones(3, 1, 4, 4)}), Mask(torch.ones(3, 1, 4, 4))])
+def test_ids_without_a_row(operator, ids):
+    with pytest.raises(ValueError, match="a row"):
+        operator.observe(torch.zeros(2, 1, 4, 4), ids=torch.tensor(ids))
+
+
+def test_methods_that_leave_out_the_parameters():
+    with pytest.raises(TypeError, match=r"Short: expected apply to take \(self, x, parameters\), got \(self, x\)\."):
+
+        class Short(Operator):
+            def apply(self, x):
+                return x
