@@ -235,7 +235,8 @@ def _said(options: Options, yaml: str, observations: Observations, tile: int | N
 def _identity(yaml: str, denoiser: torch.nn.Module, observations: Observations) -> dict[str, Any]:
     """What the reconstructions depend on: another job may not go on in their folder."""
     job = {key: value for key, value in pyyaml.safe_load(yaml).items() if key not in FREE}
-    return {**job, "model": checksum(denoiser.state_dict()), "data": observations.fingerprint}
+    data = f"{observations.fingerprint} {observations.operator_fingerprint}"
+    return {**job, "model": checksum(denoiser.state_dict()), "data": data}
 
 
 def _claim(options: Options, yaml: str, identity: Mapping[str, Any], count: int) -> list[Store]:

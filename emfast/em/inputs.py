@@ -47,7 +47,8 @@ class Inputs:
         """Short hashes of the data by name."""
         others = {"clean images": self.clean, "reference images": self.reference}
         prints = {name: images.fingerprint for name, images in others.items() if images is not None}
-        return {"observations": self.observations.fingerprint, **prints}
+        own = {"observations": self.observations.fingerprint, "operator": self.observations.operator_fingerprint}
+        return {**own, **prints}
 
 
 def read_inputs(config: Config, given: Given | None = None) -> Inputs:

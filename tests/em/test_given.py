@@ -76,7 +76,7 @@ def test_clean_images_are_taken_out(tmp_path):
     _, rows = rows_of(small(tmp_path), images=IMAGES, clean=IMAGES[:4])
     assert rows[0]["observations"] == 0
     assert rows[1]["observations"] == 8
-    with pytest.raises(ValueError, match=r"the observations .* others"):
+    with pytest.raises(ValueError, match=r"the observations .* something else"):
         emfast.train(small(tmp_path), images=IMAGES * 0.9, clean=IMAGES[:4])
 
 
@@ -288,3 +288,21 @@ def test_an_operator_that_draws_is_none_for_a_file_of_observations(tmp_path):
             Observations.from_file(path, operator)
     save_observations(path, IMAGES * mask, {"mask": mask})
     assert torch.equal(Observations.from_file(path, Mask(missing=0.5)).mask(torch.arange(12)), mask)
+
+
+def test_a_run_of_another_operator_or_other_masks_is_not_gone_on_with(tmp_path):
+    """Code that was mended since, and masks in the middle of a file: nothing in the config tells of either."""
+
+    def linear(shift):
+        return Linear(lambda x: 0.5 * (x + x.roll(shift, -1)), shape=(1, 8, 8))
+
+    mask = (torch.rand(12, 1, 8, 8) > 0.5).float()
+    given, other = {"y": IMAGES * mask, "mask": mask}, torch.cat((mask[:5], 1 - mask[5:6], mask[6:]))
+    for name, known, changed in (
+        ("a", (linear(1), IMAGES), (linear(2), IMAGES)),
+        ("b", (Mask(), given), (Mask(), {**given, "mask": other})),
+    ):
+        for operator, observations in (known, known):
+            emfast.train(small(tmp_path / name, operator=operator), observations=observations)
+        with pytest.raises(ValueError, match=r"the operator of .* to be as when it began, got something else"):
+            emfast.train(small(tmp_path / name, operator=changed[0]), observations=changed[1])

@@ -92,7 +92,7 @@ def test_a_config_that_contradicts_the_run(tmp_path):
         folder.claim(
             "sigma: 0.1\noperator:\n  class_path: Mask\n  init_args:\n    missing: 0.7\nrounds: 3\n", {"a": "1"}
         )
-    with pytest.raises(ValueError, match="to be those it began with"):
+    with pytest.raises(ValueError, match="to be as when it began, got something else"):
         folder.claim(before, {"a": "2"})
     assert (folder.path / "config.yaml").read_text() == before
 
