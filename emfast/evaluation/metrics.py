@@ -74,7 +74,9 @@ def ssim(
     x: Tensor,  # (B, C, H, W)
     truth: Tensor,  # (B, C, H, W)
 ) -> Tensor:
-    """Returns the structural similarity of each image (Gaussian window of 11 pixels, std 1.5).
+    """Returns the structural similarity of each image (Gaussian window of 11 pixels, std 1.5), of intensities in [0, 1].
+
+    It compares means too, relative to their size, so that it depends on where black is: images in [-1, 1] are shifted.
 
     Arguments:
         x: The images; clipped to [-1, 1].
@@ -90,7 +92,7 @@ def ssim(
     check(min(x.shape[-2:]) >= 11, "ssim", "x", "to have at least 11x11 pixels", x)
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    value = structural_similarity_index_measure(x, truth, data_range=2.0, reduction="none")
+    value = structural_similarity_index_measure((x + 1) / 2, (truth + 1) / 2, data_range=1.0, reduction="none")
     return value.reshape(len(x))  # type: ignore[union-attr]
 
 

@@ -59,9 +59,9 @@ def test_ssim() -> None:
 
 
 def test_ssim_of_constant_images() -> None:
-    # No variance: only the luminance term is left.
-    a, b, c = 0.2, 0.7, (0.01 * 2) ** 2
-    value = ssim(torch.full((1, 1, 16, 16), a), torch.full((1, 1, 16, 16), b))
+    # No variance: only the luminance term is left, of intensities in [0, 1].
+    a, b, c = 0.2, 0.7, 0.01**2
+    value = ssim(torch.full((1, 1, 16, 16), 2 * a - 1), torch.full((1, 1, 16, 16), 2 * b - 1))
     assert value.item() == pytest.approx((2 * a * b + c) / (a * a + b * b + c), abs=1e-3)
 
 
