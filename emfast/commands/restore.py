@@ -22,7 +22,7 @@ from emfast.commands.display import Display
 from emfast.commands.restored import write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load
-from emfast.data.origin import check_range, range_of_note, read_origin
+from emfast.data.origin import Range, check_range, range_of_note, read_origin
 from emfast.data.rows import Rows
 from emfast.diffusion import Denoiser, TiledDenoiser
 from emfast.diffusion.loading import model_folder
@@ -109,14 +109,16 @@ class Options:
         Arguments:
             given: What is given, as nested mappings.
         """
-        found = run_settings(run := run_of(given.get("model")))
+        model = str(given.get("model"))
+        found, run = run_settings(model), run_of(model)
         theirs, operator = choice(found.pop("operator", None)), choice(given.get("operator"))
         observed = given.get("observations") not in (None, "null")
-        noted = range_of_note(read_note(model_folder(run))) if run is not None else None
-        if noted is not None and not observed and "sigma" in found:
-            found["sigma"] /= noted.half  # images are in data units, the run's sigma is not
+        if "sigma" in found:  # each is in the units of its files, which may be data units
+            origin = read_origin(given["observations"]) if observed else None
+            trained = range_of_note(read_note(model_folder(model)))
+            found["sigma"] *= _half(getattr(origin, "range", None)) / _half(trained)
         fix = "Name it with --operator if its code may be run"
-        good = is_ours(theirs) or theirs is None or operator is not None or observed
+        good = is_ours(theirs) or theirs is None or operator is not None
         path = (theirs or {}).get("class_path")
         check(good, "restore", f"the operator of {run}", "to be one of emfast's", path, fix)
         theirs = theirs if is_ours(theirs) else None
@@ -124,6 +126,11 @@ class Options:
         usual = theirs or (None if named else {"class_path": "Mask", "init_args": {"missing": 0.6}})
         taken = usual if operator is not None else None if observed else theirs
         return {**found, "operator": taken, "sampler": usual_sampler(operator if named else theirs)}
+
+
+def _half(range: Range | None) -> float:
+    """Returns the difference of values that stands for 1."""
+    return 1.0 if range is None else range.half
 
 
 def run(options: Options, yaml: str) -> None:
@@ -174,7 +181,7 @@ def run(options: Options, yaml: str) -> None:
 def _observations(options: Options) -> Observations:
     operator, sigma, limit = options.operator, options.sigma, options.limit
     if options.images is None:
-        usual = make(run_settings(run_of(options.model)).get("operator"))
+        usual = make(run_settings(options.model).get("operator"))
         found = Observations.from_file(options.observations or "", operator, usual=usual, sigma=sigma, limit=limit)
         wanted = range_of_note(read_note(model_folder(options.model)))
         own = found.origin.range if found.origin is not None else None
@@ -218,7 +225,7 @@ def _said(options: Options, yaml: str, observations: Observations, tile: int | N
     """What the observations are taken for, and which of it the run says."""
     operator, origin = observations.operator, observations.origin
     run = run_of(options.model)
-    theirs = run_settings(run)
+    theirs = run_settings(options.model)
     setting = pyyaml.safe_load(yaml)["operator"]
     if setting is None and isinstance(operator, Given):
         name = f"{type(operator.operator).__name__} of {options.observations}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from emfast._check import check, check_regular
 from emfast._yaml import NotYaml, load_yaml
+from emfast.diffusion.loading import model_folder
 from emfast.em.model import read_note
 from emfast.operators import Operator
 
@@ -17,18 +18,19 @@ TAKEN = ("operator", "sigma")  # the options that restoring takes from the run
 
 
 def run_of(model: str | None) -> Path | None:
-    """Returns the folder of the run that a model belongs to, it or the one around; None if it belongs to none."""
-    folders = [] if not model else [Path(model), Path(model).absolute().parent]
+    """Returns the folder of the run that a model belongs to, that of a round too; None if it belongs to none."""
+    folders = [] if not model else [Path(model), *Path(model).absolute().parents[:3]]  # RUN/rounds/NNN/model
     return next((path for path in folders if all((path / n).is_file() for n in ("config.yaml", "data.json"))), None)
 
 
-def run_settings(run: Path | None) -> dict[str, Any]:
-    """Returns the settings of TAKEN in the config of a run; nothing without a run.
+def run_settings(model: str | None) -> dict[str, Any]:
+    """Returns the settings of TAKEN in the config of the run of a model; nothing without a run.
 
     Raises:
         ValueError: If its config is damaged.
     """
-    if run is None:
+    run = run_of(model)
+    if model is None or run is None:
         return {}
     path = run / "config.yaml"
     check_regular("restore", path)
@@ -36,7 +38,7 @@ def run_settings(run: Path | None) -> dict[str, Any]:
     with suppress(NotYaml, UnicodeDecodeError):
         settings = load_yaml(path.read_text(encoding="utf-8"))
     if isinstance(settings, dict) and settings.get("sigma") == "auto":
-        settings["sigma"] = read_note(run / "model").get("sigma")
+        settings["sigma"] = read_note(model_folder(model)).get("sigma")
     good = isinstance(settings, dict) and isinstance(settings.get("sigma", 0.0), int | float)
     operator = settings.get("operator") if isinstance(settings, dict) else None
     good = good and (operator is None or (isinstance(operator, dict) and isinstance(operator.get("class_path"), str)))

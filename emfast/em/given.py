@@ -92,9 +92,11 @@ def as_images(source: Any, name: str) -> Images:
         source = torch.stack(tensors)
     tensor = source.detach().cpu()
     tensor = tensor if tensor.dtype == torch.uint8 else tensor.float()
-    most = float(tensor.abs().max()) if tensor.dtype != torch.uint8 and tensor.numel() else 0.0
-    fix = "Scale them: x / 127.5 - 1 from 0 ... 255, or give uint8"
-    check(not most > 1.5, "train", name, "to be in [-1, 1]", f"values up to {most:.4g}", fix)  # NaN is told later
+    if tensor.dtype != torch.uint8 and tensor.numel():
+        low, high = (float(end) for end in tensor.aminmax())
+        fix = "Scale them: x * 2 - 1 from [0, 1], x / 127.5 - 1 from 0 ... 255, or give uint8"
+        wrong = low >= 0 or max(-low, high) > 1.5  # NaN, which compares false with everything, is told later
+        check(not wrong, "train", name, "to be in [-1, 1]", f"values from {low:.4g} to {high:.4g}", fix)
     return Images(tensor)
 
 

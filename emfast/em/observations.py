@@ -18,8 +18,9 @@ from emfast.data.images import fingerprint
 from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
-from emfast.data.rows import Rows, not_finite, picked, pieces, rows_at_a_time
+from emfast.data.rows import Rows, picked, pieces
 from emfast.em.observing_operator import BY_PARAMETER, check_known, operator_of
+from emfast.em.units import check_files, check_values
 from emfast.operators import Given, Identity, Mask, Operator
 from emfast.operators.given import checked
 from emfast.operators.linearity import check_linear, check_simulated
@@ -90,7 +91,7 @@ class Observations:
             check(y.dtype == torch.float32, "Observations", name, "to be float32", y, fix, error=TypeError)
         self._check_operator(given or {})
         if y is not None:
-            self._check_values(y, name, math.inf if guessed else sigma)
+            check_values(self.operator, y, name, math.inf if guessed else sigma)
 
     @classmethod
     def from_file(
@@ -162,6 +163,8 @@ class Observations:
             check(back.shape == y.shape, name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
             self.operator.misfit(x, y, parameters)
             self.operator.noise(y, parameters)
+        if self.origin is not None:
+            check_files(self.operator, y, parameters, self.origin.range)
         unread = [key for key in BY_PARAMETER if key in given and key not in parameters.read]
         fix = "Name the operator that it belongs to, or take it out of the file"
         check(not unread, name, "the observations", "to bring parameters that it reads", " and ".join(unread), fix)
@@ -172,35 +175,6 @@ class Observations:
             check_simulated(self.operator, ids, self.shape, self.observed, self.sigma)
         else:
             check_linear(self.operator, ids, self.shape, self.observed)
-
-    def _check_values(self, y: Tensor | Rows, name: str, sigma: float) -> None:
-        """Finds values that no detector gives, and y in other units than those of the images."""
-        low, high, square, count = 0.0, 0.0, 0.0, 0
-        gains: list[float | None] = []
-        for ids in torch.arange(len(y)).split(min(256, rows_at_a_time(y))):
-            parameters = self.operator.parameters(ids, tuple(y.shape[1:]))
-            part = self.operator.project(y[ids], parameters)
-            bad = not_finite(part)
-            found = f"NaN or inf in row {int(ids[bad][0])}" if bad.any() else ""
-            fix = "Repair or remove that observation"
-            check(not found, "Observations", name, "to be finite wherever the operator observes something", found, fix)
-            least, most = part.aminmax()
-            low, high = min(low, float(least)), max(high, float(most))
-            square += float(torch.linalg.vector_norm(part)) ** 2
-            count += int(part.count_nonzero())  # what is not recorded is zero now
-            gains.append(self.operator.gain(parameters))
-        if sigma < math.inf and count > 0:  # the mean square is sigma^2 at least
-            size, fix = math.sqrt(square / count), "Give the noise in the units of the observations"
-            found = f"{sigma:g}, where values have a root mean square of {size:.2g}"
-            check(sigma <= 4 * size, "Observations", "sigma", f"to be the noise in {name}", found, fix)
-        known = [gain for gain in gains if gain is not None]
-        if len(known) < len(gains):
-            return
-        # The mean square is at most gain^2 + sigma^2. Twice the range, and noise half as strong again, may be meant.
-        limit = (2 * max(known)) ** 2 + (1.5 * sigma) ** 2
-        expected = f"to hold floats in [-{max(known):.4g}, {max(known):.4g}] and noise of sigma = {sigma:g}"
-        fix = "Scale y and sigma to images in [-1, 1] (x / 127.5 - 1 from 0 ... 255)"
-        check(square <= limit * count, "Observations", name, expected, f"values from {low:.4g} to {high:.4g}", fix)
 
     def read(self, ids: Tensor) -> Tensor:
         """Returns the observations of the ids, (B, ...) float32, as the operator can give them: see its `project`."""

@@ -13,6 +13,7 @@ from emfast import random
 from emfast._check import check
 from emfast._files import settle_folder, write_tensors
 from emfast._records import write_record
+from emfast._safetensors import checksum
 from emfast._yaml import defaults
 from emfast.data.rows import Rows, joined
 from emfast.diffusion import Denoiser
@@ -83,7 +84,10 @@ class Run:
         self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape, self.device, processes)
         self.folder = RunFolder(config.output)
         if self.processes.main:
-            self.folder.claim(config.to_yaml(), self.inputs.fingerprints, defaults(config))
+            data = self.inputs.fingerprints
+            if config.model is not None:
+                data["initial model"] = checksum(self.denoiser.state_dict())
+            self.folder.claim(config.to_yaml(), data, defaults(config))
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
         self.log, self.e_steps = RunLog(self), ESteps(self)

@@ -41,7 +41,7 @@ FREE = {
 
 
 MADE = {"observations", "operator"}  # what the observations were made of
-LATER = ("reference images",)  # what a run may be given after it began
+LATER = {"reference images", "initial model"}  # what may not be noted yet, or not be looked at now
 NUMBER = (int, float, type(None))
 NUMBERS = (
     *("psnr", "ssim", "misfit", "fd", "scale", "network_evaluations", "seconds_e_step", "seconds_m_step"),
@@ -158,8 +158,9 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             for name in ("data.json", "batch_size.json", ANNOUNCEMENT):
                 (self.path / name).unlink(missing_ok=True)
-        if not (self.path / "data.json").exists():
-            write_record(self.path / "data.json", data)
+        noted = read_record(path) if (path := self.path / "data.json").exists() else {}
+        if noted != {**noted, **data}:  # what came later is compared from now on
+            write_record(path, {**noted, **data})
         write_text(self.path / "config.yaml", config)
 
     def _compare(self, config: str, data: dict[str, str], defaults: Mapping[str, Any]) -> None:
@@ -179,10 +180,11 @@ class RunFolder:
         if (path := self.path / "data.json").exists():
             noted = read_record(path)
             fix = "Put them back, or choose another output"
-            known = data.keys() if "operator" in noted else data.keys() - MADE  # of older runs in another way
-            for name in sorted(known):
-                same = noted.get(name, data[name] if name in LATER else None) == data[name]
-                check(same, "train", f"the {name} of {self.path}", "to be as when it began", "something else", fix)
+            names = (noted.keys() | data.keys()) - (LATER - (noted.keys() & data.keys()))
+            for name in sorted(names if "operator" in noted else names - MADE):  # of older runs in another way
+                found = "something else" if name in data else "none"
+                same = noted.get(name) == data.get(name)
+                check(same, "train", f"the {name} of {self.path}", "to be as when it began", found, fix)
 
 
 def _free(config: dict[str, Any]) -> set[str]:

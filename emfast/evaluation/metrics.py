@@ -74,7 +74,7 @@ def ssim(
     x: Tensor,  # (B, C, H, W)
     truth: Tensor,  # (B, C, H, W)
 ) -> Tensor:
-    """Returns the structural similarity of each image (Gaussian window of 11 pixels, std 1.5), of intensities in [0, 1].
+    """Returns the structural similarity of each image, of intensities in [0, 1] (Gaussian window, std 1.5, 11 pixels).
 
     It compares means too, relative to their size, so that it depends on where black is: images in [-1, 1] are shifted.
 

@@ -306,3 +306,17 @@ def test_a_run_of_another_operator_or_other_masks_is_not_gone_on_with(tmp_path):
             emfast.train(small(tmp_path / name, operator=operator), observations=observations)
         with pytest.raises(ValueError, match=r"the operator of .* to be as when it began, got something else"):
             emfast.train(small(tmp_path / name, operator=changed[0]), observations=changed[1])
+
+
+def test_another_model_is_not_gone_on_with(tmp_path):
+    model, other = Denoiser(Network(), VPSchedule.linear()), Denoiser(Network(), VPSchedule.linear())
+    for _ in range(2):
+        emfast.train(small(tmp_path), images=IMAGES, model=model)
+    with pytest.raises(ValueError, match=r"the initial model of .* to be as when it began, got something else"):
+        emfast.train(small(tmp_path), images=IMAGES, model=other)
+
+
+def test_images_in_other_units_are_refused(tmp_path):
+    for images in ((IMAGES + 1) / 2, 255 * IMAGES):
+        with pytest.raises(ValueError, match=r"images to be in \[-1, 1\], got values from .* Scale them"):
+            emfast.train(small(tmp_path), images=images)

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_run import CONFIG, one_sentence
+from tiny_run import CONFIG, one_sentence, train
 
 from emfast.cli import main
 from emfast.config import Config
 from emfast.diffusion import Denoiser
+from emfast.em import Observations
 from emfast.em.inputs import read_inputs
 from emfast.em.model import load_model
+from emfast.operators import Operator, PoissonCounts
 
 SHAPE = (13, 11)  # the network halves it once
 LOW, HIGH = 1000.0, 5000.0
@@ -178,3 +180,41 @@ def test_an_estimate_of_the_noise_begins_in_the_units_of_the_files(folder, capsy
     assert one_sentence(
         capsys.readouterr().err, ["sigma_start", "units of the files", "1000 ... 5000", "--sigma_start 200"]
     )
+
+
+class Half(Operator):
+    """What a filter leaves, half of the light."""
+
+    def apply(self, x, parameters):
+        return 0.5 * x
+
+    def adjoint(self, y, parameters):
+        return 0.5 * y
+
+
+def test_an_offset_in_the_files_is_none_of_the_images(folder):
+    """Half of an image in 1000 ... 5000 is no half of it in [-1, 1]; photons are not counted in [-1, 1] at all."""
+    raw, path = str(folder / "raw"), str(folder / "whole.npz")
+    assert main(["import", raw, f"--range={LOW},{HIGH}", "--output", path]) == 0
+    with pytest.raises(ValueError, match=r"Half: expected A to leave the value .* range 1000 ... 5000, got 0.5 of 1"):
+        Observations.from_file(path, Half())
+    with pytest.raises(ValueError, match="PoissonCounts: expected imported files to be images"):
+        Observations.from_file(path, PoissonCounts())
+    assert main(["import", raw, "--range=-5000,5000", "--output", str(folder / "about zero.npz")]) == 0
+    assert len(Observations.from_file(folder / "about zero.npz", Half())) == 24
+
+
+def test_the_model_of_a_round_is_one_of_the_run(folder, capsys):
+    flags = ["--observations", str(folder / "obs.npz"), "--sampler.steps", "2", "--limit", "2", "--device", "cpu"]
+    for index, model in enumerate(("rounds/001", "rounds/001/model")):
+        output = str(folder / f"round {index}")
+        assert main(["restore", str(folder / "run" / model), *flags, "--output", output]) == 0
+        assert "Sigma:    40 of " in capsys.readouterr().out
+
+
+def test_the_noise_of_a_simulated_run_in_the_units_of_files(tmp_path, folder, capsys):
+    """A run in data units, and files whose range is 4000 wide: 0.2 of half the range is 400."""
+    assert train(tmp_path, "--sigma", "0.2", "--final_rounds", "0") == 0
+    argv = ["restore", str(tmp_path / "run"), "--observations", str(folder / "obs.npz"), "--tile", "8"]
+    main([*argv, "--sampler.steps", "2", "--limit", "1", "--device", "cpu", "--output", str(tmp_path / "out")])
+    assert "Sigma:    400, in the units of the files" in capsys.readouterr().out

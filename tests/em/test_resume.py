@@ -97,6 +97,21 @@ def test_a_config_that_contradicts_the_run(tmp_path):
     assert (folder.path / "config.yaml").read_text() == before
 
 
+def test_data_that_came_later_are_the_runs_too(tmp_path):
+    """Neither may the clean images go, nor the reference or the initial model become another one."""
+    folder, data = RunFolder(tmp_path / "run"), {"observations": "1", "operator": "2", "clean images": "3"}
+    folder.claim("rounds: 1\n", data)
+    folder.finish({"round": 0, "phase": "initial"})
+    for name in ("reference images", "initial model"):
+        data[name] = "4"
+        folder.claim("rounds: 1\n", data)
+        with pytest.raises(ValueError, match=f"the {name} of .* to be as when it began, got something else"):
+            folder.claim("rounds: 1\n", {**data, name: "5"})
+    folder.claim("rounds: 1\n", {name: value for name, value in data.items() if name != "reference images"})
+    with pytest.raises(ValueError, match=r"the clean images of .* to be as when it began, got none"):
+        folder.claim("rounds: 1\n", {name: value for name, value in data.items() if name != "clean images"})
+
+
 def without(tree, key):
     """Nested mappings without the value of a name as `flat` has it."""
     first, _, rest = key.partition(".")
