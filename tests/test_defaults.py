@@ -66,11 +66,12 @@ def test_parameters_in_a_file_tell_the_operator(name, kind, tmp_path):
         assert (inputs.clean, inputs.reference) == (None, None)
 
 
-@pytest.mark.parametrize("flags", [["--operator", "GaussianBlur"], ["--operator.missing", "0.5"]])
-def test_an_operator_that_is_named_needs_no_parameters(flags, tmp_path):
-    config, _ = parse("train", Config, ["--data.observations", observed(tmp_path), *flags])
-    kind = GaussianBlur if "GaussianBlur" in flags else Mask
-    assert isinstance(read_inputs(config).observations.operator, kind)
+def test_an_operator_that_is_named_needs_no_parameters_but_random_ones(tmp_path):
+    config, _ = parse("train", Config, ["--data.observations", observed(tmp_path), "--operator", "GaussianBlur"])
+    assert isinstance(read_inputs(config).observations.operator, GaussianBlur)
+    config, _ = parse("train", Config, ["--data.observations", observed(tmp_path), "--operator.missing", "0.5"])
+    with pytest.raises(ValueError, match="to bring mask, which Mask would draw at random"):
+        read_inputs(config)
 
 
 def test_named_images_are_taken(tmp_path):
@@ -163,8 +164,9 @@ def test_no_code_runs_for_the_sake_of_a_folder(operator, runs, tmp_path, capsys)
     whole = path.read_text()
     path.write_text(whole.replace("emfast.operators.GaussianBlur", operator))
     try:
-        assert restore(runs["blur"], tmp_path, *IMAGES) == 2
-        assert one_sentence(capsys.readouterr().err, [operator, "--operator"])
+        for what in (IMAGES, ("--observations", observed(tmp_path, mask=MASK))):  # its masks may be another operator's
+            assert restore(runs["blur"], tmp_path, *what) == 2
+            assert one_sentence(capsys.readouterr().err, [operator, "--operator"])
         assert restore(runs["blur"], tmp_path, *IMAGES, "--operator", "Identity", "--sampler", "MMPS") == 0
         path.write_text("{")
         assert restore(runs["blur"], tmp_path, *IMAGES) == 2
