@@ -19,11 +19,12 @@ from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
 from emfast.data.rows import Rows, picked, pieces
-from emfast.em.observing_operator import BY_PARAMETER, check_known, operator_of
+from emfast.em.observing_operator import MEANT, check_known, operator_of
 from emfast.em.units import check_files, check_values
 from emfast.operators import Given, Identity, Mask, Operator
 from emfast.operators.given import checked
 from emfast.operators.linearity import check_linear, check_simulated
+from emfast.random import Generator
 
 
 class _Read(Mapping[str, Tensor]):
@@ -163,10 +164,12 @@ class Observations:
             check(back.shape == y.shape, name, "A A^T y", f"to have the shape of y, {tuple(y.shape)}", back)
             self.operator.misfit(x, y, parameters)
             self.operator.noise(y, parameters)
+        else:
+            self.operator.simulate(x, parameters, Generator(torch.tensor([0]), 1), self.sigma)
         if self.origin is not None:
             check_files(self.operator, y, parameters, self.origin.range)
-        unread = [key for key in BY_PARAMETER if key in given and key not in parameters.read]
-        fix = "Name the operator that it belongs to, or take it out of the file"
+        unread = [key for key in sorted(MEANT) if key in given and key not in parameters.read]
+        fix = "Name the operator that reads it (masks are called mask, kernels kernel), or take it out of the file"
         check(not unread, name, "the observations", "to bring parameters that it reads", " and ".join(unread), fix)
         # As many as there are channels, for a parameter without a channel axis is then broadcast without a word.
         count = min(max(2, self.shape[0]), 16)

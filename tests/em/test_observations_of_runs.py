@@ -53,6 +53,8 @@ def test_complex_observations():
         (Identity(), {"mask": torch.ones(3, 1, 6, 6)}, "parameters that it reads, got mask"),
         (MotionBlur(3), {"mask": torch.ones(3, 1, 6, 6)}, "parameters that it reads, got mask"),
         (GaussianBlur(3), {"kernel": torch.ones(3, 3, 3)}, "parameters that it reads, got kernel"),
+        (Identity(), {"masks": torch.ones(3, 1, 6, 6)}, "parameters that it reads, got masks"),
+        (Identity(), {"sigma": torch.ones(3)}, "parameters that it reads, got sigma"),
         (Mask(), {"mask": torch.ones(3, 3, 6, 6)}, "shared by the channels"),
         (Mask(), {"mask": torch.ones(3, 1, 6, 6, dtype=torch.complex64)}, "to be real"),
         (Mask(), {"mask": 2 * torch.ones(3, 6, 6) - 3}, "made of 0 and 1, got -1"),
