@@ -1,45 +1,20 @@
 """The measurement operator A of y = A x + n, or whatever else makes observations of images."""
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, message
+from emfast._check import check
 from emfast.data.rows import Rows
+from emfast.operators import subclasses
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
 Parameters = Mapping[str, Tensor]
 GivenParameters = Mapping[str, Tensor | Rows]  # of all observations, which may lie in a file
-
-
-def _is_batch(x: Tensor, y: object) -> bool:
-    return isinstance(y, Tensor) and y.dim() > 1 and len(y) == len(x)
-
-
-def _is_mapping(ids: Tensor, found: object) -> bool:
-    return isinstance(found, Mapping) and all(isinstance(value, Tensor) for value in found.values())
-
-
-def _is_misfit(x: Tensor, found: object) -> bool:
-    return (
-        isinstance(found, tuple) and [isinstance(part, Tensor) and len(part) == len(x) for part in found] == [True] * 3
-    )
-
-
-BATCH = "a tensor (B, ...), a row for each of the images or observations given"
-# What the methods of a subclass are to return, whenever they are called: it may be hours into a run.
-RETURNS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    **dict.fromkeys(("apply", "adjoint", "project", "noise", "regularised_inverse"), (BATCH, _is_batch)),
-    **dict.fromkeys(("simulate", "as_image"), (BATCH, _is_batch)),
-    "parameters": ("a dict of tensors", _is_mapping),
-    "misfit": ("three tensors (B, ...)", _is_misfit),
-}
 
 
 class Operator:
@@ -50,6 +25,10 @@ class Operator:
     records some of the values of y gives `project`, and one that knows what parameters from files must be, `checked`.
     All tensors are batched: row b of every parameter belongs to image b, and images do not mix. An instance holds
     hyper-parameters only.
+
+    A subclass of another operator that gives `apply` or `adjoint` anew is another A: what it inherits that follows from
+    the other's (`project`, `gain`, `misfit`, `regularised_inverse` and `closed_form`, `noise`) is that of this class
+    again, unless it gives it too.
 
     A detector that is not linear, or whose noise is not Gaussian, has `simulate` in their place, and `as_image` unless
     its observations are images in data units: that is enough for the sampler `Conditional`.
@@ -68,16 +47,14 @@ class Operator:
     observes_images = False  # whether an observation is an image (C, H, W), of whatever size
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Looks at what every method of a subclass takes, and has it looked at for what it returns.
+        """Looks at what every method of a subclass takes and returns, and drops what it inherits of another A.
 
         Raises:
             TypeError: If a method does not take what it is given.
         """
         super().__init_subclass__(**kwargs)
-        for name in RETURNS.keys() & vars(cls).keys():
-            if inspect.isfunction(method := vars(cls)[name]):
-                _check_arguments(cls, method, name)
-                setattr(cls, name, _looked_at(method, name))
+        subclasses.look_at_methods(cls, Operator)
+        subclasses.drop_what_speaks_of_another(cls, Operator)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Notes the arguments, by which a config file writes the operator down."""
@@ -218,32 +195,6 @@ class Operator:
         ids = default_ids(x, ids)
         parameters = self.parameters(ids, tuple(x.shape[1:]))
         return self.simulate(x, parameters, random.Generator(ids, random.derive(seed, "observe")), sigma)
-
-
-def _check_arguments(cls: type[Operator], method: Callable[..., Any], name: str) -> None:
-    """Finds a method that leaves out an argument where the class is written, not where the method is first called."""
-    ours = inspect.signature(getattr(Operator, name)).parameters.values()
-    wanted = [argument.name for argument in ours if argument.kind is argument.POSITIONAL_OR_KEYWORD]
-    theirs = inspect.signature(method)
-    try:
-        theirs.bind(*wanted)
-    except TypeError:
-        names = ", ".join(theirs.parameters)
-        requirement, fix = f"to take ({', '.join(wanted)})", "The parameters of an operator without any are {}"
-        raise TypeError(message(cls.__name__, name, requirement, f"({names})", fix)) from None
-
-
-def _looked_at(method: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Returns a method of an operator that raises a sentence if it returns something else than it is to return."""
-    what, is_right = RETURNS[name]
-
-    @wraps(method)
-    def checked(self: Operator, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, x, *args, **kwargs)
-        check(is_right(x, result), type(self).__name__, name, f"to return {what}", result, error=TypeError)
-        return result
-
-    return checked
 
 
 def only_simulates(kind: type[Operator]) -> bool:

@@ -26,3 +26,8 @@ class Identity(Operator):
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns y / (1 + c)."""
         return y / (1 + c)
+
+
+def is_identity(kind: type) -> bool:
+    """Returns whether A = I for the operators of a class: it is Identity, or one with its `apply` and `adjoint`."""
+    return issubclass(kind, Identity) and (kind.apply, kind.adjoint) == (Identity.apply, Identity.adjoint)

@@ -5,8 +5,9 @@ from typing import Any
 from emfast._check import check
 from emfast._classes import class_at
 from emfast._settings import Tree, choice
-from emfast.operators import Identity, Operator
+from emfast.operators import Operator
 from emfast.operators.base import only_simulates
+from emfast.operators.identity import is_identity
 from emfast.samplers.base import Sampler
 from emfast.samplers.conditional import Conditional
 from emfast.samplers.mmps import MMPS
@@ -25,7 +26,7 @@ def default_sampler(kind: type[Operator]) -> Sampler:
     """
     if issubclass(kind, Operator) and only_simulates(kind):
         return Conditional()
-    return ReverseFromObservation() if issubclass(kind, Identity) else MMPS()
+    return ReverseFromObservation() if is_identity(kind) else MMPS()
 
 
 def check_posterior(sampler: Sampler, function: str) -> None:
@@ -50,7 +51,7 @@ def check_fits(sampler: Sampler | None, operator: Operator | None, sigma: float 
         function: The public function the caller used.
     """
     if isinstance(sampler, ReverseFromObservation):
-        good, fix = isinstance(operator, Identity), "Use another sampler"
+        good, fix = is_identity(type(operator)), "Use another sampler"
         check(good, function, "operator", "to be Identity for this sampler", type(operator), fix)
         fix = "Name the noise of the observations with --sigma, or another sampler"
         check(isinstance(sigma, str) or sigma > 0, function, "sigma", "to be > 0 for this sampler", sigma, fix)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.diffusion import Schedule
-from emfast.operators import Identity
+from emfast.operators.identity import is_identity
 from emfast.samplers.base import Sampler
 from emfast.samplers.problem import Problem, clip_values
 
@@ -50,8 +50,8 @@ class ReverseFromObservation(Sampler):
 
     def initial(self, problem: Problem) -> Tensor:
         """Returns alpha_t y."""
-        name = type(problem.operator)
-        check(isinstance(problem.operator, Identity), "ReverseFromObservation", "operator", "to be Identity", name)
+        kind = type(problem.operator)
+        check(is_identity(kind), "ReverseFromObservation", "operator", "to be Identity", kind)
         return problem.table[0, 1].to(problem.y.dtype) * problem.y
 
     def estimate(self, problem: Problem, x_t: Tensor, k: Tensor) -> Tensor:

@@ -47,6 +47,57 @@ class Decimate(Operator):
         return x
 
 
+def negative(kind):
+    """A user's subclass of an operator, whose A is minus that of the other."""
+
+    class Negative(kind):
+        def apply(self, x, parameters):
+            return -super().apply(x, parameters)
+
+        def adjoint(self, y, parameters):
+            return -super().adjoint(y, parameters)
+
+    return Negative
+
+
+KINDS = [Mask, Identity, GaussianBlur, MotionBlur, Downsample]
+OPTIONS = {Mask: {"missing": 0.5}, GaussianBlur: {"size": 3, "std": 0.5}, MotionBlur: {"size": 3}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subclass_with_another_a_does_not_inherit_what_follows_from_that_of_the_first(kind):
+    operator = negative(kind)(**OPTIONS.get(kind, {}))
+    check_operator(operator, (1, 4, 6))
+    check_operator(negative(type(operator))(**OPTIONS.get(kind, {})), (1, 4, 6))
+    assert not operator.closed_form
+    assert operator.gain({}) is None
+
+
+def test_a_subclass_keeps_what_it_gives_and_what_was_written_for_any_a():
+    class Recorded(Operator):
+        """A base class without an A."""
+
+        def project(self, y, parameters):
+            return y.nan_to_num()
+
+    class Halves(Recorded):
+        def apply(self, x, parameters):
+            return x / 2
+
+        adjoint = apply
+
+    class Both(negative(Mask)):
+        closed_form = True
+
+        def regularised_inverse(self, y, c, parameters, *, iterations=10):
+            return -Mask.regularised_inverse(self, y, c, parameters)
+
+    assert Halves.project is Recorded.project
+    check_operator(Both(missing=0.5), (1, 4, 4))
+    assert Both.closed_form
+    assert type("Renamed", (Mask,), {}).misfit is Mask.misfit
+
+
 @pytest.mark.parametrize("operator", [*OPERATORS, Decimate()], ids=lambda op: f"{type(op).__name__}{vars(op)}"[:60])
 @pytest.mark.parametrize("shape", [(1, 8, 9), (3, 8, 9)])
 def test_contract(operator, shape):

@@ -19,12 +19,22 @@ from emfast.samplers import (
     WarmStart,
     choose_scale,
     data_misfit,
+    default_sampler,
 )
 
 COUNT = 2000
 SCHEDULES = [VPSchedule.linear(), VPSchedule.cosine(), EDMSchedule()]
 BLUR = GaussianBlur(size=3, std=0.8)
 MASK = Mask(mask=torch.tensor([[1, 0, 1], [0, 1, 1]]))
+
+
+class Dimmed(Identity):
+    """A user's operator that is no identity, though its class inherits from one."""
+
+    def apply(self, x, parameters):
+        return 0.5 * x
+
+    adjoint = apply
 
 
 class Halved(Operator):
@@ -220,6 +230,9 @@ def test_sentences():
         ReverseFromObservation()(denoiser, y, Identity())
     with pytest.raises(ValueError, match="operator to be Identity"):
         ReverseFromObservation()(denoiser, y, Mask(missing=0.5), sigma=0.1)
+    with pytest.raises(ValueError, match="operator to be Identity, got Dimmed"):
+        ReverseFromObservation()(denoiser, y, Dimmed(), sigma=0.1)
+    assert isinstance(default_sampler(Dimmed), MMPS)
     with pytest.raises(TypeError, match="operator to be an emfast Operator"):
         DPS(steps=2)(denoiser, y, "mask")
     with pytest.raises(TypeError, match="y to be a floating-point tensor"):
