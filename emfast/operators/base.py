@@ -27,8 +27,8 @@ class Operator:
     hyper-parameters only.
 
     A subclass of another operator that gives `apply` or `adjoint` anew is another A: what it inherits that follows from
-    the other's (`project`, `gain`, `misfit`, `regularised_inverse` and `closed_form`, `noise`) is that of this class
-    again, unless it gives it too.
+    that of the other (`project`, `gain`, `misfit`, `regularised_inverse` and `closed_form`, `noise`, `reads`) is that
+    of this class again, unless it gives it too.
 
     A detector that is not linear, or whose noise is not Gaussian, has `simulate` in their place, and `as_image` unless
     its observations are images in data units: that is enough for the sampler `Conditional`.
@@ -44,6 +44,7 @@ class Operator:
 
     closed_form = False  # whether regularised_inverse is exact, rather than a few iterations
     checks_rows = False  # whether `checked` takes parameters that lie in a file, as `emfast.data.rows` has them
+    reads: tuple[str, ...] = ()  # the parameters without which A is not known, where a file may bring them along
     observes_images = False  # whether an observation is an image (C, H, W), of whatever size
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

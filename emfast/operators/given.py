@@ -11,7 +11,8 @@ class Given(Operator):
     """An operator whose parameters are given for each observation rather than drawn: row id for observation id.
 
     Arguments:
-        operator: The operator; its own parameters of other names stay in force.
+        operator: The operator; its own parameters of other names stay in force, but for `mask` of a `Mask` and
+            `kernel` of a `MotionBlur`, which have to be given: they are drawn at random otherwise.
         given: (N, ...) tensors, or such rows in a file, e.g. {"mask": (N, 1, H, W)}; the masks of a
             `Mask` may be (N, H, W) too, the kernels of a `MotionBlur` (N, K, K).
     """
@@ -19,6 +20,9 @@ class Given(Operator):
     checks_rows = True
 
     def __init__(self, operator: Operator, given: GivenParameters) -> None:
+        found, fix = " and ".join(given) or "none", f"Name them {' and '.join(operator.reads)}"
+        good = set(operator.reads) <= given.keys()
+        check(good, type(operator).__name__, "what is given", "to be parameters that it reads", found, fix)
         given = checked(operator, given)
         rows = {name: len(value) for name, value in given.items()}
         check(len(set(rows.values())) == 1, "Given", "the parameters", "to have one row per observation", rows)

@@ -33,6 +33,7 @@ class Mask(Operator):
     closed_form = True
     observes_images = True
     checks_rows = True
+    reads = ("mask",)
 
     @overload
     def __init__(self, missing: Tensor, *, seed: int = 0) -> None: ...

@@ -31,6 +31,7 @@ class MotionBlur(Operator):
     closed_form = True
     observes_images = True
     checks_rows = True
+    reads = ("kernel",)
 
     def __init__(self, size: int = 9, shake: float = 3.0, kernel: Tensor | None = None, seed: int = 0) -> None:
         if kernel is not None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from emfast._check import check, message
 
-# What follows from A. The last one says of regularised_inverse that it is exact.
-DERIVED = ("project", "gain", "misfit", "regularised_inverse", "noise", "closed_form")
+# What follows from A; closed_form says of regularised_inverse that it is exact, reads are the parameters of apply.
+DERIVED = ("project", "gain", "misfit", "regularised_inverse", "noise", "closed_form", "reads")
 
 
 def _is_batch(x: Tensor, y: object) -> bool:

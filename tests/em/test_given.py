@@ -153,7 +153,7 @@ def test_a_network_of_edm(tmp_path):
 
 
 def test_masks_of_another_name_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"a mask to be given, got masks. Give .* under the name mask"):
+    with pytest.raises(ValueError, match=r"parameters that it reads, got masks\. Name them mask"):
         emfast.train(small(tmp_path, operator=Mask()), observations={"y": IMAGES, "masks": IMAGES}, network=Network())
 
 

@@ -245,6 +245,16 @@ def test_files_that_are_no_masks(write, sentence, tmp_path):
         Mask(mask=str(tmp_path / "m.npy"))
 
 
+@pytest.mark.parametrize(("operator", "name"), [(Mask(missing=0.5), "mask"), (MotionBlur(3), "kernel")])
+def test_a_name_that_the_operator_does_not_read_is_not_passed_over(operator, name):
+    given = {name: torch.ones(2, 3, 3), "more": torch.ones(2, 1)}
+    assert Given(operator, given).parameters(torch.arange(2), (1, 3, 3)).keys() == given.keys()
+    kind = type(operator).__name__
+    text = f"{kind}: expected what is given to be parameters that it reads, got {name}s. Name them {name}."
+    with pytest.raises(ValueError, match=text):
+        Given(operator, {f"{name}s": given[name]})
+
+
 def test_given_kernels():
     kernels = torch.rand(3, 5, 5)
     x = torch.rand(3, 3, 8, 8)
