@@ -190,6 +190,9 @@ class Operator:
         """
         check(0 <= sigma < math.inf, "observe", "sigma", "to be >= 0 and finite", sigma)
         check(isinstance(x, Tensor), "observe", "x", "to be a tensor", type(x), "torch.as_tensor makes one", TypeError)
+        # Noise of whole numbers would be rounded to them.
+        good, fix = x.is_floating_point() or x.is_complex(), "Scale them: x / 127.5 - 1 from 0 ... 255"
+        check(good, "observe", "x", "to be a floating-point tensor in data units", x.dtype, fix, TypeError)
         check(x.ndim in (3, 4), "observe", "x", "to have shape (B, C, H, W), or (C, H, W)", tuple(x.shape))
         if x.ndim == 3:
             return self.observe(x[None], sigma, ids=single_id(ids), seed=seed)[0]

@@ -336,6 +336,13 @@ def test_texts_are_no_numbers(make, name):
         make()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("operator", [Identity(), Mask(missing=0.5), Detector()])
+def test_images_of_whole_numbers(operator, dtype):
+    with pytest.raises(TypeError, match="observe: expected x to be a floating-point tensor in data units, got torch"):
+        operator.observe(torch.ones(2, 1, 4, 4, dtype=dtype), sigma=0.1)
+
+
 @pytest.mark.parametrize("ids", [[-1, 0], [0, 3]])
 @pytest.mark.parametrize("operator", [Given(Mask(), {"mask": torch.ones(3, 1, 4, 4)}), Mask(torch.ones(3, 1, 4, 4))])
 def test_ids_without_a_row(operator, ids):
