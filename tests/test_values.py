@@ -39,7 +39,7 @@ NEVER = {
     "eta": [-0.1, 1.1, NAN, INF],
     "zeta": [-0.1, 1.1, NAN, INF],
     "scale": [-1.0, NAN, INF],
-    "sigma_min": [-0.1, NAN, INF],
+    "sigma_min": [-0.1, 0.0, 1e-5, NAN, INF],
     "width": [0.0, -1.0, NAN, INF],
     "weight": [0.0, -1.0, NAN, INF],
 }

@@ -35,12 +35,12 @@ def conjugate_gradient(
     for _ in range(iterations):
         q = system(p)
         curvature = dot(p, q)
-        length = torch.where(curvature > 0, rho / curvature, 0)
+        length = torch.where(curvature <= 0, 0, rho / curvature)
         u, r = u + length * p, r - length * q
         z = precondition(r)
         rho, before = dot(r, z), rho
         p = z + torch.where(before > 0, rho / before, 0) * p
         size = dot(r, r)
-        closer = size < least
+        closer = (size < least) | curvature.isnan()  # NaN is returned: it is not to pass for an iteration at its end
         best, least = torch.where(closer, u, best), torch.where(closer, size, least)
     return best

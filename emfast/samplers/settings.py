@@ -19,6 +19,8 @@ class Rule(NamedTuple):
 COUNT = Rule(lambda value: 0 < value <= 1_000_000 and value == int(value), "to be a whole number in 1 ... 1000000")
 SHARE = Rule(lambda value: 0 <= value <= 1, "to be in [0, 1]")
 LEVEL = Rule(lambda value: value >= 0, "to be >= 0 and finite")
+# Below, the terms of the systems that are solved cancel in float32, and a sampler would pass over the observation.
+ASSUMED = Rule(lambda value: value >= 1e-4, "to be >= 0.0001 and finite")
 POSITIVE = Rule(lambda value: value > 0, "to be > 0 and finite")
 RULES = {
     "steps": COUNT,
@@ -28,7 +30,7 @@ RULES = {
     "eta": SHARE,
     "zeta": SHARE,
     "scale": LEVEL,
-    "sigma_min": LEVEL,
+    "sigma_min": ASSUMED,
     "width": POSITIVE,
     "weight": POSITIVE,
     "noise": POSITIVE,

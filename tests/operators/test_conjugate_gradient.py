@@ -29,6 +29,12 @@ def test_more_iterations_are_never_worse_than_fewer():
         assert bool((residuals(skew).diff(dim=0) <= 1e-9).all())
 
 
+def test_a_curvature_that_is_no_number_is_not_passed_over():
+    found = conjugate_gradient(lambda u: torch.stack((u[0], torch.nan * u[1])), torch.ones(2, 3), 2)
+    assert torch.equal(found[0], torch.ones(3))
+    assert found[1].isnan().all()
+
+
 def test_the_first_iterate_is_taken_however_far_off():
     b = torch.ones(1, 2, dtype=torch.float64)
     turn = torch.tensor([[1.0, 3.0], [-3.0, 1.0]], dtype=torch.float64)
