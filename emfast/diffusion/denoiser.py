@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -106,11 +107,10 @@ class Denoiser(nn.Module):
 
     def labelled(self, labels: Any) -> Denoiser:
         """Returns a denoiser of the same network with other class labels, such as those of another batch."""
-        options: dict[str, Any] = {"sigma_data": self.sigma_data, "labels": labels, "time_table": self.time_table}
-        options |= {"multiple": self.multiple, "condition": self.condition}
-        other = type(self)(self.network, self.schedule, self.prediction, self.dtype, **options)
-        other.training = self.training
-        return other if self.labels is None or other.labels is None else other.to(self.labels.device)
+        other, found = copy.copy(self), check_labels(self.network, labels)
+        other._buffers, other._modules = dict(self._buffers), dict(self._modules)  # a copy would write into ours
+        other.labels = found if self.labels is None or found is None else found.to(self.labels.device)
+        return other
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns alpha_t and sigma_t, (B or 1, 1, 1, 1), in the dtype of `like`.
@@ -122,17 +122,18 @@ class Denoiser(nn.Module):
         t = t.reshape(-1, 1, 1, 1)
         return self.schedule.alpha(t).to(like.dtype), self.schedule.sigma(t).to(like.dtype)
 
-    def raw(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+    def raw(self, x: Tensor, time: Tensor, condition: Tensor | None = None, *, tiles: int = 1) -> Tensor:
         """Returns the bare output of the network, (B, C, H, W), in the dtype of x.
 
         Arguments:
             x: (B, C, H, W) noisy images, as the network takes them.
             time: (B,) times, as the network takes them.
             condition: (B, K, H, W) what the network is shown of observations; None: nothing.
+            tiles: How many tiles of each image x holds: first one of every image, then the next.
         """
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
         half = self.dtype is not None and self.dtype != torch.float32
-        labels = label_arguments(self.network, self.labels, self.asked, len(x), x.device)
+        labels = label_arguments(self.network, self.labels, self.asked, len(x), x.device, tiles)
         rows = self.time_table
         time = time.to(torch.float32) if rows is None else time.round().clamp(0, rows - 1).long()
         given = self._bordered(self._with(condition, x).to(dtype))

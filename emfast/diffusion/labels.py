@@ -57,7 +57,7 @@ def asks_for_labels(network: Any) -> bool:
 
 
 def label_arguments(
-    network: Any, labels: Tensor | None, asked: bool, batch: int, device: torch.device
+    network: Any, labels: Tensor | None, asked: bool, batch: int, device: torch.device, tiles: int = 1
 ) -> tuple[Any, ...]:
     """Returns the arguments of a network after image and time: its labels, those of no class if it asks, or ().
 
@@ -67,14 +67,17 @@ def label_arguments(
         asked: Whether it asks for them: `asks_for_labels`.
         batch: The number of images.
         device: Where they are.
+        tiles: How many tiles of each image there are among them: first one of every image, then the next.
     Raises:
         ValueError: If there is neither one label nor one for each image.
     """
     if labels is None:
         width = _one_hot(network)
         return (torch.zeros(batch, width, device=device) if width else None,) if asked else ()
-    good = len(labels) in (1, batch)
-    check(good, "Denoiser", "labels", f"to be one for each of {batch} images", tuple(labels.shape), FIX)
+    count = batch // tiles
+    good = len(labels) in (1, count)
+    check(good, "Denoiser", "labels", f"to be one for each of {count} images", tuple(labels.shape), FIX)
+    labels = labels if len(labels) == 1 or tiles == 1 else torch.cat([labels] * tiles)
     return (labels.expand(batch, *labels.shape[1:]),)
 
 

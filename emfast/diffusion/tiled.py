@@ -52,7 +52,7 @@ class TiledDenoiser(Denoiser):
         self.tile, self.overlap, self.batch = tile, overlap, batch
         self.train(denoiser.training)
 
-    def raw(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+    def raw(self, x: Tensor, time: Tensor, condition: Tensor | None = None, *, tiles: int = 1) -> Tensor:
         """Returns the blended output of the network, (B, C, H, W), in the dtype of x."""
         height, width = (min(self.tile, side) for side in x.shape[-2:])
         rows, columns = (starts(side, self.tile, self.overlap) for side in x.shape[-2:])
@@ -83,7 +83,7 @@ class _Blend(torch.autograd.Function):
         total = torch.zeros_like(x)
         for part in (cuts[k : k + batch] for k in range(0, len(cuts), batch)):
             tiles = (torch.cat([images[cut] for cut in part]) for images in shown)
-            outputs = raw(torch.cat([x[cut] for cut in part]), times.repeat(len(part)), *tiles)
+            outputs = raw(torch.cat([x[cut] for cut in part]), times.repeat(len(part)), *tiles, tiles=len(part))
             for cut, output in zip(part, outputs.split(len(x)), strict=True):
                 total[cut] += window * output
         return total
@@ -97,7 +97,7 @@ class _Blend(torch.autograd.Function):
             tiles = torch.cat([x[cut] for cut in part]).detach().requires_grad_()
             with torch.enable_grad():
                 others = (torch.cat([images[cut] for cut in part]) for images in shown)
-                outputs = ctx.raw(tiles, times.repeat(len(part)), *others)
+                outputs = ctx.raw(tiles, times.repeat(len(part)), *others, tiles=len(part))
             (each,) = torch.autograd.grad(outputs, tiles, torch.cat([window * gradient[cut] for cut in part]))
             for cut, own in zip(part, each.split(len(x)), strict=True):
                 total[cut] += own

@@ -68,6 +68,24 @@ def test_a_sampler_restores_a_large_image():
     assert max(size[0] for size in tiled.network.seen) == 3
 
 
+def test_tiles_have_the_labels_of_their_images():
+    class Scaled(Local):
+        def forward(self, x, t, labels):
+            return super().forward(x, t) * labels.reshape(-1, 1, 1, 1)
+
+    plain = Denoiser(Scaled(), VPSchedule.linear(), labels=torch.tensor([1, 2]))
+    tiled, x = TiledDenoiser(plain, 16, batch=3).eval(), torch.randn(2, 1, 24, 40)
+    both = tiled(x, 300)
+    for row, label in enumerate((1, 2)):
+        alone = tiled.labelled(label)
+        assert isinstance(alone, TiledDenoiser)
+        assert (alone.tile, alone.batch, alone.training) == (16, 3, False)
+        torch.testing.assert_close(alone(x[row : row + 1], 300)[0], both[row])
+    assert tiled.labels.tolist() == plain.labels.tolist() == [1, 2]
+    with pytest.raises(ValueError, match="labels to be one for each of 3 images"):
+        tiled(torch.randn(3, 1, 24, 40), 300)
+
+
 @pytest.mark.parametrize("wrong", [{"tile": 1}, {"tile": 8, "overlap": 8}, {"tile": 8, "batch": 0}])
 def test_what_is_refused(wrong):
     with pytest.raises(ValueError, match="TiledDenoiser: expected"):
