@@ -112,7 +112,8 @@ class WarmStart(Sampler):
                 if callback is not None:
                     callback(before + done, sum(steps))
 
-            part = sampler._sample(denoiser, y[full], operator, sigma, ids[full], seed, progress)
+            own = _of_rows(denoiser, full, len(y))
+            part = sampler._sample(own, y[full], operator, sigma, ids[full], seed, progress)
             x = part.new_empty(len(y), *part.shape[1:]) if x is None else x
             x[rows] = part[: len(rows)]
         return y if x is None else x
@@ -139,6 +140,9 @@ class _FromEarlier(Sampler):
         return _times_below(self.sampler.times(schedule, sigma), schedule, self.noise)
 
     def initial(self, problem: Problem) -> Tensor:
+        shape = tuple(problem.operator.as_image(problem.y, problem.parameters).shape[1:])
+        found = tuple(self.images.shape[1:])
+        check(found == shape, "WarmStart", "images", f"to have shape {shape}, that of the observed images", found)
         like = self.images
         first = problem.coefficients(torch.zeros((), dtype=torch.int64, device=like.device), like)
         return first.alpha_t * self.images + first.sigma_t * problem.noise(Stream.START, 0, like)
@@ -146,6 +150,17 @@ class _FromEarlier(Sampler):
     @property
     def owner_of_steps(self) -> Sampler:
         return self.sampler
+
+
+def _of_rows(denoiser: Denoiser, rows: Tensor, count: int) -> Denoiser:
+    """Returns the denoiser of some images of a batch of so many: with their labels, where each image has one."""
+    labels = denoiser.labels if isinstance(denoiser, Denoiser) else None
+    if labels is None or len(labels) == 1:
+        return denoiser
+    check(len(labels) == count, "Denoiser", "labels", f"to be one for each of {count} images", tuple(labels.shape))
+    if torch.equal(rows, torch.arange(count, device=rows.device)):
+        return denoiser  # itself, for a graph may be kept for it
+    return denoiser.labelled(labels[rows])
 
 
 def _times_below(times: Tensor, schedule: Schedule, noise: float) -> Tensor:

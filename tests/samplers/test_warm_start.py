@@ -4,7 +4,7 @@ import pytest
 import torch
 from contracts import Gaussian, check_moments
 
-from emfast.diffusion import EDMSchedule, VPSchedule
+from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
 from emfast.operators import GaussianBlur, Mask
 from emfast.samplers import MMPS, ReverseFromObservation, WarmStart
 
@@ -42,6 +42,28 @@ def test_samples_do_not_depend_on_the_batch():
     cold = sampler(prior.denoiser, y, operator, ids=ids)
     torch.testing.assert_close(whole[[0, 2]], cold[[0, 2]], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(whole[[1, 3]], cold[[1, 3]])
+
+
+def test_every_part_of_a_batch_has_its_own_labels():
+    def network(x, t, labels):
+        return 0.1 * labels.reshape(-1, 1, 1, 1) * (1 + 0 * x)
+
+    y, ids = torch.zeros(4, 1, 4, 4), torch.arange(4)
+    labels = torch.tensor([1, 2, 3, 4])
+    denoiser = Denoiser(network, VPSchedule.linear(), "x0", labels=labels)
+    for known in ([0, 2], [0, 1, 2, 3], []):
+        warm = WarmStart(MMPS(steps=3), torch.zeros(len(known), 1, 4, 4), torch.tensor(known, dtype=torch.int64), 0.5)
+        x = warm(denoiser, y, Mask(mask=torch.eye(4)), ids=ids, sigma=1e3)
+        torch.testing.assert_close(x[:, 0, 0, 1], 0.1 * labels)
+    with pytest.raises(ValueError, match="labels to be one for each of 3 images"):
+        warm(denoiser, y[:3], Mask(missing=0.5))
+
+
+def test_earlier_images_of_another_shape():
+    warm = WarmStart(MMPS(steps=3), torch.zeros(2, 3, 4, 4), torch.arange(2), 0.5)
+    denoiser = Denoiser(lambda x, t: x, VPSchedule.linear())
+    with pytest.raises(ValueError, match=r"WarmStart: expected images to have shape \(1, 4, 4\), .* got \(3, 4, 4\)"):
+        warm(denoiser, torch.zeros(2, 1, 4, 4), Mask(missing=0.5))
 
 
 def test_sentences():
