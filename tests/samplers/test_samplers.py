@@ -268,3 +268,16 @@ def test_sampling_keeps_nothing_for_gradients_of_weights(fails):
     assert network.kept
     assert (8, 4) not in network.kept  # the input of the layer, as a matrix
     assert {name: p.requires_grad for name, p in network.named_parameters()} == wanted
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Dropout(0.5), torch.nn.BatchNorm2d(1, momentum=0.5)])
+def test_a_network_in_training_mode_gives_the_same_samples(layer):
+    network = torch.nn.Sequential(layer, torch.nn.Identity()).train()
+    network[1].eval()
+    denoiser = Denoiser(lambda x, t: 0.3 * network(x), VPSchedule.linear())
+    denoiser.inner = network
+    y, sampler = torch.randn(3, 1, 4, 4), MMPS(steps=3)
+    whole = sampler(denoiser, y, Mask(missing=0.5))
+    assert torch.equal(sampler(denoiser, y, Mask(missing=0.5)), whole)
+    torch.testing.assert_close(sampler(denoiser, y[:1], Mask(missing=0.5)), whole[:1])
+    assert [module.training for module in (denoiser, network, layer, network[1])] == [True, True, True, False]
