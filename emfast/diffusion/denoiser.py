@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from emfast._check import check
 from emfast.diffusion.labels import asks_for_labels, check_labels, label_arguments
 from emfast.diffusion.loading import is_pipeline, read_folder, read_pipeline
-from emfast.diffusion.schedule import EDMSchedule, Prediction, Schedule
+from emfast.diffusion.schedule import LEAST, EDMSchedule, Prediction, Schedule
 from emfast.diffusion.schedulers import read_scheduler
 
 KINDS = ("eps", "v", "x0", "flow", "edm")
@@ -187,7 +187,7 @@ class Denoiser(nn.Module):
             return (self.sigma_data / norm) ** 2 * x_t + sigma * self.sigma_data / norm * output
         output = self.raw(x_t, t, condition)
         if self.prediction == "eps":
-            return (x_t - sigma * output) / alpha
+            return (x_t - sigma * output) / alpha.clamp_min(LEAST**0.5)  # flow matching begins without any signal
         if self.prediction == "v":
             return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
         if self.prediction == "flow":

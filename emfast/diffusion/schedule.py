@@ -273,4 +273,4 @@ class FlowSchedule(Schedule):
         return self._shifted(u.to(torch.float64))
 
     def _shifted(self, u: Tensor) -> Tensor:
-        return self.steps * self.shift * u / (1 + (self.shift - 1) * u)
+        return (self.steps * self.shift * u / (1 + (self.shift - 1) * u)).clamp_max(self.steps)  # 1 may round up

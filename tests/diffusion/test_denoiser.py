@@ -10,7 +10,7 @@ from torch import nn
 
 from emfast.diffusion import Denoiser, EDMSchedule, FlowSchedule, VPSchedule
 from emfast.operators import Identity
-from emfast.samplers import DPS, MMPS, ReverseFromObservation
+from emfast.samplers import DPS, MMPS, Prior, ReverseFromObservation
 
 X_0 = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 NOISE = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -190,6 +190,13 @@ class Asking(Labelled):
 def test_labels_reach_the_network_as_it_takes_them(network, given, seen):
     Denoiser(network, VPSchedule.linear(), labels=given)(X_0, 3)
     assert seen is network.seen if seen is None else network.seen.tolist() == seen
+
+
+@pytest.mark.parametrize("sampler", [DPS(steps=5), Prior(steps=5)])
+def test_a_flow_of_predicted_noise_begins_without_signal(sampler):
+    denoiser = Denoiser(lambda x, t: 0.9 * x, FlowSchedule(), "eps")
+    x = sampler(denoiser, torch.zeros(2, 1, 4, 4), Identity(), sigma=0.1)
+    assert x.isfinite().all()
 
 
 def test_labels_of_a_call():

@@ -38,6 +38,14 @@ def test_times_decrease(schedule, steps):
     assert (times[1:] < times[:-1]).all()
 
 
+@pytest.mark.parametrize("shift", [0.1, 0.3, 0.7, 3.0, 7.7])
+def test_a_shift_leaves_the_ends_of_a_flow_where_they_are(shift):
+    schedule = FlowSchedule(shift=shift)
+    assert float(schedule.times(20)[0]) == pytest.approx(1000)
+    assert (schedule.alpha(schedule.times(20)) >= 0).all()
+    assert (schedule.times_by_noise(20).diff() < 0).all()
+
+
 def test_training_times():
     u = torch.rand(10000)
     t = VPSchedule.linear().training_times(u)
