@@ -9,7 +9,7 @@ import math
 import stat
 import sys
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,21 @@ def check_numbers(function: str, **values: object) -> None:
     for name, value in values.items():
         found = repr(value) if isinstance(value, str) else value
         check(value is None or isinstance(value, Real), function, name, "to be a number", found, error=TypeError)
+
+
+def check_seed(seed: Any, function: str) -> int:
+    """Returns a seed as an int, for numbers are drawn from its text: those of 3.0, True or a tensor are others.
+
+    Arguments:
+        seed: A whole number, of Python or of numpy.
+        function: The public function or class the caller used.
+    Raises:
+        TypeError: If it is something else.
+    """
+    good = isinstance(seed, Integral) and not isinstance(seed, bool)
+    found = repr(seed) if isinstance(seed, str) or _is_tensor(seed) else seed
+    check(good, function, "seed", "to be a whole number", found, "int(seed) makes one", TypeError)
+    return int(seed)
 
 
 def check_positive(group: str, config: object, *names: str) -> None:

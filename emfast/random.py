@@ -15,7 +15,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from emfast._check import check
+from emfast._check import check, check_seed
 from emfast._library import register, run_cpp
 
 MASK = 0xFFFFFFFF
@@ -41,7 +41,7 @@ def derive(seed: int, *names: str | int) -> int:
         seed: The seed of the whole run.
         names: What the numbers are for, e.g. `("round", 3, "e_step")`.
     """
-    text = "/".join(str(part) for part in (seed, *names))
+    text = "/".join(str(part) for part in (check_seed(seed, "derive"), *names))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -1,9 +1,13 @@
 """Philox against the known answers of its authors, and the noise built on it."""
 
+import numpy as np
 import pytest
 import torch
 
 from emfast import random
+from emfast.diffusion import Denoiser, VPSchedule
+from emfast.operators import Identity, Mask, MotionBlur
+from emfast.samplers import DPS, Prior
 
 # Random123's known-answer file: counter, key -> words of philox4x32 with 10 rounds.
 KNOWN = [
@@ -54,6 +58,26 @@ def test_derived_seeds_differ():
     seeds = {random.derive(s, "round", r, n) for s in (0, 1) for r in range(10) for n in ("a", "b")}
     assert len(seeds) == 40
     assert all(0 <= s < 2**64 for s in seeds)
+
+
+X = torch.zeros(2, 1, 4, 4)
+SEEDED = {
+    "derive": lambda seed: random.derive(seed, "a"),
+    "observe": lambda seed: Identity().observe(X, 0.1, seed=seed),
+    "Mask": lambda seed: Mask(missing=0.5, seed=seed).observe(X),
+    "MotionBlur": lambda seed: MotionBlur(3, seed=seed).observe(X),
+    "DPS": lambda seed: DPS(steps=2)(DENOISER, X, Identity(), seed=seed),
+    "sample": lambda seed: Prior(steps=2).sample(DENOISER, (1, 4, 4), ids=torch.arange(2), seed=seed),
+}
+DENOISER = Denoiser(lambda x, t: 0.1 * x, VPSchedule.linear())
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seed_is_a_whole_number_of_whatever_kind(name):
+    torch.testing.assert_close(SEEDED[name](np.int64(3)), SEEDED[name](3), rtol=0, atol=0)
+    for wrong in (3.0, True, "3", None, torch.tensor(3), np.bool_(True)):
+        with pytest.raises(TypeError, match=rf"^{name}: expected seed to be a whole number, got .*\. int\(seed\)"):
+            SEEDED[name](wrong)
 
 
 def test_seed_out_of_range():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check
+from emfast._check import check, check_seed
 from emfast.data.rows import Rows
 from emfast.operators import subclasses
 from emfast.operators.conjugate_gradient import conjugate_gradient
@@ -188,6 +188,7 @@ class Operator:
             ids: (B,) stable ids of the observations; 0 ... B-1 by default.
             seed: The key of the noise: the same (seed, id) gives the same observation.
         """
+        seed = check_seed(seed, "observe")
         check(0 <= sigma < math.inf, "observe", "sigma", "to be >= 0 and finite", sigma)
         check(isinstance(x, Tensor), "observe", "x", "to be a tensor", type(x), "torch.as_tensor makes one", TypeError)
         # Noise of whole numbers would be rounded to them.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_numbers
+from emfast._check import check, check_numbers, check_seed
 from emfast.data.arrays import read_array
 from emfast.data.rows import Rows, mapped, pieces
 from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
@@ -56,7 +56,7 @@ class Mask(Operator):
             check(0 <= missing < 1, "Mask", "missing", "to be a probability in [0, 1)", missing)
         if box is not None:
             check(box > 0 and box == int(box), "Mask", "box", "to be a whole number > 0 of pixels", box)
-        self.missing, self.box, self.seed = missing, box, seed
+        self.missing, self.box, self.seed = missing, box, check_seed(seed, "Mask")
         self.mask = None if mask is None else _one_or_rows(mask)
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:

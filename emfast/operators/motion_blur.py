@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_finite, check_numbers
+from emfast._check import check, check_finite, check_numbers, check_seed
 from emfast.data.rows import Rows, mapped, pieces
 from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
 from emfast.ops import blur, blur_misfit
@@ -42,7 +42,7 @@ class MotionBlur(Operator):
         check_numbers("MotionBlur", size=size, shake=shake)
         check(size > 0 and size % 2 == 1, "MotionBlur", "size", "to be odd and positive", size)
         check(0 <= shake < math.inf, "MotionBlur", "shake", "to be >= 0 and finite", shake)
-        self.size, self.shake, self.kernel, self.seed = size, shake, kernel, seed
+        self.size, self.shake, self.kernel, self.seed = size, shake, kernel, check_seed(seed, "MotionBlur")
 
     def parameters(self, ids: Tensor, shape: tuple[int, ...]) -> Parameters:
         """Returns {"kernel": (B or 1, 1, K, K)}, float64, each with sum one if it is random."""

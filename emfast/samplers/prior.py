@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
+from emfast._check import check_seed
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Identity
 from emfast.samplers.base import Callback, Sampler
@@ -60,4 +61,11 @@ class Prior(Sampler):
             callback: Called as callback(steps done, steps in all).
         """
         nothing = torch.zeros(len(ids), *shape, device=ids.device)
-        return self(denoiser, nothing, NOTHING, ids=ids, seed=random.derive(seed, "prior"), callback=callback)
+        return self(
+            denoiser,
+            nothing,
+            NOTHING,
+            ids=ids,
+            seed=random.derive(check_seed(seed, "sample"), "prior"),
+            callback=callback,
+        )
