@@ -45,11 +45,12 @@ class GaussianBlur(Operator):
         And the singular value decomposition of the blur of each axis as a matrix, `rows_u` (1, 1, H, H), `rows_s`
         (1, 1, H), `rows_v` and the same of the columns.
         """
-        found = {"taps": _taps(self).to(ids.device)[None]}
+        found = {"taps": _taps(self.size, self.std).to(ids.device)[None]}
         for name, length in (("rows", shape[-2]), ("columns", shape[-1])):
             half, limit = self.size // 2, f"to be < {2 * length}, twice the side of the images"
             check(half < length, "GaussianBlur", "size", limit, self.size)
-            for part, tensor in zip(("_u", "_s", "_v"), _factors(self, length), strict=True):
+            factors = _factors(self.size, self.std, self.padding, length)
+            for part, tensor in zip(("_u", "_s", "_v"), factors, strict=True):
                 found[name + part] = tensor.to(ids.device)[None, None]
         return found
 
@@ -82,21 +83,21 @@ class GaussianBlur(Operator):
         return own["rows_v"] @ (s / (s.square() + c) * y) @ own["columns_v"].mT
 
 
-def _taps(blur: GaussianBlur) -> Tensor:
+def _taps(size: int, std: float) -> Tensor:
     """Returns the weights of the kernel, (K,)."""
-    offset = torch.arange(-(blur.size // 2), blur.size // 2 + 1)
-    weight = torch.exp(-0.5 * (offset.to(torch.float64) / blur.std) ** 2)
+    offset = torch.arange(-(size // 2), size // 2 + 1)
+    weight = torch.exp(-0.5 * (offset.to(torch.float64) / std) ** 2)
     return weight / weight.sum()
 
 
 @lru_cache(maxsize=16)
-def _factors(blur: GaussianBlur, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _factors(size: int, std: float, padding: str, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns U, s, V, the singular value decomposition of the blur of an axis of that length as a matrix."""
-    offset = torch.arange(-(blur.size // 2), blur.size // 2 + 1)
+    offset = torch.arange(-(size // 2), size // 2 + 1)
     source = torch.arange(length)[:, None] + offset  # (L, K), the pixel that each tap reads
     reflected = (length - 1) - ((length - 1) - source.abs()).abs()
-    source = source % length if blur.padding == "circular" else reflected
+    source = source % length if padding == "circular" else reflected
     matrix = torch.zeros(length, length, dtype=torch.float64)
-    matrix.scatter_add_(1, source, _taps(blur).expand(length, -1).contiguous())
+    matrix.scatter_add_(1, source, _taps(size, std).expand(length, -1).contiguous())
     u, s, vt = torch.linalg.svd(matrix)
     return u, s, vt.mT.contiguous()

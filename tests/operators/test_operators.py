@@ -153,6 +153,16 @@ def test_blur_is_a_padded_convolution(padding):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_a_blur_that_is_changed_is_another_one_at_once():
+    operator = GaussianBlur(size=5, std=1.0)
+    for options in ({"std": 1.0}, {"std": 2.0}, {"size": 3}, {"padding": "circular"}):
+        vars(operator).update(options)
+        check_operator(operator, (1, 8, 9))
+        again, ids = GaussianBlur(operator.size, operator.std, operator.padding), torch.arange(2)
+        for name, value in again.parameters(ids, (1, 8, 9)).items():
+            assert torch.equal(operator.parameters(ids, (1, 8, 9))[name], value)
+
+
 @pytest.mark.parametrize("factor", [2, 3])
 def test_downsampling(factor):
     operator = Downsample(factor)
