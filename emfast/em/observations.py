@@ -92,7 +92,7 @@ class Observations:
             check(y.dtype == torch.float32, "Observations", name, "to be float32", y, fix, error=TypeError)
         self._check_operator(given or {})
         if y is not None:
-            check_values(self.operator, y, name, math.inf if guessed else sigma)
+            check_values(self.operator, y, name, math.inf if guessed else sigma, imported=origin is not None)
 
     @classmethod
     def from_file(

@@ -13,8 +13,10 @@ from emfast.data.origin import Range
 from emfast.data.rows import Rows, not_finite, rows_at_a_time
 from emfast.operators import Operator
 
+MANY = 16  # observations, by which their units are judged
 
-def check_values(operator: Operator, y: Tensor | Rows, name: str, sigma: float) -> None:
+
+def check_values(operator: Operator, y: Tensor | Rows, name: str, sigma: float, imported: bool = False) -> None:
     """Finds values that no detector gives, and y in other units than those of the images.
 
     Arguments:
@@ -22,6 +24,7 @@ def check_values(operator: Operator, y: Tensor | Rows, name: str, sigma: float) 
         y: (N, ...) all observations.
         name: What the errors call them.
         sigma: The standard deviation of their noise; infinite if it is not known.
+        imported: Whether they were imported, in a range that somebody has looked at.
     """
     low, high, square, count = 0.0, 0.0, 0.0, 0
     gains: list[float | None] = []
@@ -48,7 +51,12 @@ def check_values(operator: Operator, y: Tensor | Rows, name: str, sigma: float) 
     limit = (2 * max(known)) ** 2 + (1.5 * sigma) ** 2
     expected = f"to hold floats in [-{max(known):.4g}, {max(known):.4g}] and noise of sigma = {sigma:g}"
     fix = "Scale y and sigma to images in [-1, 1] (x / 127.5 - 1 from 0 ... 255)"
-    check(square <= limit * count, "Observations", name, expected, f"values from {low:.4g} to {high:.4g}", fix)
+    found = f"values from {low:.4g} to {high:.4g}"
+    check(square <= limit * count, "Observations", name, expected, found, fix)
+    # Many images that are nowhere darker than mid-grey, but for the noise, are images in [0, 1].
+    dark = imported or len(y) < MANY or 6 * sigma > 0.5 or low < -6 * sigma or high == 0
+    fix = "Scale y and sigma to images in [-1, 1] (x * 2 - 1 from [0, 1])"
+    check(dark, "Observations", name, expected, found, fix)
 
 
 def check_files(operator: Operator, y: Tensor, parameters: Mapping[str, Tensor], range: Range) -> None:

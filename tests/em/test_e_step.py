@@ -246,6 +246,19 @@ def test_observations_in_other_units_are_refused(operator, sigma, tmp_path):
         assert len(Observations.from_file(path, operator, sigma=stated)) == 6
 
 
+@pytest.mark.parametrize("operator", UNIT_GAIN.values(), ids=UNIT_GAIN)
+@pytest.mark.parametrize("sigma", [0.0, 0.05])
+def test_many_observations_in_0_to_1_are_refused(operator, sigma):
+    """As torchvision's ToTensor gives them; a few may show bright things."""
+    ids, x = torch.arange(20), torch.cat([pixels()] * 4)[:20]
+    own = operator.parameters(ids, (1, 12, 12)) if isinstance(operator, Mask | MotionBlur) else None
+    Observations(operator, y=operator.observe(x, sigma, ids=ids), given=own, sigma=sigma)
+    y = operator.observe((x + 1) / 2, sigma, ids=ids)
+    with pytest.raises(ValueError, match=r"y to hold floats in \[-1, 1\] .* from \[0, 1\]\)"):
+        Observations(operator, y=y, given=own, sigma=sigma)
+    Observations(operator, y=y[:8], given=own and {name: value[:8] for name, value in own.items()}, sigma=sigma)
+
+
 def test_an_operator_that_changes_the_range_is_not_asked_for_it():
     y = 127.5 * (pixels() + 1)
     Observations(Camera(), y=y)
