@@ -87,11 +87,12 @@ class _Physics(Operator):
         return self.physics.prox_l2(0.0, self._in_its_precision(y), self._in_its_precision(1 / c)).to(y.dtype)
 
     def noise(self, z: Tensor, parameters: Parameters) -> Tensor:
-        """Returns z where the physics records something."""
+        """Returns z where the physics records something, and 0 elsewhere: whatever a mask multiplies pixels with."""
         if not callable(getattr(self.physics, "noise", None)):
             return z
         self._hand_over(parameters)
-        return self.physics.noise(self._in_its_precision(z)).to(z.dtype)
+        recorded = self.physics.noise(self._in_its_precision(torch.ones_like(z))) != 0
+        return torch.where(recorded, z, 0)
 
     def _hand_over(self, parameters: Parameters) -> None:
         """Hands the parameters over; A and A_adjoint take them as arguments, the other methods do not."""

@@ -116,6 +116,14 @@ def test_samples_are_those_of_the_same_operator():
     assert torch.equal(sampler(prior.denoiser, marked, theirs, sigma=0.1), b)
 
 
+def test_noise_is_that_of_the_detector_whatever_the_mask_multiplies_with():
+    mask = 2 * MASKS[:1]
+    operator = from_deepinv(Inpainting(mask))
+    check_operator(operator, SHAPE)
+    y = operator.observe(torch.zeros(4, *SHAPE), sigma=0.1)
+    assert torch.equal(y, Mask(mask=MASKS[:1]).observe(torch.zeros(4, *SHAPE), sigma=0.1))
+
+
 def test_the_physics_itself_is_left_alone():
     physics = Inpainting(MASKS[:1])
     operator = Given(from_deepinv(physics), {"mask": MASKS})
