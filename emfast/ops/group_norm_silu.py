@@ -118,6 +118,8 @@ def _unsupported_natively(x: Tensor, skip: Any, channel_bias: Any, weight: Any, 
     """Returns why torch's own normalisation cannot take the arguments, or None if it can."""
     if skip is not None or channel_bias is not None:
         return "two inputs, or an embedding"
+    if weight is None and bias is not None:
+        return "a bias without a weight"  # of which torch takes no gradient
     own = all(p is None or (p.dim() == 1 and p.dtype == x.dtype) for p in (weight, bias))
     return None if own else "a weight and a bias for every image, or of another dtype"
 

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,20 @@ def native(x, num_groups, weight=None, bias=None, channel_bias=None, eps=1e-5, s
 
 def test_contract(backend, device):
     check_op(group_norm_silu, native, SAMPLES, backend=backend, device=device)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("chosen", [False, True])  # by whoever calls, or by the table
+def test_one_of_weight_and_bias(name, layout, chosen, backend, device):
+    arguments = draw({"x": (2, 4, 3, 5), name: (4,)}, torch.float32, layout, device)
+    parts = {"weight": torch.ones(4, device=device), "bias": torch.zeros(4, device=device), name: arguments[name]}
+    expected = evaluate(lambda x, weight, bias: native(x, 2, weight, bias), {"x": arguments["x"], **parts})
+    with forced(backend) if chosen else nullcontext():
+        found = evaluate(lambda **given: group_norm_silu(num_groups=2, **given), arguments)
+    del expected[3 if name == "weight" else 2]
+    for k, n in zip(found, expected, strict=True):
+        torch.testing.assert_close(k, n, rtol=1e-5, atol=1e-5)
 
 
 def test_modulated_is_scale_and_shift_after_the_norm(device):
