@@ -81,6 +81,29 @@ def check_numbers(function: str, **values: object) -> None:
         check(value is None or isinstance(value, Real), function, name, "to be a number", found, error=TypeError)
 
 
+def check_whole(function: str, **values: object) -> None:
+    """Raises the sentence of `check` unless values are whole numbers, which 2.0 is not; None passes.
+
+    Arguments:
+        function: The public function or class the caller used.
+        values: The values by their names.
+    """
+    check_numbers(function, **values)
+    for name, value in values.items():
+        good = value is None or (isinstance(value, Integral) and not isinstance(value, bool))
+        check(good, function, name, "to be a whole number", value, error=TypeError)
+
+
+def check_ids(ids: object, function: str) -> None:
+    """Raises the sentence of `check` unless ids are a tensor, on whose device numbers are drawn; None passes.
+
+    Arguments:
+        ids: The ids.
+        function: The public function the caller used.
+    """
+    check(ids is None or _is_tensor(ids), function, "ids", "to be a tensor", type(ids), error=TypeError)
+
+
 def check_seed(seed: Any, function: str) -> int:
     """Returns a seed as an int, for numbers are drawn from its text: those of 3.0, True or a tensor are others.
 

@@ -15,7 +15,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from emfast._check import check, check_seed
+from emfast._check import check, check_ids, check_seed
 from emfast._library import register, run_cpp
 
 MASK = 0xFFFFFFFF
@@ -84,6 +84,7 @@ def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tenso
         seed: The key, 0 <= seed < 2^64.
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
+    check_ids(ids, "uniform")
     count = math.prod(shape)
     words = _words(count, ids, seed, step)
     values = (words >> 8).to(torch.float32) * 2.0**-24
@@ -101,6 +102,7 @@ def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor
         seed: The key, 0 <= seed < 2^64.
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
+    check_ids(ids, "normal")
     key = signed(seed, "normal")
     z: Tensor = _normal(shape, ids.to(torch.int64), _counter(step, ids), key)
     return z

@@ -80,6 +80,14 @@ def test_a_seed_is_a_whole_number_of_whatever_kind(name):
             SEEDED[name](wrong)
 
 
+@pytest.mark.parametrize("draw", [random.normal, random.uniform])
+def test_a_list_of_ids(draw):
+    with pytest.raises(TypeError, match=rf"{draw.__name__}: expected ids to be a tensor, got list"):
+        draw((1,), ids=[0, 1], seed=0)
+    with pytest.raises(TypeError, match="sample: expected ids to be a tensor, got list"):
+        Prior(steps=2).sample(DENOISER, (1, 4, 4), ids=[0, 1])
+
+
 def test_seed_out_of_range():
     with pytest.raises(ValueError, match=r"expected seed to be in \[0, 2\^64\)"):
         random.normal((1,), ids=torch.tensor([0]), seed=-1)

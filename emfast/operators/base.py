@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_seed
+from emfast._check import check, check_ids, check_seed
 from emfast.data.rows import Rows
 from emfast.operators import subclasses
 from emfast.operators.conjugate_gradient import conjugate_gradient
@@ -191,6 +191,7 @@ class Operator:
         seed = check_seed(seed, "observe")
         check(0 <= sigma < math.inf, "observe", "sigma", "to be >= 0 and finite", sigma)
         check(isinstance(x, Tensor), "observe", "x", "to be a tensor", type(x), "torch.as_tensor makes one", TypeError)
+        check_ids(ids, "observe")
         # Noise of whole numbers would be rounded to them.
         good, fix = x.is_floating_point() or x.is_complex(), "Scale them: x / 127.5 - 1 from 0 ... 255"
         check(good, "observe", "x", "to be a floating-point tensor in data units", x.dtype, fix, TypeError)
@@ -236,6 +237,7 @@ def default_ids(x: Tensor, ids: Tensor | None) -> Tensor:
     """
     if ids is None:
         return torch.arange(len(x), device=x.device)
+    check_ids(ids, "observe")
     good = ids.shape == (len(x),) and not ids.is_floating_point()
     check(good, "observe", "ids", f"to be ({len(x)},) whole numbers, one id per image", ids)
     return ids.to(x.device, torch.int64)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from emfast._check import check, check_numbers
+from emfast._check import check, check_numbers, check_whole
 from emfast.operators.base import Operator, Parameters
 from emfast.random import Generator
 
@@ -27,7 +27,8 @@ class Detector(Operator):
     observes_images = True
 
     def __init__(self, high: float = 0.0, low: float = -1.0, levels: int | None = 16) -> None:
-        check_numbers("Detector", high=high, low=low, levels=levels)
+        check_numbers("Detector", high=high, low=low)
+        check_whole("Detector", levels=levels)
         good = -math.inf < low < high < math.inf
         check(good, "Detector", "low and high", "to be finite, low below high", f"{low} and {high}")
         check(levels is None or levels > 1, "Detector", "levels", "to be 2 or more", levels)

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from emfast._check import check, check_numbers
+from emfast._check import check, check_whole
 from emfast.operators.base import Operator, Parameters
 
 
@@ -20,7 +20,7 @@ class Downsample(Operator):
     observes_images = True
 
     def __init__(self, factor: int = 2) -> None:
-        check_numbers("Downsample", factor=factor)
+        check_whole("Downsample", factor=factor)
         check(factor > 1, "Downsample", "factor", "to be 2 or more", factor)
         self.factor = factor
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from emfast._check import check, check_numbers
+from emfast._check import check, check_numbers, check_whole
 from emfast.operators.base import Operator, Parameters
 from emfast.ops import separable_blur, separable_blur_misfit
 
@@ -33,7 +33,8 @@ class GaussianBlur(Operator):
     observes_images = True
 
     def __init__(self, size: int = 9, std: float = 2.0, padding: Literal["reflect", "circular"] = "reflect") -> None:
-        check_numbers("GaussianBlur", size=size, std=std)
+        check_whole("GaussianBlur", size=size)
+        check_numbers("GaussianBlur", std=std)
         check(size > 0 and size % 2 == 1, "GaussianBlur", "size", "to be odd and positive", size)
         check(0 < std < math.inf, "GaussianBlur", "std", "to be > 0 pixels and finite", std)
         check(padding in ("reflect", "circular"), "GaussianBlur", "padding", "to be reflect or circular", padding)

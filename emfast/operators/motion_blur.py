@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_finite, check_numbers, check_seed
+from emfast._check import check, check_finite, check_numbers, check_seed, check_whole
 from emfast.data.rows import Rows, mapped, pieces
 from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
 from emfast.ops import blur, blur_misfit
@@ -39,7 +39,8 @@ class MotionBlur(Operator):
             check(kernel.ndim in (2, 3), "MotionBlur", "kernel", "to have shape (K, K) or (N, K, K)", kernel)
             kernel = _given_kernels(kernel)[:][:, 0]
             size = kernel.shape[-1]
-        check_numbers("MotionBlur", size=size, shake=shake)
+        check_whole("MotionBlur", size=size)
+        check_numbers("MotionBlur", shake=shake)
         check(size > 0 and size % 2 == 1, "MotionBlur", "size", "to be odd and positive", size)
         check(0 <= shake < math.inf, "MotionBlur", "shake", "to be >= 0 and finite", shake)
         self.size, self.shake, self.kernel, self.seed = size, shake, kernel, check_seed(seed, "MotionBlur")

@@ -1,5 +1,6 @@
 """Counting photons: Poisson noise, which no Gaussian is where there are few of them."""
 
+import torch
 from torch import Tensor
 
 from emfast._check import check, check_numbers
@@ -30,7 +31,8 @@ class PoissonCounts(Operator):
     def simulate(self, x: Tensor, parameters: Parameters, generator: Generator, sigma: float = 0.0) -> Tensor:
         """Returns counts, in the dtype of x."""
         check(sigma == 0, "PoissonCounts", "sigma", "to be 0: counts have the noise of counting", sigma)
-        return generator.poisson(self.peak * (x.clamp(-1, 1) + 1) / 2 + self.dark)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # float16 ends at 65504
+        return generator.poisson(self.peak * (wide.clamp(-1, 1) + 1) / 2 + self.dark).to(x.dtype)
 
     def as_image(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns the images whose mean counts they are: 2 (y - dark) / peak - 1."""

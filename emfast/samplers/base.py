@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emfast import random
-from emfast._check import check, check_seed, check_sigma
+from emfast._check import check, check_ids, check_seed, check_sigma
 from emfast.diffusion import Denoiser, Schedule
 from emfast.graph import graphed
 from emfast.operators import Operator, as_operator
@@ -128,7 +128,7 @@ class Sampler:
         check(good, name, "y", "to be a floating-point tensor", y, error=TypeError)
         check_sigma(sigma, name)
         seed = check_seed(seed, name)
-        check(ids is None or isinstance(ids, Tensor), name, "ids", "to be a tensor", type(ids), error=TypeError)
+        check_ids(ids, name)
         operator = as_operator(operator, y, name)
         single = operator.is_single(y)
         good = single or y.ndim == 4 or not operator.observes_images

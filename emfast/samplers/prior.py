@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check_seed
+from emfast._check import check_ids, check_seed
 from emfast.diffusion import Denoiser, Schedule
 from emfast.operators import Identity
 from emfast.samplers.base import Callback, Sampler
@@ -60,12 +60,7 @@ class Prior(Sampler):
             seed: The key of the noise.
             callback: Called as callback(steps done, steps in all).
         """
+        check_ids(ids, "sample")
+        key = random.derive(check_seed(seed, "sample"), "prior")
         nothing = torch.zeros(len(ids), *shape, device=ids.device)
-        return self(
-            denoiser,
-            nothing,
-            NOTHING,
-            ids=ids,
-            seed=random.derive(check_seed(seed, "sample"), "prior"),
-            callback=callback,
-        )
+        return self(denoiser, nothing, NOTHING, ids=ids, seed=key, callback=callback)

@@ -346,6 +346,28 @@ def test_texts_are_no_numbers(make, name):
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Detector(levels=2.5), "levels"),
+        (lambda: Detector(levels=4.0), "levels"),
+        (lambda: Downsample(2.0), "factor"),
+        (lambda: GaussianBlur(5.0), "size"),
+        (lambda: MotionBlur(5.0), "size"),
+        (lambda: MotionBlur(True), "size"),
+    ],
+)
+def test_counts_are_whole_numbers(make, name):
+    with pytest.raises(TypeError, match=f"expected {name} to be a whole number, got "):
+        make()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (1, 4, 4)])
+def test_a_list_of_ids(shape):
+    with pytest.raises(TypeError, match="observe: expected ids to be a tensor, got list"):
+        Identity().observe(torch.zeros(shape), ids=[0, 1])
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 @pytest.mark.parametrize("operator", [Identity(), Mask(missing=0.5), Detector()])
 def test_images_of_whole_numbers(operator, dtype):

@@ -47,6 +47,15 @@ def test_moments_of_counts():
     torch.testing.assert_close(image.mean(0), x[0], atol=0.06, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_counts_of_images_of_half_precision(dtype):
+    x = torch.full((1, 1, 2, 2), -0.5, dtype=dtype)
+    y = PoissonCounts(1e5).observe(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, PoissonCounts(1e5).observe(x.float()).to(dtype))
+    assert y.isfinite().all()
+
+
 def test_readings_of_a_detector():
     x = torch.tensor([-2.0, -1.0, -0.6, -0.4, 0.1, 0.49, 0.6, 1.0]).reshape(1, 1, 1, 8)
     y = Detector(high=0.5, low=-0.5, levels=3).observe(x)
