@@ -83,15 +83,17 @@ class MotionBlur(Operator):
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Returns the blurred images."""
-        if parameters["kernel"].shape[-1] > LARGE:
-            return _filter(x, _response(parameters["kernel"], x))
-        return blur(x, parameters["kernel"], padding="circular", adjoint=True)
+        kernel = _kernel(parameters, x)
+        if kernel.shape[-1] > LARGE:
+            return _filter(x, _response(kernel, x))
+        return blur(x, kernel, padding="circular", adjoint=True)
 
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns the correlation of y with the kernels."""
-        if parameters["kernel"].shape[-1] > LARGE:
-            return _filter(y, _response(parameters["kernel"], y).conj())
-        return blur(y, parameters["kernel"], padding="circular")
+        kernel = _kernel(parameters, y)
+        if kernel.shape[-1] > LARGE:
+            return _filter(y, _response(kernel, y).conj())
+        return blur(y, kernel, padding="circular")
 
     def gain(self, parameters: Parameters) -> float:
         """Returns the largest sum of the magnitudes in a kernel: 1 for random ones."""
@@ -99,13 +101,14 @@ class MotionBlur(Operator):
 
     def misfit(self, x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
         """Returns r = y - A x, its squared norms and A^T r."""
-        if parameters["kernel"].shape[-1] > LARGE:
+        kernel = _kernel(parameters, x)
+        if kernel.shape[-1] > LARGE:
             return super().misfit(x, y, parameters)
-        return blur_misfit(x, y, parameters["kernel"].flip(-2, -1), padding="circular")
+        return blur_misfit(x, y, kernel.flip(-2, -1), padding="circular")
 
     def regularised_inverse(self, y: Tensor, c: Tensor, parameters: Parameters, *, iterations: int = 10) -> Tensor:
         """Returns the Wiener filter of y, exact in the Fourier basis."""
-        response = _response(parameters["kernel"], y)
+        response = _response(_kernel(parameters, y), y)
         return _filter(y, response.conj() / (response.abs().square() + c))
 
 
@@ -117,6 +120,14 @@ def _given_kernels(kernel: Tensor | Rows) -> Tensor | Rows:
     for _, part in pieces(kernel):
         check_finite({"kernel": part}, "MotionBlur", "the given kernels")
     return mapped(kernel, lambda part: part.to(torch.float64).reshape(-1, 1, *part.shape[-2:]))
+
+
+def _kernel(parameters: Parameters, x: Tensor) -> Tensor:
+    """Returns the kernels, none of which is larger than the images."""
+    kernel, side = parameters["kernel"], min(x.shape[-2:])
+    found = f"{kernel.shape[-2]} x {kernel.shape[-1]}"
+    check(kernel.shape[-1] <= side, "MotionBlur", "kernel", f"to have sides <= {side}, those of the images", found)
+    return kernel
 
 
 def _response(kernel: Tensor, like: Tensor) -> Tensor:

@@ -281,6 +281,16 @@ def test_given_kernels():
                 MotionBlur().apply(wide, {"kernel": wrong})
 
 
+@pytest.mark.parametrize("size", [9, 15, 17])
+@pytest.mark.parametrize("method", ["apply", "adjoint", "misfit", "regularised_inverse"])
+def test_given_kernels_larger_than_the_images(size, method):
+    operator, x = Given(MotionBlur(3), {"kernel": torch.rand(2, size, size)}), torch.zeros(2, 1, 8, 12)
+    parameters = operator.parameters(torch.arange(2), (1, 8, 12))
+    more = {"misfit": (x,), "regularised_inverse": (torch.ones(()),)}.get(method, ())
+    with pytest.raises(ValueError, match=r"MotionBlur: expected kernel to have sides <= 8, .* got (\d+) x \1"):
+        getattr(operator, method)(x, *more, parameters)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
