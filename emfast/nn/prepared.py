@@ -58,6 +58,8 @@ class Prepared:
         found = self._made.get(key)
         if found is None:
             found = _make(key, weights)
+            if self.stamps is not None and not _is_current(self, weights, look=True):
+                return found  # a backward pass after weights were swapped: not to be found under the stamps of before
             if self.stamps is not None and _is_on_gpu(found):
                 if _is_captured(found):
                     return found  # made by the graph, whenever it is replayed: nothing is there to be kept

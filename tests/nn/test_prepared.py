@@ -75,6 +75,23 @@ def test_every_write_is_followed(write, extension, monkeypatch):
     assert made(weight) is not first
 
 
+def test_what_is_made_of_weights_swapped_meanwhile_is_not_kept():
+    """As a backward pass does, which asks for other forms than the forward pass did."""
+    weight = weight_of(4, 5, 3, 3)
+    entry, before = prepared((weight,)), weight.detach().clone()
+    entry.get((weight,), halved)
+    weight.data.mul_(3)
+    assert torch.equal(entry.get((weight,), lambda weights: weights[0] * 2), before * 6)
+    calls = []
+    make = noted(calls)
+    entry.get((weight,), make)
+    weight.data.copy_(before)
+    assert prepared((weight,)) is entry
+    assert torch.equal(entry.get((weight,), make), before / 2)
+    assert torch.equal(entry.get((weight,), make), before / 2)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 65536, 65537, 3 * 65536 + 5])
 def test_the_checksum_sees_every_byte(size):
     """At the borders of what one thread takes at a time, too."""
