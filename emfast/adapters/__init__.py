@@ -48,7 +48,8 @@ def accelerate(model: Model, *, dtype: torch.dtype | None = None, compare: bool 
     Gradients (of first order), autocast, torch.compile, DDP, gradient checkpointing, copy.deepcopy and pickling work as
     before. Modules that are not known are left alone; `report` lists them, with the reason. What is changed later (a
     part replaced, an attribute set, a hook added, a method patched, weights written in whatever way) is followed by the
-    next call.
+    next call; by that of a compiled network once it is compiled anew, after torch.compiler.reset(), but for weights.
+    torch.func.functional_call works, the transforms of torch.func (grad, vjp, vmap) do not: `restore` first.
 
     On a CPU with glibc the process keeps freed memory from then on (see `emfast._memory`): mapping the activations of a
     large batch afresh at every step costs more than computing them.
