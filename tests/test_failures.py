@@ -306,7 +306,7 @@ def test_damaged_data(name, write, tmp_path, capsys):
 def test_json_of_another_shape(name, content, copy, capsys):
     folder, argv = copy
     (folder / name).write_text(content)
-    assert refused(capsys, argv, name if name != "data.json" or "{" not in content else "observations")
+    assert refused(capsys, argv, name if name != "data.json" or "{" not in content else "when it began")
 
 
 CHOICES = ["--e_step.batch_size", "auto", "--e_step.scales", "[1.0]", "--final_rounds", "0"]
