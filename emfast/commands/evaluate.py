@@ -13,12 +13,12 @@ from torch import Tensor
 
 from emfast._check import check, message
 from emfast.commands.display import plain_console
-from emfast.commands.files import check_output, scores
+from emfast.commands.files import belong, check_output, scores
 from emfast.data import Images, Store, load
 from emfast.data.arrays import split_key
 from emfast.data.files import ARRAYS
 from emfast.data.origin import Range, check_range, range_of_note, read_origin
-from emfast.data.rows import Rows, picked, rows_at_a_time
+from emfast.data.rows import Rows, picked
 from emfast.em.model import read_note
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
 from emfast.evaluation.metrics import SIDE
@@ -130,7 +130,7 @@ def run(options: Options, yaml: str) -> None:
 def _scores(options: Options, a: Images, ids: Tensor | None, b: Images, known: Tensor | None) -> dict[str, str]:
     """The scores of the images that belong together, as the table shows them."""
     pair = _pair(options, a, ids, b, known)
-    if pair is not None and options.paired is None and not _belong(*pair):
+    if pair is not None and options.paired is None and not belong(*pair):
         named = ids is not None or known is not None
         fix = "Check that B holds the images observed" if named else "Write --paired true if they are pairs"
         requirement = "to be nearer to their partners in B than to others"
@@ -197,14 +197,6 @@ def _pair(
     fix = "Leave paired out"
     check(len(a) == len(b) or not options.paired, "evaluate", "B", f"to have {len(a)} images like A", len(b), fix)
     return (a.floats, b.floats) if len(a) == len(b) else None
-
-
-def _belong(x: Tensor | Rows, y: Tensor | Rows) -> bool:
-    """Whether images are nearer to their partners than to those of their neighbours, beyond three standard errors."""
-    nearer = torch.empty(len(x))  # a list of small tensors would keep the memory between them from being used again
-    for rows in torch.arange(len(x)).split(min(512, rows_at_a_time(x))):
-        nearer[rows] = ((x[rows] - y[rows - 1]).square() - (x[rows] - y[rows]).square()).flatten(1).mean(1)
-    return len(x) < 2 or bool(nearer.mean() >= 3 * nearer.std() / len(x) ** 0.5)
 
 
 def _common(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

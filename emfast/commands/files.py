@@ -78,3 +78,25 @@ def scores(x: Tensor | Rows, truth: Tensor | Rows, lpips: str | None = None) -> 
         for name, measure in measures.items():
             values[name][ids] = measure(*pair).double()
     return found | {name: float(value.mean()) for name, value in values.items()}
+
+
+def belong(x: Tensor | Rows, y: Tensor | Rows) -> bool:
+    """Returns whether images are nearer to their partners than to the neighbours of those, beyond 3 standard errors.
+
+    Arguments:
+        x: (N, C, H, W) the images.
+        y: Their partners.
+    """
+    nearer = torch.empty(len(x))  # a list of small tensors would keep the memory between them from being used again
+    for rows in torch.arange(len(x)).split(min(512, rows_at_a_time(x))):
+        nearer[rows] = ((x[rows] - y[rows - 1]).square() - (x[rows] - y[rows]).square()).flatten(1).mean(1)
+    return is_clear(nearer)
+
+
+def is_clear(nearer: Tensor) -> bool:
+    """Returns whether differences are positive in the mean, beyond 3 standard errors; a single one may be anything.
+
+    Arguments:
+        nearer: (N,) how much nearer images are to their partners than to others.
+    """
+    return len(nearer) < 2 or bool(nearer.mean() >= 3 * nearer.std() / len(nearer) ** 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,10 @@ from emfast._safetensors import checksum
 from emfast._settings import choice
 from emfast._yaml import defaults
 from emfast.commands.display import Display
-from emfast.commands.restored import write_results
+from emfast.commands.restored import agree, write_results
 from emfast.commands.run_settings import describe, is_ours, make, run_of, run_settings
 from emfast.data import Store, load
-from emfast.data.origin import Range, check_range, range_of_note, read_origin
+from emfast.data.origin import Range, check_range, range_of_note, read_origin, rows_by_name
 from emfast.data.rows import Rows
 from emfast.diffusion import Denoiser, TiledDenoiser
 from emfast.diffusion.loading import model_folder
@@ -53,8 +54,8 @@ class Options:
         sigma: Standard deviation of the measurement noise: in the units of the files that were imported, else in data
             units ([-1, 1]); by default that of the run.
         sampler: The posterior sampler; by default the best one for the operator.
-        truth: The clean images of the observations, row for row, where they are known: for PSNR, SSIM and coverage.
-            Import them in the range of the observations.
+        truth: The clean images of the observations, where they are known: for PSNR, SSIM and coverage. Import them in
+            the range of the observations, from files of the same names; what has no names is taken row for row.
         samples: Posterior samples of each observation; of 2 or more their mean and standard deviation are written too.
         tile: Restore images larger than those of the model by overlapping tiles of this side; by default that of the
             patches that it was trained on.
@@ -199,11 +200,17 @@ def _truth(options: Options, observations: Observations) -> Tensor | Rows | None
     """Returns the clean images of the observations, None if they are not known."""
     if options.truth is None:
         return None if observations.images is None else observations.images.floats
-    images = load(options.truth, limit=options.limit)
-    ranges = [getattr(each, "range", None) for each in (read_origin(options.truth), observations.origin)]
+    origins = read_origin(options.truth), observations.origin
+    ranges = [getattr(each, "range", None) for each in origins]
     check_range("restore", options.truth, ranges[0], ranges[1], "the observations")
+    rows = rows_by_name("restore", options.truth, *origins, len(observations))
+    images = load(options.truth, limit=options.limit if rows is None else None)
+    images = images if rows is None else images.subset(rows)
     found, wanted = (len(images), *images.shape), (len(observations), *observations.shape)
     check(found == wanted, "restore", "truth", f"to have the shape of the observed images, {wanted}", found)
+    if rows is None and not agree(images.floats, observations):
+        requirement, fix = "to be nearer to their observations than to others", "Check that they have one order"
+        print(message("restore", "the images of truth", requirement, "no difference", fix), file=sys.stderr)
     return images.floats
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emfast._files import write_file, write_json, write_tensors
-from emfast.commands.files import scores
+from emfast.commands.files import is_clear, scores
 from emfast.data import Store, save_observations
 from emfast.data.array_rows import write_npz
 from emfast.data.origin import Origin
@@ -88,6 +88,24 @@ def write_results(
     metrics = _metrics(observations, ids, found, y, truth)
     write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def agree(truth: Tensor | Rows, observations: Observations) -> bool:
+    """Returns whether observations are nearer to what their own truth gives than to what that of their neighbours does.
+
+    Arguments:
+        truth: The clean images.
+        observations: The observations.
+    """
+    operator = observations.operator
+    if operator.is_simulated:
+        return True
+    nearer = torch.empty(len(truth))
+    for ids in torch.arange(len(truth)).split(rows_at_a_time(truth)):
+        y = observations.read(ids)
+        own, others = (data_misfit(truth[rows], y, operator, ids) for rows in (ids, ids - 1))
+        nearer[ids] = others.float() - own.float()
+    return is_clear(nearer)
 
 
 def _parameters(observations: Observations, ids: Tensor, y: Rows) -> dict[str, Tensor | Rows]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from emfast._check import check, message
 from emfast._json import to_json
-from emfast.data.arrays import ORIGIN, ArrayFile
+from emfast.data.arrays import ORIGIN, ArrayFile, split_key
+
+Name = tuple[str, int]
+# How files are called: by the first of these that tells all of them apart.
+NAMINGS: tuple[Callable[[PurePosixPath], str], ...] = (
+    lambda path: path.stem,
+    lambda path: str(path.with_suffix("")),
+    str,
+)
 
 
 class Range(NamedTuple):
@@ -57,14 +65,25 @@ class Origin:
         text = to_json({"range": list(self.range), "files": self.files})
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
+    def names(self, naming: Callable[[PurePosixPath], str]) -> list[Name]:
+        """Returns what each row is called: its file, and its place in that.
+
+        Arguments:
+            naming: Makes the name of a file from its path.
+        """
+        named = [(naming(PurePosixPath(file["path"])), file["images"]) for file in self.files]
+        return [(name, place) for name, count in named for place in range(count)]
+
 
 def read_origin(path: str | os.PathLike[str]) -> Origin | None:
     """Returns what a file of observations, or of clean images, knows of its origin; None if it was not imported.
 
+    Arguments:
+        path: The file, or `path:key`.
     Raises:
         ValueError: If that is damaged.
     """
-    path = Path(path).expanduser()
+    path = split_key(os.fspath(path))[0]
     if not path.is_file():
         return None
     try:
@@ -110,3 +129,38 @@ def check_range(
         has, needs = ("none" if each is None else str(each) for each in (found, wanted))
         fix = f"Import it with `emfast import ... --range={wanted.low:.9g},{wanted.high:.9g}`" if wanted else None
         raise ValueError(message(function, f"the range of {path}", f"to be that of {of}, {needs}", has, fix))
+
+
+def rows_by_name(
+    function: str, path: str | os.PathLike[str], found: Origin | None, wanted: Origin | None, count: int
+) -> list[int] | None:
+    """Returns which rows of a file belong to those of another, by the names of the files that both were imported from.
+
+    Arguments:
+        function: The public function the caller used.
+        path: The file.
+        found: Its origin.
+        wanted: That of the others.
+        count: How many of the others are looked up, from the first.
+    Returns:
+        A row for each of them; None if names tell nothing: of what was not imported, or came from a single file.
+    Raises:
+        ValueError: If there is none for one of them; the sentence names it.
+    """
+    if found is None or wanted is None or min(len(found.files), len(wanted.files)) < 2:
+        return None
+    for naming in NAMINGS:
+        names, others = found.names(naming), wanted.names(naming)
+        if len(set(names)) == len(names) and len(set(others)) == len(others):
+            break
+    else:
+        return None
+    place = {name: row for row, name in enumerate(names)}
+    absent = next(((name, row) for row, name in enumerate(others[:count]) if name not in place), None)
+    if absent is not None:
+        (name, number), row = absent
+        image = f"image {number + 1} of {name}" if (name, 1) in others else name
+        there = f"{names[row][0]} in its place" if row < len(names) else "none of that name"
+        fix = "Give the files of both the same names, and import them again"
+        raise ValueError(message(function, str(path), f"to hold one for {image}", there, fix))
+    return [place[name] for name in others[:count]]

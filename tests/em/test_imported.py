@@ -1,6 +1,7 @@
 """Observations of a user's own, from their files to restored files: units, sizes, samples."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,42 @@ def test_the_truth_may_be_given(folder, capsys):
     np.save(folder / "few.npy", np.zeros((4, 1, *SHAPE), dtype=np.float32) - 0.5)
     assert restore(folder, "wrong", "--truth", str(folder / "few.npy")) == 2
     assert one_sentence(capsys.readouterr().err, ["few.npy", "--range=1000,5000"])
+
+
+def test_the_truth_is_found_by_its_names(folder, capsys):
+    """Of names without leading zeros the tenth comes before the second."""
+    frames = sorted((folder / "raw").iterdir())
+    for kind, name in (("other", "frame {:02d}"), ("short", "{}"), ("long", "{:02d}")):
+        (folder / f"{kind} frames").mkdir()
+        for index, frame in enumerate(frames[:12]):
+            shutil.copy(frame, folder / f"{kind} frames" / f"{name.format(index)}.png")
+        shuffled = sorted((folder / f"{kind} frames").iterdir())
+        shuffled = [*shuffled[::-1], frames[20]] if kind == "other" else shuffled
+        argv = ["import", *map(str, shuffled), "--range", str(folder / "run"), "--output"]
+        assert main([*argv, str(folder / f"{kind}.npz")]) == 0
+    flags = ("--limit", "4", "--truth")
+    for truth in ("truth.npz", "other.npz:y"):
+        argv = ["import", str(folder / "raw"), "--range", str(folder / "run"), "--output", str(folder / "truth.npz")]
+        assert main(argv) == 0
+        assert restore(folder, f"by {truth}", *flags, str(folder / truth)) == 0
+    found = [json.loads((folder / f"by {name}/metrics.json").read_text()) for name in ("truth.npz", "other.npz:y")]
+    assert found[0] == found[1]
+    capsys.readouterr()
+    identity = ("--operator", "Identity")
+    assert restore(folder, "short-long", *identity, *flags, str(folder / "long.npz"), observations="short.npz") == 2
+    assert one_sentence(capsys.readouterr().err, ["long.npz to hold one for 0", "00 in its place", "the same names"])
+
+
+def test_a_truth_without_names_is_looked_at(folder, capsys):
+    """One file has no names of rows: that they are in another order shows in the images."""
+    raw = np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "raw").iterdir())])
+    for name, order in (("same", 1), ("turned", -1)):
+        np.save(folder / f"{name}.npy", raw[::order])
+        argv = ["import", str(folder / f"{name}.npy"), "--range", str(folder / "run")]
+        assert main([*argv, "--output", str(folder / f"{name}.npz")]) == 0
+        capsys.readouterr()
+        assert restore(folder, name, "--truth", str(folder / f"{name}.npz")) == 0
+        assert ("the images of truth" in capsys.readouterr().err) == (name == "turned")
 
 
 def test_what_is_refused_leaves_no_folder_behind(folder, capsys):
