@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def import_observations(
     values = np.concatenate([raw.values for raw in raws])
     observed = np.isfinite(values)
     if missing is not None:
-        observed &= values != missing
+        observed &= np.concatenate([raw.values != _of_kind(missing, raw.values) for raw in raws])
     seen = observed.all(1, keepdims=True)
     seen &= _masks(masks, paths, raws)[:, None]
     empty = np.flatnonzero(~seen.any((1, 2, 3)))
@@ -190,6 +190,7 @@ def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np
             parts.append(np.ones((len(raw.values), *shape), dtype=bool))
             continue
         mask = mask.reshape(-1, *mask.shape[-2:]) if mask.ndim != 4 else mask
+        mask = np.nan_to_num(mask, nan=0)  # what is no number shows nothing
         found = "x".join(map(str, mask.shape[-2:]))
         requirement = f"to have the {shape[0]} x {shape[1]} pixels of {paths[index].name}"
         check(mask.shape[-2:] == shape, "import", name, requirement, found, "Give a mask of the same size")
@@ -204,12 +205,18 @@ def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np
     return np.concatenate(parts)
 
 
+def _of_kind(missing: float, values: NDArray[Any]) -> float:
+    """Returns a value as numbers of a kind have it: -99.9 in float32 is another number than in float64."""
+    return float(values.dtype.type(missing)) if values.dtype.kind == "f" else missing
+
+
 def _mask_files(source: str, paths: list[Path]) -> list[tuple[Path, str | None]]:
     """Returns the mask file of each observation, with the key of the array in it."""
     found = _files(source)[0]
     if len(found) == 1 and split_key(source)[0].is_file():
         return found * len(paths)
-    unique = len({_stem(path) for path, _ in found}) == len(found)
+    own = sorted(set(paths))  # several arrays of one file have its mask
+    unique = all(len({_stem(path) for path in each}) == len(each) for each in ([path for path, _ in found], own))
     bases = [common_folder(each) for each in ([path for path, _ in found], paths)]
 
     def name(path: Path, base: Path) -> tuple[str, str]:
@@ -217,6 +224,9 @@ def _mask_files(source: str, paths: list[Path]) -> list[tuple[Path, str | None]]
 
     by_name = {name(each[0], bases[0]): each for each in found}
     check(len(by_name) == len(found), "import", f"masks {source}", "to have names of their own", "two of one name")
+    same = len({name(path, bases[1]) for path in own}) < len(own)
+    fix = "Rename them: capitals do not count"
+    check(not same, "import", "the observations", "to have names of their own beside masks", "two of one name", fix)
     absent = next((path for path in paths if name(path, bases[1]) not in by_name), None)
     fix = f"Name them alike, as in {found[0][0].name}"
     none = "none of that name" + ("" if unique else " in that folder")

@@ -256,3 +256,36 @@ def test_a_mask_counts_in_all_its_channels_and_by_its_key(tmp_path):
     found = import_observations(str(tmp_path / "y.npy"), masks=f"{tmp_path / 'masks.npz'}:bands")
     assert int(found.mask.sum()) == 34
     assert found.mask[0, 0, 2, 1] == 0
+
+
+def test_no_mask_stands_in_for_another(tmp_path):
+    """Names that several observations share tell nothing; nor do capitals."""
+    for folder in ("raw/p1", "raw/p2", "masks/p1"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("p1", "p2"):
+        np.save(tmp_path / f"raw/{folder}/s1.npy", np.ones((4, 4), np.float32))
+    np.save(tmp_path / "masks/p1/s1_mask.npy", np.eye(4))
+    np.save(tmp_path / "masks/p1/other.npy", np.eye(4))
+    with pytest.raises(ValueError, match=r"to hold one for s1\.npy, got none"):
+        import_observations(str(tmp_path / "raw"), masks=str(tmp_path / "masks"))
+    np.save(tmp_path / "raw/p1/S1.npy", np.ones((4, 4), np.float32))
+    with pytest.raises(ValueError, match="two of one name"):
+        import_observations(str(tmp_path / "raw/p1"), masks=str(tmp_path / "masks/p1"))
+
+
+def test_missing_values_in_files_of_several_precisions(tmp_path):
+    values = np.linspace(0, 1, 16).reshape(4, 4)
+    values[0, 0] = -99.9
+    for kind in (np.float32, np.float64):
+        np.save(tmp_path / f"{kind.__name__}.npy", values.astype(kind))
+    found = import_observations(str(tmp_path), missing=-99.9, range=Range(0, 1))
+    assert found.mask[:, 0, 0, 0].tolist() == [0, 0]
+
+
+def test_what_is_no_number_in_a_mask_shows_nothing(tmp_path):
+    np.save(tmp_path / "y.npy", np.random.default_rng(0).random((4, 4)))
+    mask = np.ones((4, 4))
+    mask[1, 1] = np.nan
+    np.save(tmp_path / "mask.npy", mask)
+    found = import_observations(str(tmp_path / "y.npy"), masks=str(tmp_path / "mask.npy"))
+    assert found.mask[0, 0, 1, 1] == 0
