@@ -173,6 +173,20 @@ def test_evaluate_pairs_reconstructions_with_the_images_of_their_ids(run, capsys
     assert f"{row['psnr']:.2f}" in capsys.readouterr().out
 
 
+def test_evaluate_leaves_out_the_clean_images_that_the_run_left_out(tmp_path, capsys):
+    """Ids count the images that are observed: those before them that are clean ones shift them."""
+    x = (2 * np.random.default_rng(0).random((24, 1, 12, 12), dtype=np.float32) - 1).round(2)
+    x[3] = x[20]  # of the clean ones, which are the last
+    np.savez(tmp_path / "x.npz", images=x)
+    path = str(tmp_path / "x.npz")
+    flags = ["--data.images", path, "--data.clean", path, "--data.clean_count", "6"]
+    assert train(tmp_path, *flags, "--e_step.subset", "null", "--final_rounds", "0") == 0
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    for limit in ([], ["--limit", "20"]):
+        assert main(["evaluate", str(tmp_path / "run"), path, "--features", "none", *limit]) == 0
+        assert f"{row['psnr']:.2f}" in capsys.readouterr().out
+
+
 def test_evaluate_pairs_no_others(tmp_path, capsys):
     x = 2 * np.random.default_rng(0).random((40, 1, 12, 12), dtype=np.float32) - 1
     for name, images in (("a", x), ("b", 0.5 * x + 0.1), ("c", x[::-1])):

@@ -14,11 +14,13 @@ from torch import Tensor
 from emfast._check import check, message
 from emfast.commands.display import plain_console
 from emfast.commands.files import belong, check_output, scores
+from emfast.config import Config
 from emfast.data import Images, Store, load
 from emfast.data.arrays import split_key
 from emfast.data.files import ARRAYS
 from emfast.data.origin import Range, check_range, range_of_note, read_origin
 from emfast.data.rows import Rows, picked
+from emfast.em.inputs import observed_images
 from emfast.em.model import read_note
 from emfast.evaluation import Features, default_features, features, frechet_distance, lpips
 from emfast.evaluation.metrics import SIDE
@@ -107,15 +109,16 @@ def run(options: Options, yaml: str) -> None:
         check(options.lpips is None and not options.paired, "evaluate", "B", "to be images", options.b, fix)
     else:
         b, known = _read(options.b, options)
-        if not any(_in_data_units(*each) for each in ((options.a, a), (options.b, b))):
-            check_range("evaluate", options.b, _range(options.b), _range(options.a), "A")
+        _check_range(options, a, options.b, b)
         check(a.shape == b.shape, "evaluate", "B", f"to have images of A's shape {a.shape}", b.shape, "Set size")
         row |= {"images B": str(len(b)), **_scores(options, a, ids, b, known)}
         against = reference or b
     if space is not None and against is not None:
         if options.reference is not None and reference is None:
             against = _all(options.reference, options)
+            _check_range(options, a, options.reference, against)
         drawn = a if options.samples is None else _all(options.samples, options)
+        _check_range(options, a, options.samples or options.a, drawn)
         if min(len(each) for each in (drawn, against) if isinstance(each, Images)) > 1:
             row[space.metric] = f"{_distance(options, space, drawn, against):.2f}"
         else:
@@ -129,6 +132,14 @@ def run(options: Options, yaml: str) -> None:
 
 def _scores(options: Options, a: Images, ids: Tensor | None, b: Images, known: Tensor | None) -> dict[str, str]:
     """The scores of the images that belong together, as the table shows them."""
+    if ids is not None and known is None and options.paired is not False:
+        try:
+            b = _observed(options)
+        except ValueError as error:
+            if options.paired:
+                raise
+            print(f"{error} Scores are left out.", file=sys.stderr)
+            return {}
     pair = _pair(options, a, ids, b, known)
     if pair is not None and options.paired is None and not belong(*pair):
         named = ids is not None or known is not None
@@ -169,6 +180,19 @@ def _range(source: str) -> Range | None:
     return getattr(read_origin(path), "range", None)
 
 
+def _check_range(options: Options, a: Images, source: str, images: Images) -> None:
+    """Refuses a set whose range is another than that of A, where both are of files with ranges."""
+    if not any(_in_data_units(*each) for each in ((options.a, a), (source, images))):
+        check_range("evaluate", source, _range(source), _range(options.a), "A")
+
+
+def _observed(options: Options) -> Images:
+    """The images of B that the ids of A are rows of: of a run those without the ones that it began with."""
+    b, path = _all(options.b, options), Path(options.a) / "config.yaml"
+    of_run = (Path(options.a) / "metrics.jsonl").is_file() and path.is_file()
+    return observed_images(Config.from_yaml(path), b) if of_run else b
+
+
 def _in_data_units(source: str, images: Images) -> bool:
     """Whether a set is in [-1, 1] by what its maker says: floats of a file that was not imported, such as samples."""
     path = split_key(source)[0]
@@ -190,9 +214,15 @@ def _pair(
         common, rows = _common(ids, others)
         check(len(common) > 0 or not options.paired, "evaluate", "A and B", "to share observations", "none")
         return (picked(a.floats, common), picked(b.floats, rows)) if len(common) else None
-    if ids is not None and int(ids.max()) < len(b):
+    for known, count, name in ((ids, len(b), "B"), (others, len(a), "A")):
+        enough = known is None or int(known.max()) < count
+        requirement = f"to hold the images observed, {0 if known is None else int(known.max()) + 1} or more"
+        check(enough or not options.paired, "evaluate", name, requirement, count)
+        if not enough:  # their order says nothing
+            return None
+    if ids is not None:
         return a.floats, picked(b.floats, ids)
-    if others is not None and int(others.max()) < len(a):
+    if others is not None:
         return picked(a.floats, others), b.floats
     fix = "Leave paired out"
     check(len(a) == len(b) or not options.paired, "evaluate", "B", f"to have {len(a)} images like A", len(b), fix)

@@ -103,6 +103,25 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     return Inputs(observations, clean, reference)
 
 
+def observed_images(config: Config, images: Images) -> Images:
+    """Returns those of some images that a run on them observes, row id for observation id: without its clean images.
+
+    Arguments:
+        config: The run.
+        images: The images, cut and resized as the run has them.
+    Raises:
+        ValueError: If its clean images are not to be had.
+    """
+    data = config.data
+    source = _source(data, data.clean, "sample:train")
+    if data.images is None or config.model is not None or source is None or data.clean_count == 0:
+        return images
+    fix = "Compare the reconstructions themselves, or sample with emfast restore"
+    check(source != GIVEN, "evaluate", "the clean images of the run", "to be a file or a folder", GIVEN, fix)
+    clean = load(source, crop=data.crop, size=data.size)
+    return _without(images, clean.subset(slice(len(clean) - data.clean_count, None)))
+
+
 def _check_given(config: Config, given: Given) -> None:
     """Raises a sentence where the config of a run in Python is used without what was given there."""
     data = config.data
