@@ -79,6 +79,7 @@ def write_raw(path: Path, values: NDArray[Any], layout: dict[str, Any]) -> None:
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
+    values = values >= 0.5 if dtype.kind == "b" else values
     array = values.astype(dtype)
     array = np.moveaxis(array, 1, -1) if layout["last"] else array
     whole = list(layout["shape"])
@@ -159,20 +160,29 @@ def _read_tiff(path: Path) -> Raw:
             found, fix = f"{len(file.series)} shapes", "It is damaged, or store them as files of their own"
             raise _Refusal(ValueError(message("import", str(path), "to have pages of one shape", found, fix)))
         axes, array, page = file.series[0].axes, file.series[0].asarray(), file.pages[0]
+        kind, fix = getattr(page.photometric, "name", ""), "Store grey or RGB values"
+        if kind in ("PALETTE", "SEPARATED"):
+            found = "numbers of colours" if kind == "PALETTE" else "inks"
+            raise _Refusal(ValueError(message("import", str(path), "to hold intensities", found, fix)))
         text = str(page.description or "")
         layout: dict[str, Any] = {"kind": "tiff", "description": text if text.isascii() else ""}
+        layout["negative"] = kind == "MINISWHITE"
+        transparent = any(kind in (1, 2) for kind in page.extrasamples[-1:])
         tags = page.tags
         if "XResolution" in tags and "YResolution" in tags:
             layout["resolution"] = [list(tags[name].value) for name in ("XResolution", "YResolution")]
             layout["unit"] = int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 1
     if axes.endswith("S"):
-        array = array[..., : array.shape[-1] - 1] if array.shape[-1] in (2, 4) else array  # without transparency
+        array = array[..., : array.shape[-1] - 1] if transparent else array
         return _raw(array, -1, layout, path)
     return _raw(array, -3 if axes[-3:] in ("CYX", "SYX") else None, layout, path)
 
 
 def _write_tiff(file: BinaryIO, array: NDArray[Any], layout: dict[str, Any]) -> None:
-    options: dict[str, Any] = {"photometric": "rgb" if layout["last"] and array.shape[-1] == 3 else "minisblack"}
+    grey = "miniswhite" if layout.get("negative") else "minisblack"
+    options: dict[str, Any] = {"photometric": "rgb" if layout["last"] and array.shape[-1] == 3 else grey}
+    if layout["last"]:
+        options["planarconfig"] = "contig"
     if "resolution" in layout:
         options |= {"resolution": tuple(map(tuple, layout["resolution"])), "resolutionunit": layout["unit"]}
     tifffile = _require("tifffile")

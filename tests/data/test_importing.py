@@ -289,3 +289,34 @@ def test_what_is_no_number_in_a_mask_shows_nothing(tmp_path):
     np.save(tmp_path / "mask.npy", mask)
     found = import_observations(str(tmp_path / "y.npy"), masks=str(tmp_path / "mask.npy"))
     assert found.mask[0, 0, 1, 1] == 0
+
+
+def test_channels_and_kinds_of_tiffs(tmp_path):
+    """A fourth channel is transparency only where the file says so; what was a negative stays one."""
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+    pixels = values("uint8", (*SHAPE, 4))
+    for name, extra, channels in (("near infrared", "unspecified", 4), ("transparent", "unassalpha", 3)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb", extrasamples=[extra])
+        raw = read_raw(tmp_path / f"{name}.tif", None)
+        assert raw.values.shape == (1, channels, *SHAPE)
+    layout = read_raw(tmp_path / "near infrared.tif", None).layout
+    write_raw(tmp_path / "again.tif", np.moveaxis(pixels, -1, 0)[None].astype(float), layout)
+    assert np.array_equal(tifffile.imread(tmp_path / "again.tif"), pixels)
+    tifffile.imwrite(tmp_path / "negative.tif", pixels[..., 0], photometric="miniswhite")
+    raw = read_raw(tmp_path / "negative.tif", None)
+    write_raw(tmp_path / "out.tif", raw.values.astype(float), raw.layout)
+    for name in ("negative", "out"):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{name}.tif")), 255 - pixels[..., 0])
+    tifffile.imwrite(tmp_path / "inks.tif", pixels, photometric="separated")
+    tifffile.imwrite(tmp_path / "palette.tif", pixels[..., 0], photometric="palette", colormap=np.zeros((3, 256), "u2"))
+    for name, words in (("inks", "got inks"), ("palette", "got numbers of colours")):
+        with pytest.raises(ValueError, match=f"{name}.tif to hold intensities, {words}"):
+            read_raw(tmp_path / f"{name}.tif", None)
+
+
+def test_true_and_false_are_rounded(tmp_path):
+    np.save(tmp_path / "a.npy", values("float32") > 0.5)
+    layout = read_raw(tmp_path / "a.npy", None).layout
+    restored = values("float64")[None, None]
+    write_raw(tmp_path / "b.npy", restored, layout)
+    assert np.array_equal(np.load(tmp_path / "b.npy"), restored[0, 0] >= 0.5)
