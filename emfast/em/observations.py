@@ -230,7 +230,7 @@ class Observations:
 
     @property
     def operator_fingerprint(self) -> str:
-        """What tells the operator from others: a hash of the parameters that came with y, and what it makes of noise.
+        """What tells the operator from others: a hash of the parameters that came with y, and what it makes of images.
 
         Of the latter a few rounded numbers, for two machines do not compute alike to the last bit. A function or a
         class of a user's is known by nothing else: its code may be another tomorrow.
@@ -239,7 +239,8 @@ class Observations:
         text = "".join(f"{name} {fingerprint(given[name])} " for name in sorted(given)).encode()
         generator = torch.Generator().manual_seed(0)
         ids = torch.tensor(sorted({0, len(self) - 1}))
-        y = self.operator.observe(torch.randn(len(ids), *self.shape, generator=generator), ids=ids).double().flatten()
+        x = torch.rand(len(ids), *self.shape, generator=generator) * 2 - 1
+        y = self.operator.observe(x, ids=ids).double().flatten()
         size = torch.linalg.vector_norm(y)
         shares = torch.randn(8, len(y), generator=generator, dtype=torch.float64) @ (y / size.clamp_min(1e-30))
         numbers = [f"{size:.1e}", *(f"{round(share, 2) + 0.0:.2f}" for share in shares.tolist())]
