@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from emfast.commands.evaluate import _belong
+from emfast.commands.files import belong
 from emfast.commands.restored import Stacked, write_results
 from emfast.config import EvaluationConfig
 from emfast.data import Store, file_rows, idx, load, load_observations, save_observations
@@ -237,7 +237,7 @@ def read_and_write(folder, count):
     Evaluator(EvaluationConfig(samples=0), None, (3, 64, 64)).reconstructions(rows, ids, observations)
     (folder / "out").mkdir()
     write_results(folder / "out", observations, ids, [store, store], 1)
-    assert _belong(load(folder / "store").tensor, rows)
+    assert belong(load(folder / "store").tensor, rows)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
