@@ -117,6 +117,12 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path, capsys, flags
     assert one_sentence(err, words)
 
 
+def test_statistics_are_of_features(sets, capsys):
+    argv = ["evaluate", sets / "a.npz", sets / "b.npz", "--statistics", "out.npz", "--features", "none"]
+    assert main([str(word) for word in argv]) == 2
+    assert one_sentence(capsys.readouterr().err, ["statistics", "--features none"])
+
+
 def test_lpips_says_how_to_install_it(tmp_path, capsys):
     if __import__("importlib").util.find_spec("lpips"):
         pytest.skip("lpips is installed")

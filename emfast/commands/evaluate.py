@@ -93,6 +93,8 @@ def run(options: Options, yaml: str) -> None:
         lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), weights=options.lpips)
     if options.statistics is not None:
         check_output("evaluate", options.statistics)
+        fix = "Name a feature space, or leave statistics out"
+        check(options.features != "none", "evaluate", "statistics", "to be of features", "--features none", fix)
     others = read_rows(options.beside) if options.beside is not None else []
     reference = read_statistics(options.reference or options.b)
     space = _named_space(options, reference)

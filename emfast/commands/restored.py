@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from emfast.reporting import PREVIEW, Row, draw_rows
 from emfast.samplers import data_misfit
 
 FLOATS = ("tiff", "fits", "npy", "npz", "hdf5", "safetensors")  # the kinds that hold fractions
+FOLDER = re.compile(r"images|mean|std|sample-\d+")  # of files like those that were imported
 
 
 class Stacked(Rows):
@@ -151,6 +154,18 @@ def write_files(output: Path, origin: Origin, found: Mapping[str, Tensor | Rows]
             values = part.double() * origin.range.half if name == "std" else origin.range.to_values(part)
             dtype = "float32" if name == "std" and layout["kind"] in FLOATS else layout["dtype"]
             write_raw(output / name / layout["path"], values.numpy(), {**layout, "dtype": dtype})
+    for folder in output.iterdir():
+        if FOLDER.fullmatch(folder.name) and folder.name not in folders:
+            _remove_files(folder, origin)
+
+
+def _remove_files(folder: Path, origin: Origin) -> None:
+    """Removes the files of a job with another number of samples, and the folders that are then empty."""
+    for layout in origin.files:
+        (folder / layout["path"]).unlink(missing_ok=True)
+    for path in (*sorted(folder.rglob("*/"), reverse=True), folder):
+        with suppress(OSError):  # somebody has put something of theirs there
+            path.rmdir()
 
 
 def _one(number: int, samples: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ def read_metrics(run: str | os.PathLike[str]) -> list[Metrics]:
     path = Path(run) / "metrics.jsonl"
     if not path.is_file():
         fix = "Give the output folder of `emfast train`, after its first round"
+        if (Path(run) / "reconstructions" / "manifest.json").is_file():
+            fix = "It is a restoration that was not finished: the same `emfast restore` goes on with it"
         raise FileNotFoundError(message("report", str(run), "to be a run", "no metrics.jsonl there", fix))
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):

@@ -91,6 +91,25 @@ def test_samples_have_a_mean_and_a_spread(folder):
     assert (folder / "more/sample-3/frame 00.png").is_file()
 
 
+def test_files_of_another_number_of_samples_are_taken_away(folder, capsys):
+    for samples in ("3", "2", "1"):
+        assert restore(folder, "fewer", "--limit", "2", "--samples", samples) == 0
+        if samples == "3":
+            (folder / "fewer/std/notes.txt").write_text("somebody's own")
+    found = {path.name for path in (folder / "fewer").iterdir() if path.is_dir()}
+    assert {"images", "std"} <= found
+    assert not {"mean", "sample-1", "sample-3"} & found
+    assert [path.name for path in (folder / "fewer/std").iterdir()] == ["notes.txt"]
+
+
+def test_a_report_of_an_unfinished_restoration(folder, capsys):
+    assert restore(folder, "killed", "--limit", "2") == 0
+    (folder / "killed/metrics.json").unlink()
+    capsys.readouterr()
+    assert main(["report", str(folder / "killed")]) == 2
+    assert one_sentence(capsys.readouterr().err, ["killed", "a restoration that was not finished"])
+
+
 def test_coverage_is_told_where_the_truth_is_known(folder, capsys):
     np.save(folder / "clean.npy", np.linspace(-0.9, 0.9, 4 * 143).reshape(4, 1, *SHAPE).astype(np.float32))
     flags = ["--images", str(folder / "clean.npy"), "--operator.missing", "0.5", "--samples", "3"]
