@@ -13,8 +13,8 @@ from emfast._files import read_tensors, write_tensors
 from emfast.data.file_rows import collect
 from emfast.data.rows import Rows
 from emfast.em.initialisation import GaussianPrior, fit_gaussian
+from emfast.em.observing_operator import shows_pixels
 from emfast.em.state import Stopwatch
-from emfast.operators import Identity, Mask
 
 if TYPE_CHECKING:
     from emfast.em.run import Run
@@ -25,7 +25,7 @@ def begins_with_images(run: Run | Guest) -> bool:
     """Returns whether there are reconstructions to begin with, beside clean images or without any."""
     beside = run.config.gaussian.always
     if beside == "auto":
-        beside = isinstance(run.observations.operator, Mask | Identity)
+        beside = shows_pixels(run.observations.operator)
     return run.config.model is None and (run.inputs.clean is None or beside)
 
 

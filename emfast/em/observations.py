@@ -19,9 +19,9 @@ from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
 from emfast.data.rows import Rows, picked, pieces
-from emfast.em.observing_operator import MEANT, check_known, operator_of
+from emfast.em.observing_operator import MEANT, check_known, operator_of, shows_pixels
 from emfast.em.units import check_files, check_values
-from emfast.operators import Given, Identity, Mask, Operator
+from emfast.operators import Given, Operator
 from emfast.operators.given import checked
 from emfast.operators.linearity import check_linear, check_simulated
 from emfast.random import Generator
@@ -252,7 +252,7 @@ def _patches(
 ) -> tuple[Tensor | Rows, dict[str, Tensor | Rows]]:
     """Returns observations and their masks, cut into patches."""
     fix = "Cut the images before they are observed"
-    alone = isinstance(operator, Mask | Identity) and given.keys() <= {"mask"} and y.ndim == 4
+    alone = shows_pixels(operator) and given.keys() <= {"mask"} and y.ndim == 4
     check(alone, "train", "data.patch", "to stand beside Mask or Identity", type(operator), fix)
     cut = {
         name: collect(cut_patches(part, size, "train") for _, part in pieces(rows))

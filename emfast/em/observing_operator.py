@@ -10,7 +10,8 @@ from torch import Tensor
 
 from emfast._check import check, message
 from emfast.data.rows import Rows
-from emfast.operators import Mask, MotionBlur, Operator
+from emfast.operators import Given, Mask, MotionBlur, Operator
+from emfast.operators.identity import is_identity
 
 # The operators that a parameter in a file stands for.
 BY_PARAMETER: dict[str, Callable[[], Operator]] = {"mask": Mask, "kernel": partial(MotionBlur, size=1)}
@@ -43,6 +44,17 @@ def operator_of(
     fix = "Name the operator, as in --operator GaussianBlur, or store the masks beside y"
     what = f"to hold {' or '.join(BY_PARAMETER)}, or the operator to be named"
     raise ValueError(message("Observations", name, what, found, fix))
+
+
+def shows_pixels(operator: Operator) -> bool:
+    """Returns whether what an operator observes are pixels as they are, all of them or some.
+
+    Arguments:
+        operator: The operator; its parameters may be given.
+    """
+    kind = type(operator.operator if isinstance(operator, Given) else operator)
+    masks = issubclass(kind, Mask) and (kind.apply, kind.adjoint) == (Mask.apply, Mask.adjoint)
+    return masks or is_identity(kind)
 
 
 def check_known(operator: Operator, y: Tensor | Rows, given: Mapping[str, Tensor | Rows], name: str) -> None:

@@ -8,6 +8,7 @@ from tiny_run import one_sentence, write_config
 from emfast.cli import main
 from emfast.data import Images
 from emfast.em import Observations
+from emfast.em.observing_operator import shows_pixels
 from emfast.operators import Downsample, GaussianBlur, Given, Identity, Mask, MotionBlur, Operator, from_deepinv
 
 IMAGES = {"mask": Mask(missing=0.5), "identity": Identity(), "blur": GaussianBlur(3), "shake": MotionBlur(3)}
@@ -112,3 +113,18 @@ def test_observations_are_not_resized(flags, tmp_path, capsys):
     for name in ("size", "crop"):
         assert main(["restore", "run", "--observations", str(tmp_path / "y.npz"), f"--{name}", "12"]) == 2
         assert one_sentence(capsys.readouterr().err, [name, "neither cut nor resized"])
+
+
+def test_which_operators_show_pixels_as_they_are():
+    """Masks that came with a file are masks; a subclass that does something else is none."""
+
+    class Negative(Mask):
+        def apply(self, x, parameters):
+            return -super().apply(x, parameters)
+
+        def adjoint(self, y, parameters):
+            return -super().adjoint(y, parameters)
+
+    masks = {"mask": torch.ones(3, 1, 6, 6)}
+    assert all(map(shows_pixels, (Mask(0.5), Identity(), Given(Mask(), masks))))
+    assert not any(map(shows_pixels, (GaussianBlur(3), Negative(0.5), Given(Negative(), masks))))
