@@ -64,14 +64,13 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
     data, cut = config.data, {"crop": config.data.crop, "size": config.data.size}
     given = given or Given()
     _check_given(config, given)
-    clean_source = _source(data, data.clean, "sample:train")
-    needs_clean = config.model is None and clean_source is not None and data.clean_count > 0
+    clean_source = _clean_source(config)
 
     @cache  # two of them may be of one source
     def images_of(source: str | None) -> Images:
         return given.images if source == GIVEN and given.images is not None else load(source or "", **cut)
 
-    clean = given.clean or images_of(clean_source) if needs_clean else None
+    clean = given.clean or images_of(clean_source) if clean_source is not None else None
     images = None
     if data.observations is None:
         check(data.images is not None, "train", "data.images or data.observations", "to be given", "neither")
@@ -112,9 +111,8 @@ def observed_images(config: Config, images: Images) -> Images:
     Raises:
         ValueError: If its clean images are not to be had.
     """
-    data = config.data
-    source = _source(data, data.clean, "sample:train")
-    if data.images is None or config.model is not None or source is None or data.clean_count == 0:
+    data, source = config.data, _clean_source(config)
+    if data.images is None or source is None:
         return images
     fix = "Compare the reconstructions themselves, or sample with emfast restore"
     check(source != GIVEN, "evaluate", "the clean images of the run", "to be a file or a folder", GIVEN, fix)
@@ -143,6 +141,12 @@ def _source(data: DataConfig, named: str | None, sample: str) -> str | None:
     if data.observations is not None or data.images is None:
         return None
     return sample if data.images.startswith("sample:") else data.images
+
+
+def _clean_source(config: Config) -> str | None:
+    """Returns where the clean images of a run come from; None if it takes none."""
+    takes = config.model is None and config.data.clean_count > 0
+    return _source(config.data, config.data.clean, "sample:train") if takes else None
 
 
 def _check_start(sigma: float, range: Range) -> None:
