@@ -11,6 +11,7 @@ from typing import Any
 
 import em
 import em_show
+import held_out
 import run
 import samplers
 import scale
@@ -42,6 +43,7 @@ def main() -> int:
         "e-steps": (e_steps(), None),
         "ops": run.tables(),
         "em": (em_show.table(em.saved()), None),
+        "held-out": (held_out.table(), None),
         "simulated": (simulated.table(simulated.saved()), None),
         "scale": (scale.table(), None),
     }.items():

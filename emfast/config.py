@@ -38,6 +38,9 @@ class DataConfig:
         crop: Centre crop of this many pixels before resizing (CelebA: 140).
         sigma: The noise that is added to simulated observations, where the `sigma` of the run is another, or auto.
         limit: Use only the first so many observations.
+        held_out: Keep so many observations, spread evenly, from all training. After every round they tell without the
+            truth how good the model is on new ones, and whether it is too sure: `held_out_psnr`, `held_out_variance`.
+            Of a mask, or with noise, only.
         patch: Cut images into patches of this many pixels a side, and learn from those (observations: those of a Mask
             or the Identity only). Whole ones are then restored by tiles.
     """
@@ -51,6 +54,7 @@ class DataConfig:
     crop: int | None = None
     sigma: float | None = None
     limit: int | None = None
+    held_out: int = 0
     patch: int | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +63,7 @@ class DataConfig:
         check_sigma(self.sigma or 0.0, "config")
         good = 0 <= self.clean_count <= MANY
         check(good, "config", "data.clean_count", f"to be in 0 ... {MANY}", self.clean_count)
+        check(0 <= self.held_out <= MANY, "config", "data.held_out", f"to be in 0 ... {MANY}", self.held_out)
 
 
 @dataclass

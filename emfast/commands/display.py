@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from emfast.reporting import COLUMNS, cells, metrics_table
+from emfast.reporting import cells, columns_of_run, metrics_table
 
 INTERVAL = 10.0  # seconds between two plain lines of a phase
 
@@ -127,10 +127,11 @@ class Display:
 
     def _line(self, row: Mapping[str, Any]) -> None:
         """One line of the table; the head comes before the first."""
-        widths = [max(len(heading), 10 if key == "network_evaluations" else 8) for heading, key, _ in COLUMNS]
+        columns = columns_of_run([row])
+        widths = [max(len(heading), 10 if key == "network_evaluations" else 8) for heading, key, _ in columns]
         if row is self.rows[0] or len(self.rows) == 1:
-            self._print(" ".join(f"{heading:>{width}}" for (heading, _, _), width in zip(COLUMNS, widths, strict=True)))
-        self._print(" ".join(f"{cell:>{width}}" for cell, width in zip(cells(row), widths, strict=True)))
+            self._print(" ".join(f"{heading:>{width}}" for (heading, _, _), width in zip(columns, widths, strict=True)))
+        self._print(" ".join(f"{cell:>{width}}" for cell, width in zip(cells(row, columns), widths, strict=True)))
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, markup=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emfast.commands.display import plain_console
 from emfast.commands.files import gather
-from emfast.reporting import draw_run, first_and_last, metrics_table, read_metrics, write_report
+from emfast.reporting import advice, draw_run, first_and_last, metrics_table, read_metrics, write_report
 
 
 @dataclass
@@ -39,6 +39,6 @@ def run(options: Options, yaml: str) -> None:
             continue  # of `emfast restore`, which has drawn its picture
         rows = read_metrics(folder)
         console.print(metrics_table(rows))
-        console.print(first_and_last(rows), soft_wrap=True)
+        console.print("\n".join([first_and_last(rows), *filter(None, [advice(rows)])]), soft_wrap=True)
         console.print(f"Picture: {draw_run(folder)}", soft_wrap=True)
     console.print(f"Report:  {write_report(options.runs, options.output)}", soft_wrap=True)

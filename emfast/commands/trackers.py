@@ -14,7 +14,10 @@ from emfast.em.training_log import LEVELS
 from emfast.reporting import PREVIEW, to_grid
 
 TRAINING = ("loss", "gradient_norm", "learning_rate", "images_per_second")
-ROUND = ("psnr", "ssim", "misfit", "fd", "scale", "network_evaluations", "seconds_e_step", "seconds_m_step")
+ROUND = (
+    *("psnr", "ssim", "misfit", "fd", "held_out_psnr", "held_out_variance", "scale"),
+    *("network_evaluations", "seconds_e_step", "seconds_m_step"),
+)
 IDENTITY = "wandb.json"
 
 

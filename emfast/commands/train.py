@@ -11,7 +11,16 @@ from emfast.commands.trackers import Trackers
 from emfast.config import Config
 from emfast.em import Event, Predicted, Progress, TrainingLogged, train
 from emfast.em.state import flat
-from emfast.reporting import Metrics, draw_round, draw_run, draw_summary, first_and_last, read_metrics, write_report
+from emfast.reporting import (
+    Metrics,
+    advice,
+    draw_round,
+    draw_run,
+    draw_summary,
+    first_and_last,
+    read_metrics,
+    write_report,
+)
 
 Options = Config
 
@@ -47,8 +56,9 @@ def run(config: Config, yaml: str) -> None:
         if _main_process():
             display.show()  # a run that was finished before has shown nothing yet
     if _main_process():
-        display.console.print(first_and_last(read_metrics(output)), soft_wrap=True)
-        lines = [f"Picture: {draw_run(output)}", f"Report:  {write_report([output])}", f"Model:   {model}"]
+        rows = read_metrics(output)
+        lines = [first_and_last(rows), *filter(None, [advice(rows)])]
+        lines += [f"Picture: {draw_run(output)}", f"Report:  {write_report([output])}", f"Model:   {model}"]
         display.console.print("\n".join(lines), soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from emfast.em.device import prepare
 from emfast.em.e_step import e_step
 from emfast.em.events import Event, Predicted, Progress, RoundFinished, TrainingLogged
+from emfast.em.held_out import measure_held_out
 from emfast.em.loop import train
 from emfast.em.model import load_model
 from emfast.em.observations import Observations
@@ -19,6 +20,7 @@ __all__ = [
     "e_step",
     "load_model",
     "load_network",
+    "measure_held_out",
     "prepare",
     "train",
     "work",

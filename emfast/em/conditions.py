@@ -63,7 +63,8 @@ class Conditions:
             device: The device to use.
         """
         generator = torch.Generator().manual_seed(random.derive(seed, "observed", k) % 2**63)
-        ids = torch.randint(len(self.observations), (count,), generator=generator)[part]
+        rows = torch.randint(len(self.observations), (count,), generator=generator)[part]
+        ids = self.observations.ids[rows]
         found = self.observations.operator.parameters(ids.to(device), self.observations.observed)
         self.names = list(found)
         return list(found.values())

@@ -173,7 +173,7 @@ class Continuous:
         """Renews a part of the store by the averaged model, unless that is done."""
         if trainer.step != part.begin:
             return
-        ids, seconds = torch.arange(len(self.observations)), trainer.watch.seconds
+        ids, seconds = self.observations.ids, trainer.watch.seconds
         with trainer.averaged():
             size = self.run.e_steps.batch_size(sampler, denoiser, ids)
             if self.processes.main:

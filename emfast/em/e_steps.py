@@ -228,13 +228,13 @@ class ESteps:
 
     def subset(self, number: int, phase: str) -> Tensor:
         """Returns the ids of a round's observations: a few that all rounds have, and a random rest."""
-        count, wanted = len(self.observations), self.config.e_step.subset
-        if phase == "final" or self.config.schedule == "continuous" or wanted is None or wanted >= count:
-            return torch.arange(count)
+        ids, wanted = self.observations.ids, self.config.e_step.subset
+        if phase == "final" or self.config.schedule == "continuous" or wanted is None or wanted >= len(ids):
+            return ids
         shown = min(SHOWN, wanted)
         generator = torch.Generator().manual_seed(self.run.seed("round", number, "subset") % 2**63)
-        rest = shown + torch.randperm(count - shown, generator=generator)[: wanted - shown]
-        return torch.cat((torch.arange(shown), rest))
+        rest = shown + torch.randperm(len(ids) - shown, generator=generator)[: wanted - shown]
+        return torch.cat((ids[:shown], ids[rest]))
 
     def store(self, number: int, phase: str, count: int) -> Store:
         """Returns the store of a round's reconstructions, created by the main process."""

@@ -38,7 +38,7 @@ def first_images(run: Run | Guest) -> tuple[Tensor | Rows, Tensor, float]:
         run: The run; its main process fits the Gaussian, unless that is done.
     """
     watch, path, config = Stopwatch(), run.folder.round(0) / "gaussian.safetensors", run.config.gaussian
-    ids = torch.arange(len(run.observations))[: config.images]
+    ids = run.observations.ids[: config.images]
     if run.observations.operator.is_simulated:
         return collect(run.observations.as_images(part) for part in ids.split(1024)), ids, watch.seconds
     if run.processes.main and not path.exists():

@@ -19,6 +19,7 @@ from emfast.data.origin import Range, check_range, read_origin
 from emfast.data.patches import cut_patches
 from emfast.data.rows import pieces
 from emfast.em.given import GIVEN, Given
+from emfast.em.held_out import check_held_out
 from emfast.em.observations import Observations
 from emfast.em.observing_operator import BY_PARAMETER, check_known, drawn, operator_of
 
@@ -84,6 +85,9 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
         images = images and _without(images, clean)
     images, clean = (_cut(each, data.patch) for each in (images, clean))
     observations = _observations(config, images, given.observations)
+    if data.held_out:
+        check_held_out(observations, config.first_sigma)
+        observations = observations.holding_out(data.held_out)
     source = _source(data, data.reference, "sample:test")
     reference = images_of(source) if source is not None and config.evaluation.samples > 0 else None
     reference = _cut(reference, data.patch)

@@ -84,6 +84,9 @@ class Observations:
         self.operator = Given(operator, given) if given else operator
         self.sigma, self.noise, self.images, self.y, self.seed = sigma, sigma, images, y, seed
         self.origin = origin
+        source = images if images is not None else y
+        # (N,) and (M,) int64: the ids of those that are learned from, and of those that are not, ascending.
+        self.ids, self.held_out = torch.arange(0 if source is None else len(source)), torch.empty(0, dtype=torch.int64)
         rows = {key: len(value) for key, value in (given or {}).items()}
         requirement = f"to have a row for each of the {len(self)} observations"
         check(set(rows.values()) <= {len(self)}, "Observations", "given", requirement, rows)
@@ -140,9 +143,25 @@ class Observations:
         other.sigma = sigma
         return other
 
+    def holding_out(self, count: int) -> Observations:
+        """Returns the same observations of which some, spread evenly, are kept for measuring: see `held_out`.
+
+        Arguments:
+            count: How many.
+        Raises:
+            ValueError: If that is more than half of them.
+        """
+        most, fix = len(self) // 2, "Give more observations, or hold out fewer"
+        check(count <= most, "train", "data.held_out", f"to be at most half of {len(self)} observations", count, fix)
+        other = copy.copy(self)
+        other.held_out = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()
+        learned = torch.ones(len(self), dtype=torch.bool)
+        learned[other.held_out] = False
+        other.ids = learned.nonzero()[:, 0]
+        return other
+
     def __len__(self) -> int:
-        source = self.images if self.images is not None else self.y
-        return 0 if source is None else len(source)
+        return len(self.ids)
 
     def _check_operator(self, given: Mapping[str, Tensor | Rows]) -> None:
         """Finds a misfit of operator and data now rather than hours later."""
@@ -238,7 +257,7 @@ class Observations:
         given = self.operator.given if isinstance(self.operator, Given) else {}
         text = "".join(f"{name} {fingerprint(given[name])} " for name in sorted(given)).encode()
         generator = torch.Generator().manual_seed(0)
-        ids = torch.tensor(sorted({0, len(self) - 1}))
+        ids = torch.tensor(sorted({int(self.ids[0]), int(self.ids[-1])}))
         x = torch.rand(len(ids), *self.shape, generator=generator) * 2 - 1
         y = self.operator.observe(x, ids=ids).double().flatten()
         size = torch.linalg.vector_norm(y)

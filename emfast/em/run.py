@@ -25,6 +25,7 @@ from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.first_images import begins_with_images, first_images
 from emfast.em.given import Given
+from emfast.em.held_out import measure_held_out
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
 from emfast.em.model import build_model, load_pipeline, load_whole, publish_model, reinitialise, save_model
@@ -115,7 +116,7 @@ class Run:
         """
         if self.config.sigma != "auto" or number == 0:
             return
-        path = self.folder.round(number) / "sigma.json"
+        path, count = self.folder.round(number) / "sigma.json", len(self.observations)
         if self.processes.main and not path.exists():
             if number > 1:
                 self.e_steps.take_sigma(number - 1)  # where the search begins
@@ -123,7 +124,7 @@ class Run:
                 default_sampler(type(self.observations.operator)),
                 self.model(number - 1),
                 self.observations,
-                torch.linspace(0, len(self.observations) - 1, min(SAMPLED, len(self.observations))).long(),
+                self.observations.ids[torch.linspace(0, count - 1, min(SAMPLED, count)).long()],
                 batch_size=SAMPLED,
                 seed=self.seed("round", number, "sigma"),
             )
@@ -231,13 +232,29 @@ class Run:
         first |= {} if mask is None else {"mask": mask}
         return first if truth is None else {"truth": truth, **first}
 
+    def held_out(self, number: int, denoiser: Denoiser) -> dict[str, float | None]:
+        """Returns how good a model is on the observations that nothing was trained on; nothing if there are none."""
+        ids = self.observations.held_out
+        if not len(ids):
+            return {}
+        size = self.config.e_step.batch_size
+        return measure_held_out(
+            denoiser,
+            self.observations,
+            ids,
+            batch_size=SAMPLED if size == "auto" else min(size, SAMPLED),
+            seed=self.seed("held out"),
+            callback=self.progress("held out", number),
+        )
+
     def finish(self, number: int, row: dict[str, Any], preview: dict[str, Tensor]) -> None:
         """Measures the model of a round, writes its row and pictures, and publishes the model."""
-        watch, folder = Stopwatch(), self.folder.round(number)
+        watch, folder, denoiser = Stopwatch(), self.folder.round(number), self.model(number)
         samples, distance = self.evaluator.samples(
-            self.model(number), self.folder, number, self.config.seed, self.progress("samples", number)
+            denoiser, self.folder, number, self.config.seed, self.progress("samples", number)
         )
         if self.processes.main:
+            row |= self.held_out(number, denoiser)
             seconds, logged = self.log.read(number)
             row |= logged
             row |= {**distance, "seconds_m_step": seconds, "seconds_evaluation": watch.seconds}

@@ -44,7 +44,8 @@ MADE = {"observations", "operator"}  # what the observations were made of
 LATER = {"reference images", "initial model"}  # what may not be noted yet, or not be looked at now
 NUMBER = (int, float, type(None))
 NUMBERS = (
-    *("psnr", "ssim", "misfit", "fd", "scale", "network_evaluations", "seconds_e_step", "seconds_m_step"),
+    *("psnr", "ssim", "misfit", "fd", "held_out_psnr", "held_out_variance", "scale"),
+    *("network_evaluations", "seconds_e_step", "seconds_m_step"),
     *("training_steps", "loss", "gradient_norm", "learning_rate", "images_per_second"),
 )
 TRAINING = "seconds.json"  # of a round: the seconds and the log of its training

@@ -29,6 +29,8 @@ CURVES = (
     ("psnr", "PSNR of the E-step (dB)"),
     ("ssim", "SSIM of the E-step"),
     ("fd", "Frechet distance of samples"),
+    ("held_out_psnr", "PSNR of held-out observations, without the truth (dB)"),
+    ("held_out_variance", "variance of samples over what their error asks for"),
     ("misfit", "data misfit"),
     ("network_evaluations", "network evaluations per image"),
     ("seconds", "seconds of a round"),

@@ -21,17 +21,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Metrics = dict[str, Any]
+HELD_OUT = ("held_out_psnr", "held_out_variance")
+NOTABLE = 0.3  # dB that a fall has to have to be told
+UNSURE = 0.5  # of the variance: an error twice the spread's square is told
 PREVIEW = "preview.safetensors"
 SUMMARY = "summary.png"
 
-# heading, key, format
-COLUMNS = (
+Column = tuple[str, str, str]  # heading, key, format
+COLUMNS: tuple[Column, ...] = (
     ("round", "round", "d"),
     ("phase", "phase", "s"),
     ("PSNR", "psnr", ".2f"),
     ("SSIM", "ssim", ".3f"),
     ("misfit", "misfit", ".2e"),
     ("FD", "fd", ".2f"),
+    ("held out", "held_out_psnr", ".2f"),
+    ("variance", "held_out_variance", ".2f"),
     ("scale", "scale", "g"),
     ("evals", "network_evaluations", ",d"),
     ("E-step", "seconds_e_step", ".1f s"),
@@ -64,15 +69,24 @@ def read_metrics(run: str | os.PathLike[str]) -> list[Metrics]:
     return rows
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """Returns a row of metrics as texts in the order of COLUMNS; what is not known is a dash."""
-    return [_cell(row.get(key), spec) for _, key, spec in COLUMNS]
+def columns_of_run(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Returns the COLUMNS that a run has: those of held-out observations where it holds some out."""
+    return [column for column in COLUMNS if column[1] not in HELD_OUT or any(column[1] in row for row in rows)]
+
+
+def cells(row: Mapping[str, Any], columns: Sequence[Column] = COLUMNS) -> list[str]:
+    """Returns a row of metrics as texts in the order of the columns; what is not known is a dash.
+
+    Arguments:
+        row: The metrics of a round.
+        columns: The columns: heading, key and format of each.
+    """
+    return [_cell(row.get(key), spec) for _, key, spec in columns]
 
 
 def metrics_table(rows: Sequence[Metrics]) -> Table:
     """Returns the table of the rounds, for a terminal."""
-    lines = [cells(row) for row in rows]
-    return plain_table([(heading, [line[index] for line in lines]) for index, (heading, _, _) in enumerate(COLUMNS)])
+    return plain_table([(column[0], [cells(row, [column])[0] for row in rows]) for column in columns_of_run(rows)])
 
 
 def plain_table(columns: Sequence[tuple[str, Sequence[str]]]) -> Table:
@@ -99,7 +113,31 @@ def first_and_last(rows: Sequence[Metrics]) -> str:
     if distances:
         first, last = distances[0], distances[-1]
         parts.append(f"FD of the samples ({last.get('features')}): {first['fd']:.2f} -> {last['fd']:.2f}")
-    return "; ".join(parts) or "No metrics: neither the truth nor a reference is known"
+    held = [row for row in rows if row.get(HELD_OUT[0]) is not None]
+    if held:
+        parts.append(f"held out: {held[0][HELD_OUT[0]]:.2f} -> {held[-1][HELD_OUT[0]]:.2f} dB")
+    return "; ".join(parts) or "No metrics: neither the truth nor a reference is known; data.held_out tells without"
+
+
+def advice(rows: Sequence[Metrics]) -> str | None:
+    """Returns what held-out observations say against the last model, in a sentence or two; None if nothing."""
+    psnr, variance = HELD_OUT
+    known = [row for row in rows if row.get(psnr) is not None]
+    if not known:
+        return None
+    best, last, said = max(known, key=lambda row: row[psnr]), known[-1], []
+    if best[psnr] - last[psnr] > NOTABLE:
+        said.append(
+            f"Held-out observations were best in round {best['round']}, {best[psnr]:.2f} dB: since then the model "
+            f"learns its images by heart. That model is rounds/{best['round']:03d}/model; fewer rounds or more images "
+            "help."
+        )
+    if last.get(variance) is not None and last[variance] < UNSURE:
+        said.append(
+            f"Posterior samples vary {last[variance]:.2f} times as much as their error asks for: the spread of samples "
+            f"tells too small an error, by a factor of {last[variance] ** -0.5:.1f}."
+        )
+    return " ".join(said) or None
 
 
 def draw_round(folder: str | os.PathLike[str]) -> list[Path]:

@@ -166,3 +166,20 @@ def test_a_run_in_python_is_shown_in_lines(capsys):
         "round 1: step 100, loss 0.25, 812 images/s",
         "round 1, phase warm, PSNR 25.32",
     ]
+
+
+def test_held_out_observations_say_what_is_wrong_with_the_last_model():
+    rows = [{"round": k, "held_out_psnr": psnr, "held_out_variance": 0.8} for k, psnr in enumerate((20.0, 22.0, 21.9))]
+    assert reporting.advice(rows) is None
+    assert "held out: 20.00 -> 21.90 dB" in reporting.first_and_last(rows)
+    rows[2] |= {"held_out_psnr": 21.0, "held_out_variance": 0.25}
+    assert "best in round 1, 22.00 dB" in reporting.advice(rows)
+    assert "rounds/001/model" in reporting.advice(rows)
+    assert "by a factor of 2.0" in reporting.advice(rows)
+    assert reporting.advice([{"round": 0, "psnr": 20.0}]) is None
+
+
+def test_the_columns_of_held_out_observations_are_there_where_there_are_some():
+    heads = [[column[0] for column in reporting.columns_of_run([row])] for row in ({}, {"held_out_psnr": None})]
+    assert "held out" not in heads[0]
+    assert "held out" in heads[1]
