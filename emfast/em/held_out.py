@@ -89,7 +89,7 @@ def measure_held_out(
         | Unbiased Risk Estimation in the Normal Means Problem via Coupled Bootstrap Techniques (Oliveira et al., 2021),
           arXiv 2111.09447
     """
-    sampler = sampler or default_sampler(type(_inner(observations.operator)))
+    sampler = sampler or usual_sampler(observations)
     device = next(denoiser.parameters()).device
     halves = _hidden(observations, ids, seed) or _noised(observations, ids, seed)
     one = mean = variance = 0.0
@@ -114,8 +114,14 @@ def measure_held_out(
     }
 
 
-def _inner(operator: Operator) -> Operator:
-    return operator.operator if isinstance(operator, Given) else operator
+def usual_sampler(observations: Observations) -> Sampler:
+    """Returns the sampler that observations are measured by: the one for their operator.
+
+    Arguments:
+        observations: The observations.
+    """
+    operator = observations.operator
+    return default_sampler(type(operator.operator if isinstance(operator, Given) else operator))
 
 
 def _masks(observations: Observations, ids: Tensor) -> Tensor | None:

@@ -49,8 +49,8 @@ def test_the_prediction_comes_first_and_changes_nothing(tmp_path):
     assert again == []
 
 
-@pytest.mark.parametrize("schedule", ["rounds", "continuous"])
-def test_it_predicts_what_the_run_takes(tmp_path, monkeypatch, schedule):
+@pytest.mark.parametrize(("schedule", "held_out"), [("rounds", 0), ("continuous", 0), ("continuous", 16)])
+def test_it_predicts_what_the_run_takes(tmp_path, monkeypatch, schedule, held_out):
     """On a clock that only the network moves: a call takes a tenth of a second, each image a tenth of that."""
     now, raw, marks = [0.0], Denoiser.raw, []
 
@@ -66,7 +66,7 @@ def test_it_predicts_what_the_run_takes(tmp_path, monkeypatch, schedule):
 
     monkeypatch.setattr(Denoiser, "raw", slow)
     monkeypatch.setattr("emfast.em.loop.predict", lambda run: predict(run, clock))
-    data = {"size": 12, "limit": 96, "clean_count": 16, "reference": None}
+    data = {"size": 12, "limit": 96 + held_out, "held_out": held_out, "clean_count": 16, "reference": None}
     steps = {"initial_steps": 3, "steps": 8, "final_steps": 4, "batch_size": 32, "checkpoint": 100}
     changes = {"data": data, "m_step": steps, "schedule": schedule, "rounds": 2, "final_rounds": 0}
     changes |= {"e_step": {"batch_size": 48, "shard_size": 48, "parts": 2, "warm_start": 1.0}}
