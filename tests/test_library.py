@@ -14,7 +14,7 @@ from emfast.diffusion import Denoiser, TiledDenoiser, VPSchedule
 from emfast.dispatch import TABLE, backend, way
 from emfast.info import info
 from emfast.nn import convolution
-from emfast.ops import group_norm_silu
+from emfast.ops import attention, blur, group_norm_silu, residual_sum
 from emfast.ops.group_norm_fork import group_norm_fork
 
 X = torch.ones(1, 4, 2, 3).mT  # for other strides native torch is faster
@@ -142,6 +142,24 @@ def test_no_derivative_of_second_order_is_zero_without_a_word(differentiated, fu
     scalar = function is torch.autograd.functional.vhp
     with pytest.raises(NotImplementedError, match="second order"):
         function(lambda x: differentiated(x).square().sum() if scalar else differentiated(x), x, x)
+
+
+@pytest.mark.parametrize(
+    "differentiated",
+    [
+        lambda x: blur(x, KERNEL[:1, :1]),
+        lambda x: attention(x.detach(), x, x),
+        lambda x: residual_sum(x, x, bias=SCALE),
+        lambda x: convolution(x, KERNEL, padding=1),
+    ],
+    ids=["blur", "attention", "residual_sum", "convolution"],
+)
+@pytest.mark.parametrize("function", [torch.func.jvp, lambda f, x, _: torch.func.jacfwd(f)(*x)], ids=["jvp", "jacfwd"])
+def test_no_derivative_in_forward_mode_is_zero_without_a_word(differentiated, function):
+    x = torch.randn(1, 4, 4, 4)
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"forward mode|functorch transforms"):
+        function(differentiated, (x,), (x,))
+    assert not differentiated(x).requires_grad
 
 
 def test_a_first_derivative_may_be_asked_to_keep_its_graph():
