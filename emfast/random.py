@@ -88,7 +88,7 @@ def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tenso
     count = math.prod(shape)
     words = _words(count, ids, seed, step)
     values = (words >> 8).to(torch.float32) * 2.0**-24
-    return values.flatten(1)[:, :count].reshape(-1, *shape)
+    return values.flatten(1)[:, :count].reshape(len(ids), *shape)
 
 
 def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor = 0) -> Tensor:
@@ -176,7 +176,7 @@ def reference(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Ten
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
     angle = (2.0 * math.pi) * u[..., 1::2]
     values = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return values.flatten(1)[:, :count].reshape(-1, *shape).contiguous()
+    return values.flatten(1)[:, :count].reshape(len(ids), *shape).contiguous()
 
 
 def _fake(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
