@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
-from emfast._check import message
+from emfast._check import check, message
 from emfast.dispatch import TABLE, Backend, Way, run
 
 OPS: dict[str, bool] = {}  # the names of all ops, and whether they have gradients
@@ -65,11 +65,19 @@ def register(
     torch.library.impl(qualname, "CompositeExplicitAutograd", reference)
     torch.library.impl(qualname, "CPU", partial(run, name, "cpu"))
     torch.library.impl(qualname, "CUDA", partial(run, name, "cuda"))
-    torch.library.register_fake(qualname, fake)
+    torch.library.register_fake(qualname, partial(_fake_on_one_device, name, fake))
     overload = getattr(torch.ops.emfast, name).default
     formula = backward or partial(_no_formula, name)
     torch.library.impl(qualname, "Autograd", _differentiable(name, overload, formula, setup_context))
     return overload
+
+
+def _fake_on_one_device(name: str, fake: Callable[..., Any], *args: Any) -> Any:
+    """Returns uninitialised results; for a real tensor beside one without values they would pass for values."""
+    devices = {str(leaf.device) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)}
+    found = " and ".join(sorted(devices))
+    check(len(devices) < 2, name, "all tensors", "to be on one device", found, "Move them with .to()", RuntimeError)
+    return fake(*args)
 
 
 def _differentiable(name: str, op: Any, formula: Callable[..., Any], setup_context: Callable[..., None] | None) -> Any:

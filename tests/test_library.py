@@ -11,9 +11,10 @@ from contracts import replace_way
 from emfast import _library, dispatch
 from emfast._library import OPS
 from emfast.diffusion import Denoiser, TiledDenoiser, VPSchedule
-from emfast.dispatch import TABLE, backend, way
+from emfast.dispatch import TABLE, backend, pick, recorded, way
 from emfast.info import info
 from emfast.nn import convolution
+from emfast.nn.ways.operands import Plan
 from emfast.ops import attention, blur, group_norm_silu, residual_sum
 from emfast.ops.group_norm_fork import group_norm_fork
 
@@ -111,6 +112,20 @@ def test_the_meta_device_gives_shapes():
     y = group_norm_silu(x, 2)
     assert y.shape == x.shape
     assert y.stride() == x.stride()
+
+
+def test_a_real_tensor_beside_one_without_values_has_no_result():
+    with pytest.raises(RuntimeError, match="blur: expected all tensors to be on one device, got cpu and meta"):
+        blur(torch.ones(1, 1, 4, 4), KERNEL[:1, :1].to("meta"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_nothing_reads_the_memory_of_weights_without_values(device):
+    """Weights on meta, as those of a network that is loaded in parts: their address is 0."""
+    x, weight = torch.ones(2, 32, 8, 8, device=device), torch.ones(32, 32, 3, 3, device="meta")
+    with recorded() as choices:
+        pick("convolution layer", "cpu", Plan(1, 1, False, torch.float32, 1, False), (x,), (weight,), ())
+    assert choices[0].way == "torch"
 
 
 def test_info_says_which_backend_runs_each_op_and_why():
