@@ -88,7 +88,7 @@ def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tenso
     count = math.prod(shape)
     words = _words(count, ids, seed, step)
     values = (words >> 8).to(torch.float32) * 2.0**-24
-    return values.flatten(1)[:, :count].reshape(len(ids), *shape)
+    return values.flatten(1)[:, :count].reshape(ids.shape[0], *shape)
 
 
 def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor = 0) -> Tensor:
@@ -176,11 +176,11 @@ def reference(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Ten
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
     angle = (2.0 * math.pi) * u[..., 1::2]
     values = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return values.flatten(1)[:, :count].reshape(len(ids), *shape).contiguous()
+    return values.flatten(1)[:, :count].reshape(ids.shape[0], *shape).contiguous()
 
 
 def _fake(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
-    return ids.new_empty((len(ids), *shape), dtype=torch.float32)
+    return ids.new_empty((ids.shape[0], *shape), dtype=torch.float32)
 
 
 def _cpp(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:

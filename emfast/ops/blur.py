@@ -75,7 +75,7 @@ def _validate(name: str, x: Tensor, y: Tensor | None, kernel: Tensor, padding: s
     check_images(name, x, y)
     square = kernel.dim() == 4 and kernel.shape[1] == 1 and kernel.shape[2] == kernel.shape[3]
     fits = square and kernel.shape[0] in (1, x.shape[0])
-    check(fits, name, "kernel", f"of shape ({x.shape[0]} or 1, 1, K, K)", kernel)
+    check(fits, name, "kernel", lambda: f"of shape ({x.shape[0]} or 1, 1, K, K)", kernel)
     return check_taps(name, x, padding, kernel.shape[2:], kernel)
 
 
