@@ -70,6 +70,12 @@ def _words(count: int, ids: Tensor, seed: int, step: int | Tensor) -> Tensor:
     return torch.stack(philox((block, _counter(step, ids), ids & MASK, (ids >> 32) & MASK), seed), dim=-1)
 
 
+def _check_rows(ids: Tensor, function: str) -> None:
+    check_ids(ids, function)
+    good = ids.ndim == 1 and not (ids.is_floating_point() or ids.is_complex())
+    check(good, function, "ids", "to be (B,) whole numbers", ids)
+
+
 def _counter(step: int | Tensor, ids: Tensor) -> Tensor:
     """Returns a step as a tensor beside the ids; filled in there, since a copy would wait for the device."""
     return step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=ids.device)
@@ -84,7 +90,7 @@ def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tenso
         seed: The key, 0 <= seed < 2^64.
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
-    check_ids(ids, "uniform")
+    _check_rows(ids, "uniform")
     count = math.prod(shape)
     words = _words(count, ids, seed, step)
     values = (words >> 8).to(torch.float32) * 2.0**-24
@@ -102,7 +108,7 @@ def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor
         seed: The key, 0 <= seed < 2^64.
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
-    check_ids(ids, "normal")
+    _check_rows(ids, "normal")
     key = signed(seed, "normal")
     z: Tensor = _normal(shape, ids.to(torch.int64), _counter(step, ids), key)
     return z
