@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ def check(
     condition: bool,
     function: str,
     name: str,
-    requirement: str,
+    requirement: str | Callable[[], str],
     value: object,
     fix: str | None = None,
     error: type[Exception] = ValueError,
@@ -32,13 +32,15 @@ def check(
         condition: The fact that must hold.
         function: The public function the caller used.
         name: The argument at fault.
-        requirement: What it must be, as the rest of a sentence: "to be positive", "of shape (B, C)".
+        requirement: What it must be, as the rest of a sentence: "to be positive", "of shape (B, C)"; or a function that
+            says it, where it holds sizes: torch.compile would compile anew for every size that is written out.
         value: What came instead; a tensor is shown by its shape and dtype.
         fix: A sentence that tells the caller what to do, without its full stop.
         error: ValueError (value or shape), TypeError (kind), NotImplementedError, RuntimeError (machine state).
     """
     if not condition:
-        raise error(message(function, name, requirement, value, fix))
+        text = requirement if isinstance(requirement, str) else requirement()
+        raise error(message(function, name, text, value, fix))
 
 
 def message(function: str, name: str, requirement: str, value: object, fix: str | None = None) -> str:

@@ -7,14 +7,16 @@ the CUDA key. Which of them runs stands in the table of `emfast.dispatch`.
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
-from emfast._check import message
+from emfast._check import check, message
 from emfast.dispatch import TABLE, Backend, Way, run
 
 OPS: dict[str, bool] = {}  # the names of all ops, and whether they have gradients
@@ -63,14 +65,22 @@ def register(
     torch.library.impl(qualname, "CompositeExplicitAutograd", reference)
     torch.library.impl(qualname, "CPU", partial(run, name, "cpu"))
     torch.library.impl(qualname, "CUDA", partial(run, name, "cuda"))
-    torch.library.register_fake(qualname, fake)
+    torch.library.register_fake(qualname, partial(_fake_on_one_device, name, fake))
     overload = getattr(torch.ops.emfast, name).default
     formula = backward or partial(_no_formula, name)
-    torch.library.impl(qualname, "Autograd", _differentiable(overload, formula, setup_context))
+    torch.library.impl(qualname, "Autograd", _differentiable(name, overload, formula, setup_context))
     return overload
 
 
-def _differentiable(op: Any, formula: Callable[..., Any], setup_context: Callable[..., None] | None) -> Any:
+def _fake_on_one_device(name: str, fake: Callable[..., Any], *args: Any) -> Any:
+    """Returns uninitialised results; for a real tensor beside one without values they would pass for values."""
+    devices = {str(leaf.device) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)}
+    found = " and ".join(sorted(devices))
+    check(len(devices) < 2, name, "all tensors", "to be on one device", found, "Move them with .to()", RuntimeError)
+    return fake(*args)
+
+
+def _differentiable(name: str, op: Any, formula: Callable[..., Any], setup_context: Callable[..., None] | None) -> Any:
     """Returns the op's autograd kernel. torch.library.register_autograd does the same and costs 30 us more a call."""
 
     class Function(torch.autograd.Function):
@@ -87,12 +97,22 @@ def _differentiable(op: Any, formula: Callable[..., Any], setup_context: Callabl
             return formula(ctx, *grads)
 
     def kernel(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return Function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     return kernel
+
+
+def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    """Refuses a derivative in forward mode, which would be 0 without a word."""
+    tensors = [arg for arg in tree_leaves(args) if isinstance(arg, torch.Tensor)]
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        requirement, fix = "in reverse mode", "Call torch.autograd.grad or backward, or use plain torch modules"
+        raise NotImplementedError(message(name, "a derivative", requirement, "one in forward mode", fix))
 
 
 def first_order(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -158,7 +158,7 @@ def recorded() -> Iterator[list[Choice]]:
     try:
         yield choices
     finally:
-        _records.remove(choices)
+        _records.pop()
 
 
 def _explained(subject: str, device: str, args: tuple[Any, ...]) -> Choice:

@@ -177,14 +177,14 @@ def graphed(function: Callable[..., Tensors], *key: object, network: nn.Module |
     Arguments:
         function: The function.
         key: Everything but its arguments that it depends on: numbers, and objects it holds, which are the same if they
-            are equal.
+            are equal; a graph does not outlive a change of their numbers either.
         network: What it computes with; a graph does not outlive a change of it that the graph would not see.
     """
     current = _current.get()
     if current is None:
         return Graphed(function)
     name = tuple(part if _hashable(part) else id(part) for part in key)
-    state = None if network is None else _state(network)
+    state = tuple(map(_numbers, key)), None if network is None else _state(network)
     before, found = current.kept.pop(name, (None, None))
     if found is None or before != state:
         found = Graphed(function)
@@ -212,8 +212,15 @@ def _state(network: nn.Module) -> Hashable:
     return weights, tuple(map(_settings, network.modules()))
 
 
+def _numbers(part: object) -> Hashable:
+    """Returns what an object is set to, as an operator is to its hyper-parameters: a graph holds it as it was."""
+    own = getattr(part, "__dict__", {})
+    return tuple((name, value) for name, value in own.items() if isinstance(value, str | int | float | torch.dtype))
+
+
 def _settings(module: nn.Module) -> Hashable:
     own = vars(module)
-    simple = tuple((name, value) for name, value in own.items() if isinstance(value, str | int | float | tuple))
+    kinds = (str, int, float, tuple, torch.dtype)
+    simple = tuple((name, value) for name, value in own.items() if isinstance(value, kinds))
     hooks = tuple(len(own[name]) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
     return id(module), type(module), "forward" in own, hooks, repr(simple)

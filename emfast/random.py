@@ -70,6 +70,12 @@ def _words(count: int, ids: Tensor, seed: int, step: int | Tensor) -> Tensor:
     return torch.stack(philox((block, _counter(step, ids), ids & MASK, (ids >> 32) & MASK), seed), dim=-1)
 
 
+def _check_rows(ids: Tensor, function: str) -> None:
+    check_ids(ids, function)
+    good = ids.ndim == 1 and not (ids.is_floating_point() or ids.is_complex())
+    check(good, function, "ids", "to be (B,) whole numbers", ids)
+
+
 def _counter(step: int | Tensor, ids: Tensor) -> Tensor:
     """Returns a step as a tensor beside the ids; filled in there, since a copy would wait for the device."""
     return step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=ids.device)
@@ -84,11 +90,11 @@ def uniform(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tenso
         seed: The key, 0 <= seed < 2^64.
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
-    check_ids(ids, "uniform")
+    _check_rows(ids, "uniform")
     count = math.prod(shape)
     words = _words(count, ids, seed, step)
     values = (words >> 8).to(torch.float32) * 2.0**-24
-    return values.flatten(1)[:, :count].reshape(-1, *shape)
+    return values.flatten(1)[:, :count].reshape(ids.shape[0], *shape)
 
 
 def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor = 0) -> Tensor:
@@ -102,7 +108,7 @@ def normal(shape: tuple[int, ...], *, ids: Tensor, seed: int, step: int | Tensor
         seed: The key, 0 <= seed < 2^64.
         step: The step of a sampler, an int or a 0-dimensional tensor on the device of ids.
     """
-    check_ids(ids, "normal")
+    _check_rows(ids, "normal")
     key = signed(seed, "normal")
     z: Tensor = _normal(shape, ids.to(torch.int64), _counter(step, ids), key)
     return z
@@ -176,11 +182,11 @@ def reference(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Ten
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
     angle = (2.0 * math.pi) * u[..., 1::2]
     values = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return values.flatten(1)[:, :count].reshape(-1, *shape).contiguous()
+    return values.flatten(1)[:, :count].reshape(ids.shape[0], *shape).contiguous()
 
 
 def _fake(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:
-    return ids.new_empty((len(ids), *shape), dtype=torch.float32)
+    return ids.new_empty((ids.shape[0], *shape), dtype=torch.float32)
 
 
 def _cpp(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor:

@@ -89,7 +89,7 @@ def asking() -> Iterator[dict[str, Row | bool]]:
     try:
         yield asked
     finally:
-        _asked.remove(asked)
+        _asked.pop()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._grid import grid, place
 from ._launch import launch
 
 BLOCK = 512  # elements of one image per program
@@ -32,12 +33,12 @@ def blur_kernel(
 ):  # fmt: skip
     """Writes BLOCK elements of one blurred image.
 
-    Grid (images, blocks). With y it writes y minus that, and the sum of the squares to partial (images, blocks). SPREAD
+    Grid: images x blocks. With y it writes y minus that, and the sum of the squares to partial (images, blocks). SPREAD
     is the adjoint without its padding: the result has margins, which fold_kernel adds to what they mirror. x is
     gathered: size^2 reads of each element come from the caches, one from memory. Moves x, y and out once.
     """
-    image = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    image, begin = place(channels * out_height * out_width, BLOCK)
+    e = begin + tl.arange(0, BLOCK)
     inside = e < channels * out_height * out_width
     i, j = e // out_width % out_height, e % out_width
     plane = x + (image * channels + e // (out_height * out_width)) * height * width
@@ -55,7 +56,7 @@ def blur_kernel(
     if y is not None:
         total = tl.load(y + first + e, mask=inside, other=0.0).to(tl.float32) - total
         squares = tl.sum(tl.where(inside, total * total, 0.0))
-        tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), squares)
+        tl.store(partial + tl.program_id(0), squares)
     tl.store(out + first + e, total.to(out.dtype.element_ty), mask=inside)
 
 
@@ -63,10 +64,10 @@ def blur_kernel(
 def fold_kernel(g, out, channels, height, width, half, BLOCK: tl.constexpr):
     """Writes BLOCK elements of one image: what g (B, C, H + 2 half, W + 2 half) has for a pixel and its mirror images.
 
-    Grid (images, blocks). Moves g and out once.
+    Grid: images x blocks. Moves g and out once.
     """
-    image = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    image, begin = place(channels * height * width, BLOCK)
+    e = begin + tl.arange(0, BLOCK)
     inside = e < channels * height * width
     i, j = e // width % height, e % width
     plane = g + (image * channels + e // (height * width)) * (height + 2 * half) * (width + 2 * half)
@@ -93,7 +94,8 @@ def _blurred(
     kernel, stride = kernel.float().contiguous(), size * size if len(kernel) > 1 else 0
     sizes = (channels, height, width, *out.shape[2:], size, stride)
     with torch.cuda.device_of(x):
-        launch(blur_kernel, (batch, blocks), x, kernel, y, out, partial, *sizes, MODE=mode, BLOCK=BLOCK)
+        programs = grid(batch, out[0].numel(), BLOCK)
+        launch(blur_kernel, programs, x, kernel, y, out, partial, *sizes, MODE=mode, BLOCK=BLOCK)
     return out, partial
 
 
@@ -104,9 +106,8 @@ def blur(x: Tensor, kernel: Tensor, circular: bool, adjoint: bool) -> Tensor:
         modes = (REFLECT, CIRCULAR, CIRCULAR_ADJOINT)
         return _blurred(x, kernel, modes[circular + adjoint].value, x.dtype, None)[0]
     g, out = _blurred(x, kernel, SPREAD.value, torch.float32, None)[0], torch.empty_like(x)
-    grid = (len(x), triton.cdiv(x[0].numel(), BLOCK))
     with torch.cuda.device_of(x):
-        launch(fold_kernel, grid, g, out, *x.shape[1:], kernel.shape[2] // 2, BLOCK=BLOCK)
+        launch(fold_kernel, grid(len(x), x[0].numel(), BLOCK), g, out, *x.shape[1:], kernel.shape[2] // 2, BLOCK=BLOCK)
     return out
 
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._grid import grid, place
 from ._launch import launch
 
 BLOCK = 1024  # pixels of one channel per program
@@ -14,10 +15,10 @@ BLOCK = 1024  # pixels of one channel per program
 def mask_misfit_kernel(x, y, mask, residual, partial, adjoint, channels, pixels, mask_stride, BLOCK: tl.constexpr):
     """Writes r = y - m x and m r of BLOCK pixels of one channel, and the sum of their r^2 to partial (B, C, blocks).
 
-    Grid (images x channels, blocks). Moves x, y, the mask (once per channel), r and m r once.
+    Grid: images x channels x blocks. Moves x, y, the mask (once per channel), r and m r once.
     """
-    plane = tl.program_id(0).to(tl.int64)
-    p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    plane, first = place(pixels, BLOCK)
+    p = first + tl.arange(0, BLOCK)
     inside = p < pixels
     offset = plane * pixels + p
     m = tl.load(mask + plane // channels * mask_stride + p, mask=inside, other=0.0).to(tl.float32)
@@ -25,7 +26,7 @@ def mask_misfit_kernel(x, y, mask, residual, partial, adjoint, channels, pixels,
     r -= m * tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     tl.store(residual + offset, r.to(residual.dtype.element_ty), mask=inside)
     tl.store(adjoint + offset, (m * r).to(adjoint.dtype.element_ty), mask=inside)
-    tl.store(partial + plane * tl.num_programs(1) + tl.program_id(1), tl.sum(r * r))
+    tl.store(partial + tl.program_id(0), tl.sum(r * r))
 
 
 def mask_misfit(x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,6 +38,6 @@ def mask_misfit(x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Ten
     partial = torch.empty(batch, channels * blocks, dtype=torch.float32, device=x.device)
     stride = pixels if len(mask) > 1 else 0
     with torch.cuda.device_of(x):
-        grid = (batch * channels, blocks)
-        launch(mask_misfit_kernel, grid, x, y, mask, residual, partial, adjoint, channels, pixels, stride, BLOCK=BLOCK)
+        arguments = (x, y, mask, residual, partial, adjoint, channels, pixels, stride)
+        launch(mask_misfit_kernel, grid(batch * channels, pixels, BLOCK), *arguments, BLOCK=BLOCK)
     return residual, partial.sum(1), adjoint

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._grid import grid, place
 from ._launch import launch
 
 BLOCK = 256  # counters of one program; each gives four numbers
@@ -71,11 +72,10 @@ def normals(seed, step, id, first, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["seed"])
 def normal_kernel(ids, step, z, count, seed, BLOCK: tl.constexpr):
-    """Draws 4 BLOCK numbers of one image. Grid (images, blocks). Moves z once."""
-    image = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK
-    values = normals(seed, tl.load(step), tl.load(ids + image), first, BLOCK)
-    e = 4 * first + tl.arange(0, 4 * BLOCK)
+    """Draws 4 BLOCK numbers of one image. Grid: images x blocks. Moves z once."""
+    image, first = place(count, 4 * BLOCK)
+    values = normals(seed, tl.load(step), tl.load(ids + image), first // 4, BLOCK)
+    e = first + tl.arange(0, 4 * BLOCK)
     tl.store(z + image * count + e, values, mask=e < count)
 
 
@@ -85,6 +85,5 @@ def normal(shape: Sequence[int], ids: Tensor, step: Tensor, seed: int) -> Tensor
     z = torch.empty((len(ids), *shape), dtype=torch.float32, device=ids.device)
     if z.numel():
         with torch.cuda.device_of(ids):
-            grid = (len(ids), triton.cdiv(count, 4 * BLOCK))
-            launch(normal_kernel, grid, ids.contiguous(), step, z, count, seed, BLOCK=BLOCK)
+            launch(normal_kernel, grid(len(ids), count, 4 * BLOCK), ids.contiguous(), step, z, count, seed, BLOCK=BLOCK)
     return z

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._grid import grid, place
 from ._launch import launch
 from .random import BLOCK, normals
 
@@ -15,21 +16,20 @@ from .random import BLOCK, normals
 def update_kernel(x_t, x_0, guidance, table, k, ids, x_s, count, seed, BLOCK: tl.constexpr):
     """Writes 4 BLOCK elements of one image: x_s = c_x x_t + c_0 x_0 + std z + guidance.
 
-    Grid (images, blocks). The coefficients and the step are read on the device, no noise is drawn where std is zero.
+    Grid: images x blocks. The coefficients and the step are read on the device, no noise is drawn where std is zero.
     Moves x_t, x_0, guidance and x_s once.
     """
-    image = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK
+    image, first = place(count, 4 * BLOCK)
     step = tl.load(k)
     row = table + 9 * step
     c_x, c_0, std = tl.load(row + 3).to(tl.float32), tl.load(row + 4).to(tl.float32), tl.load(row + 5).to(tl.float32)
-    e = 4 * first + tl.arange(0, 4 * BLOCK)
+    e = first + tl.arange(0, 4 * BLOCK)
     inside = e < count
     offset = image * count + e
     x = c_x * tl.load(x_t + offset, mask=inside).to(tl.float32)
     x += c_0 * tl.load(x_0 + offset, mask=inside).to(tl.float32)
     if std != 0:
-        x += std * normals(seed, step, tl.load(ids + image), first, BLOCK)
+        x += std * normals(seed, step, tl.load(ids + image), first // 4, BLOCK)
     if guidance is not None:
         x += tl.load(guidance + offset, mask=inside).to(tl.float32)
     tl.store(x_s + offset, x.to(x_s.dtype.element_ty), mask=inside)
@@ -43,6 +43,5 @@ def sampler_update(x_t: Tensor, *rest: Any) -> Tensor:
     if x_s.numel():
         count = x_t.numel() // len(x_t)
         with torch.cuda.device_of(x_t):
-            grid = (len(x_t), triton.cdiv(count, 4 * BLOCK))
-            launch(update_kernel, grid, x_t, *tensors, x_s, count, seed, BLOCK=BLOCK)
+            launch(update_kernel, grid(len(x_t), count, 4 * BLOCK), x_t, *tensors, x_s, count, seed, BLOCK=BLOCK)
     return x_s

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._grid import grid, place
 from ._launch import launch
 
 BLOCK = 1024  # elements of one image per program
@@ -17,12 +18,12 @@ def axis_kernel(
 ):  # fmt: skip
     """Writes BLOCK elements of one image, blurred along an axis of `length` elements, `inner` apart.
 
-    Grid (images, blocks). With y it writes y minus that, and the sum of the squares to partial (images, blocks). The
+    Grid: images x blocks. With y it writes y minus that, and the sum of the squares to partial (images, blocks). The
     adjoint of reflection reads a pixel and its two mirror images. x is gathered: `size` reads of each element come
     from the caches, one from memory. Moves x, y and out once.
     """
-    first = tl.program_id(0).to(tl.int64) * count
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    image, begin = place(count, BLOCK)
+    first, e = image * count, begin + tl.arange(0, BLOCK)
     inside = e < count
     i = e // inner % length
     line = x + first + (e - i * inner)
@@ -47,7 +48,7 @@ def axis_kernel(
     if y is not None:
         total = tl.load(y + first + e, mask=inside, other=0.0).to(tl.float32) - total
         squares = tl.sum(tl.where(inside, total * total, 0.0))
-        tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), squares)
+        tl.store(partial + tl.program_id(0), squares)
     tl.store(out + first + e, total.to(out.dtype.element_ty), mask=inside)
 
 
@@ -61,7 +62,7 @@ def blur_axis(
     inner = x.shape[3] if dim == 2 else 1
     arguments = (x, taps.float().contiguous(), y, out, partial, count, x.shape[dim], inner, len(taps))
     with torch.cuda.device_of(x):
-        launch(axis_kernel, (len(x), blocks), *arguments, CIRCULAR=circular, ADJOINT=adjoint, BLOCK=BLOCK)
+        launch(axis_kernel, grid(len(x), count, BLOCK), *arguments, CIRCULAR=circular, ADJOINT=adjoint, BLOCK=BLOCK)
     return out, partial
 
 

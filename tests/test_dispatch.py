@@ -61,6 +61,18 @@ def test_layers_choose_for_a_target():
     assert device_type(x) == "cpu"
 
 
+def test_blocks_that_record_may_lie_in_each_other():
+    x, kernel = torch.randn(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
+    with recorded() as outer:
+        with recorded() as inner:
+            pass  # as many choices as in the outer one: none
+        emfast.ops.blur(x, kernel)
+        with recorded() as inner:
+            emfast.ops.blur(2 * x, kernel)  # of tensors, which are not simply equal
+        emfast.ops.blur(x, kernel)
+    assert (len(outer), len(inner)) == (2, 1)
+
+
 def test_a_forced_reference_holds_for_layers_too(monkeypatch):
     called = []
     for name in ("AMX", "Winograd", "oneDNN"):

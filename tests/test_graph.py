@@ -217,6 +217,22 @@ def test_a_changed_network_is_captured_anew(steps, change):
     assert len(held.kept) == 1  # the one before is freed
 
 
+@pytest.mark.parametrize("changed", ["operator", "denoiser"])
+def test_an_operator_or_a_denoiser_that_is_set_otherwise_is_captured_anew(steps, changed):
+    denoiser, operator = Denoiser(Tiny(), VPSchedule.linear()), GaussianBlur(size=3)
+    sampler, y = DPS(steps=1), torch.zeros(2, 3, 8, 8)
+    with graphs():
+        sampler(denoiser, y, operator)
+        if changed == "operator":
+            operator.padding = "circular"
+        else:
+            denoiser.dtype = torch.bfloat16
+        sampler(denoiser, y, operator)
+        sampler(denoiser, y, operator)
+    assert steps[0] is not steps[1]
+    assert steps[1] is steps[2]
+
+
 def test_a_changed_tensor_of_inference_mode_is_seen():
     static, output = torch.zeros(2), (torch.zeros(2),)
     capture = _Capture(lambda: output[0].copy_(static), [static], output)

@@ -11,10 +11,11 @@ from contracts import replace_way
 from emfast import _library, dispatch
 from emfast._library import OPS
 from emfast.diffusion import Denoiser, TiledDenoiser, VPSchedule
-from emfast.dispatch import TABLE, backend, way
+from emfast.dispatch import TABLE, backend, pick, recorded, way
 from emfast.info import info
 from emfast.nn import convolution
-from emfast.ops import group_norm_silu
+from emfast.nn.ways.operands import Plan
+from emfast.ops import attention, blur, group_norm_silu, residual_sum
 from emfast.ops.group_norm_fork import group_norm_fork
 
 X = torch.ones(1, 4, 2, 3).mT  # for other strides native torch is faster
@@ -113,6 +114,20 @@ def test_the_meta_device_gives_shapes():
     assert y.stride() == x.stride()
 
 
+def test_a_real_tensor_beside_one_without_values_has_no_result():
+    with pytest.raises(RuntimeError, match="blur: expected all tensors to be on one device, got cpu and meta"):
+        blur(torch.ones(1, 1, 4, 4), KERNEL[:1, :1].to("meta"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_nothing_reads_the_memory_of_weights_without_values(device):
+    """Weights on meta, as those of a network that is loaded in parts: their address is 0."""
+    x, weight = torch.ones(2, 32, 8, 8, device=device), torch.ones(32, 32, 3, 3, device="meta")
+    with recorded() as choices:
+        pick("convolution layer", "cpu", Plan(1, 1, False, torch.float32, 1, False), (x,), (weight,), ())
+    assert choices[0].way == "torch"
+
+
 def test_info_says_which_backend_runs_each_op_and_why():
     ops = info()["ops"]
     assert ops.keys() == OPS.keys()
@@ -142,6 +157,24 @@ def test_no_derivative_of_second_order_is_zero_without_a_word(differentiated, fu
     scalar = function is torch.autograd.functional.vhp
     with pytest.raises(NotImplementedError, match="second order"):
         function(lambda x: differentiated(x).square().sum() if scalar else differentiated(x), x, x)
+
+
+@pytest.mark.parametrize(
+    "differentiated",
+    [
+        lambda x: blur(x, KERNEL[:1, :1]),
+        lambda x: attention(x.detach(), x, x),
+        lambda x: residual_sum(x, x, bias=SCALE),
+        lambda x: convolution(x, KERNEL, padding=1),
+    ],
+    ids=["blur", "attention", "residual_sum", "convolution"],
+)
+@pytest.mark.parametrize("function", [torch.func.jvp, lambda f, x, _: torch.func.jacfwd(f)(*x)], ids=["jvp", "jacfwd"])
+def test_no_derivative_in_forward_mode_is_zero_without_a_word(differentiated, function):
+    x = torch.randn(1, 4, 4, 4)
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"forward mode|functorch transforms"):
+        function(differentiated, (x,), (x,))
+    assert not differentiated(x).requires_grad
 
 
 def test_a_first_derivative_may_be_asked_to_keep_its_graph():

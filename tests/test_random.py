@@ -91,3 +91,10 @@ def test_a_list_of_ids(draw):
 def test_seed_out_of_range():
     with pytest.raises(ValueError, match=r"expected seed to be in \[0, 2\^64\)"):
         random.normal((1,), ids=torch.tensor([0]), seed=-1)
+
+
+@pytest.mark.parametrize("draw", [random.normal, random.uniform])
+@pytest.mark.parametrize("ids", [torch.tensor([0.5, 1.5]), torch.tensor(3), torch.tensor([[1, 2]])])
+def test_ids_that_are_no_row_of_whole_numbers_are_refused(draw, ids):
+    with pytest.raises(ValueError, match=rf"^{draw.__name__}: expected ids to be \(B,\) whole numbers, got "):
+        draw((2,), ids=ids, seed=1)

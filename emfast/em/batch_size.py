@@ -113,7 +113,10 @@ def _largest(sampler: Sampler, denoiser: Denoiser, observations: Observations, i
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_reserved(device)
-        step_seconds(sampler, denoiser, observations, ids[:size])
+        try:
+            step_seconds(sampler, denoiser, observations, ids[:size])
+        except torch.OutOfMemoryError:  # whoever draws a batch for which there is no memory halves it
+            return sizes[0]
         peaks.append(torch.cuda.max_memory_reserved(device) - before)
     torch.cuda.empty_cache()
     each = max(1.0, (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]))

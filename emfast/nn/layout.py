@@ -20,8 +20,13 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def is_real(*tensors: Tensor) -> bool:
-    """Returns whether tensors have values: they are neither fake, as models are traced with, nor of another class."""
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    """Returns whether tensors have values, on one device: they are no fake ones, on meta or of another class.
+
+    To what computes with their addresses all else is no memory to read; torch has an error of its own for it.
+    """
+    device = tensors[0].device
+    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device == device for tensor in tensors)
+    return plain and device.type != "meta"
 
 
 def joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:

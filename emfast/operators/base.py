@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from emfast import random
-from emfast._check import check, check_ids, check_seed
+from emfast._check import check, check_ids, check_numbers, check_seed
 from emfast.data.rows import Rows
 from emfast.operators import subclasses
 from emfast.operators.conjugate_gradient import conjugate_gradient
@@ -189,7 +189,8 @@ class Operator:
             seed: The key of the noise: the same (seed, id) gives the same observation.
         """
         seed = check_seed(seed, "observe")
-        check(0 <= sigma < math.inf, "observe", "sigma", "to be >= 0 and finite", sigma)
+        check_numbers("observe", sigma=sigma)
+        check(sigma is not None and 0 <= sigma < math.inf, "observe", "sigma", "to be >= 0 and finite", sigma)
         check(isinstance(x, Tensor), "observe", "x", "to be a tensor", type(x), "torch.as_tensor makes one", TypeError)
         check_ids(ids, "observe")
         # Noise of whole numbers would be rounded to them.

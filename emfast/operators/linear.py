@@ -1,6 +1,6 @@
 """Any linear function of images as an operator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -62,7 +62,7 @@ class Linear(Operator):
         if self.given is not None:
             return self.given(y)
         differentiable = torch.is_grad_enabled() and y.requires_grad
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device, requires_grad=True)
             (gradient,) = torch.autograd.grad(self.function(x), x, y, create_graph=differentiable)
         return gradient
@@ -80,8 +80,8 @@ class Linear(Operator):
 
     def _try(self, device: torch.device) -> tuple[int, ...]:
         """Returns the shape of one observation; raises a sentence if the function is not one of image batches."""
-        x = torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0)).to(device)
             y = self._call(x.requires_grad_(self.given is None))
         batch = f"to return a tensor (B, ...) of images {tuple(x.shape)}"
         check(isinstance(y, Tensor), "Linear", self.name, batch, type(y), error=TypeError)
@@ -127,9 +127,22 @@ def as_operator(operator: Operator | Function, y: Tensor, function: str) -> Oper
     check(good, function, "operator", "to be an emfast Operator, or a function of images", operator, error=TypeError)
     fix = "Give operators.Linear(function, shape=(C, H, W)), the shape of its images"
     check(y.ndim in (3, 4), function, "y", "to be images for a function as the operator", tuple(y.shape), fix)
-    return _linear(operator, tuple(y.shape[-3:]))
+    return _linear(operator if isinstance(operator, Hashable) else _Itself(operator), tuple(y.shape[-3:]))
+
+
+class _Itself:
+    """A function that has no hash, as an instance of a dataclass has none: it equals itself alone."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.function is other.function
+
+    def __hash__(self) -> int:
+        return id(self.function)
 
 
 @lru_cache(maxsize=16)  # a new one for every call would be tried, and captured, in every call
-def _linear(function: Function, shape: tuple[int, int, int]) -> Linear:
-    return Linear(function, shape)
+def _linear(function: Function | _Itself, shape: tuple[int, int, int]) -> Linear:
+    return Linear(function.function if isinstance(function, _Itself) else function, shape)

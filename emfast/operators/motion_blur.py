@@ -136,10 +136,19 @@ def _response(kernel: Tensor, like: Tensor) -> Tensor:
     # Anything else could be broadcast: the kernels of three images to the three channels of each.
     good = kernel.ndim == 4 and kernel.shape[1] == 1 and len(kernel) in (1, len(like))
     check(good, "MotionBlur", "kernel", f"to have shape ({len(like)} or 1, 1, K, K)", tuple(kernel.shape))
-    padded = torch.zeros(*kernel.shape[:2], height, width, dtype=like.dtype, device=like.device)
-    padded[..., :size, :size] = kernel.to(like.dtype)
+    if len(like) == 0:
+        return torch.zeros(0, 1, height, width // 2 + 1, dtype=_wide(like), device=like.device)
+    padded = torch.zeros(*kernel.shape[:2], height, width, dtype=_wide(like), device=like.device)
+    padded[..., :size, :size] = kernel.to(padded.dtype)
     return torch.fft.rfft2(padded.roll((-(size // 2),) * 2, (-2, -1)))
 
 
 def _filter(x: Tensor, response: Tensor) -> Tensor:
-    return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])
+    if len(x) == 0:  # Fourier transforms of no images are an error in torch
+        return x
+    return torch.fft.irfft2(torch.fft.rfft2(x.to(_wide(x))) * response, s=x.shape[-2:]).to(x.dtype)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Returns the dtype of transforms: there are none of bfloat16, and of float16 on a GPU alone."""
+    return torch.promote_types(x.dtype, torch.float32)

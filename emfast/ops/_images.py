@@ -39,12 +39,16 @@ def check_taps(name: str, x: Tensor, padding: str, sizes: Sequence[int], *taps: 
         taps: The taps.
     """
     for size, length in zip(sizes, x.shape[2:], strict=True):
-        requirement = f"to be odd and < {2 * length}, twice the side of the images"
-        check(size % 2 == 1 and size // 2 < length, name, "the number of taps", requirement, size)
+        _check_count(name, size, length)
     for tensor in taps:
         check(not tensor.requires_grad, name, "the taps", "to require no gradient", "some that do", "Detach them")
     check(padding in ("reflect", "circular"), name, "padding", "to be reflect or circular", padding)
     return padding == "circular"
+
+
+def _check_count(name: str, size: int, length: int) -> None:
+    good = size % 2 == 1 and size // 2 < length
+    check(good, name, "the number of taps", lambda: f"to be odd and < {2 * length}, twice the side of the images", size)
 
 
 def pad(x: Tensor, halves: tuple[int, int], circular: bool) -> Tensor:
@@ -106,7 +110,7 @@ def misfit_of(x: Tensor, y: Tensor, apply: Callable[[Tensor], Tensor], adjoint: 
 def fake_misfit(x: Tensor, *rest: Any) -> Misfit:
     """Returns uninitialised results of a misfit op."""
     residual = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return residual, x.new_empty(len(x), dtype=accumulate(x)), torch.empty_like(residual)
+    return residual, x.new_empty(x.shape[0], dtype=accumulate(x)), torch.empty_like(residual)
 
 
 def misfit_gradients(

@@ -39,11 +39,11 @@ def mask_misfit(
     name = "mask_misfit"
     check_images(name, x, y)
     fits = mask.shape in ((x.shape[0], 1, *x.shape[2:]), (1, 1, *x.shape[2:]))
-    check(fits, name, "mask", f"of shape ({x.shape[0]} or 1, 1, {x.shape[2]}, {x.shape[3]})", mask)
+    check(fits, name, "mask", lambda: f"of shape ({x.shape[0]} or 1, 1, {x.shape[2]}, {x.shape[3]})", mask)
     known = mask.dtype in (x.dtype, torch.float32)
     check(known, name, "mask", f"of dtype {x.dtype} or torch.float32", mask.dtype, error=TypeError)
     check(not mask.requires_grad, name, "mask", "to require no gradient", "one that does", "Detach it")
-    if len(mask) > 1 and mask.stride(0) == 0:
+    if mask.shape[0] > 1 and mask.stride(0) == 0:
         mask = mask[:1]  # one for all, which is not to be copied
     misfit: Misfit = _misfit(x, y, mask)
     return misfit

@@ -55,7 +55,7 @@ def sampler_update(
     wide = table.dtype == torch.float64
     check(wide and table.dim() == 2 and table.shape[1] == 9, name, "table", "of shape (n, 9), float64", table)
     check(k.dim() == 0 and k.dtype == torch.int64, name, "k", "to be a 0-dimensional int64 tensor", k)
-    check(ids.shape == x_t.shape[:1], name, "ids", f"of shape ({x_t.shape[0]},)", ids)
+    check(ids.shape == x_t.shape[:1], name, "ids", lambda: f"of shape ({x_t.shape[0]},)", ids)
     x_s: Tensor = _update(x_t, x_0, guidance, table, k, ids.to(torch.int64), signed(seed, name))
     return x_s
 

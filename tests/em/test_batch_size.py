@@ -26,3 +26,16 @@ def test_the_fastest_wins(monkeypatch, seconds, best):
 def test_few_observations_are_one_batch(sampler):
     assert choose_batch_size(sampler, Model(), observations(), torch.arange(5)) == 5
     assert choose_batch_size(sampler, Model(), observations(), torch.arange(10).repeat(2)) == 16
+
+
+@pytest.mark.parametrize("fitting", [0, 8])
+def test_a_gpu_too_small_for_the_trial_begins_with_its_first_size(monkeypatch, fitting):
+    def step_seconds(sampler, denoiser, data, ids):
+        if len(ids) > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(batch_size, "step_seconds", step_seconds)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    for asked in ("memory_reserved", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, asked, lambda device: 0)
+    assert batch_size._largest(DPS(), Model(), None, torch.arange(1000)) == 8

@@ -1,5 +1,7 @@
 """Plain functions as operators."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from contracts import Gaussian, check_operator
@@ -53,6 +55,31 @@ def test_a_module_that_takes_float32_alone_keeps_its_weights_out_of_it():
     assert torch.equal(y, layer(x))
     torch.testing.assert_close((y.double() ** 2).sum(), (x.double() * operator.adjoint(y.detach(), {})).sum())
     assert layer.weight.grad is None
+
+
+def test_a_function_without_a_hash_is_tried_once_as_any_other():
+    @dataclass
+    class Scaled:
+        factor: float
+
+        def __call__(self, x):
+            return self.factor * x
+
+    y, function = torch.ones(2, 1, 4, 4), Scaled(2.0)
+    operator = as_operator(function, y, "test")
+    assert as_operator(function, y, "test") is operator
+    assert as_operator(Scaled(2.0), y, "test") is not operator
+    assert torch.equal(operator.observe(y), 2 * y)
+
+
+def test_inference_mode_is_no_fault_of_the_function():
+    x = torch.randn(2, 1, 8, 9, dtype=torch.float64)
+    expected = Linear(projected, shape=(1, 8, 9))
+    y = expected.observe(x)
+    with torch.inference_mode():
+        operator = Linear(projected, shape=(1, 8, 9))
+        assert torch.equal(operator.observe(x), y)
+        assert torch.equal(operator.adjoint(y.clone(), {}), expected.adjoint(y, {}))
 
 
 def test_the_adjoint_can_be_differentiated_itself():

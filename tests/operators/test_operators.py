@@ -104,6 +104,23 @@ def test_contract(operator, shape):
     check_operator(operator, shape)
 
 
+@pytest.mark.parametrize("operator", [*OPERATORS, MotionBlur(size=17), Downsample()], ids=lambda op: type(op).__name__)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_and_none_at_all_is_none(operator, dtype):
+    sides = (8, 9) if getattr(operator, "mask", None) is not None else (20, 18)
+    x = torch.rand(3, 2, *sides, generator=torch.Generator().manual_seed(0)).to(dtype)
+    c, y, exact = torch.tensor(0.1, dtype=torch.float64), operator.observe(x), operator.observe(x.double())
+    parameters = operator.parameters(torch.arange(3), tuple(y.shape[1:]))
+    wide = (exact, operator.adjoint(exact, parameters), operator.regularised_inverse(exact, c, parameters))
+    half = (y, operator.adjoint(y, parameters), operator.regularised_inverse(y, c.to(dtype), parameters))
+    for ours, theirs in zip(half, wide, strict=True):
+        assert ours.dtype == dtype
+        assert (ours - theirs).abs().max() <= 8 * torch.finfo(dtype).eps * theirs.abs().max()
+    none = {name: value[:0] if len(value) == 3 else value for name, value in parameters.items()}
+    for empty in (operator.observe(x[:0]), operator.regularised_inverse(y[:0], c, none)):
+        assert empty.numel() == 0
+
+
 def test_missing_probability_is_honoured():
     for missing in (0.0, 0.25, 0.9):
         mask = Mask(missing=missing).parameters(torch.arange(100), (3, 20, 20))["mask"]
@@ -131,6 +148,12 @@ def test_missing_pixels_have_no_noise():
     mask = operator.parameters(torch.arange(4), (2, 6, 6))["mask"].expand_as(y)
     assert (y[mask == 0] == 0).all()
     assert (y[mask == 1] != x[mask == 1]).any()
+
+
+@pytest.mark.parametrize("sigma", ["0.1", None, torch.tensor(0.1), -1, float("nan")])
+def test_noise_levels_that_are_none_are_refused(sigma):
+    with pytest.raises((TypeError, ValueError), match=r"^observe: expected sigma to be "):
+        Identity().observe(torch.zeros(1, 1, 2, 2), sigma)
 
 
 def test_noise_level_and_repeatability():

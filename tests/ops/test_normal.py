@@ -38,6 +38,7 @@ def test_rows_and_beginnings_are_the_same_bits(backend, device):
         assert torch.equal(whole[2:3], random.normal((2, 3000), ids=ids[2:3], seed=9, step=4))
         assert torch.equal(whole[:, 0, :11], random.normal((11,), ids=ids, seed=9, step=4))
         assert random.normal((4,), ids=ids[:0], seed=9).shape == (0, 4)
+        assert random.normal((0,), ids=ids, seed=9).shape == (4, 0)
 
 
 def test_registration(backend, device):
