@@ -18,7 +18,9 @@ def resolve_device(name: str) -> torch.device:
         ValueError: If the name is not a device's, or there is no such device.
     """
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        # Of a process that sees one GPU only (srun --gpus-per-task 1) that is number 0, whatever its rank.
+        number = os.environ.get("LOCAL_RANK", 0) if torch.cuda.device_count() > 1 else 0
+        name = f"cuda:{number}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         missing = device.type == "cuda" and not torch.cuda.is_available()
