@@ -186,6 +186,17 @@ def test_a_replaced_part_is_used():
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_no_images(dtype, training):
+    model = accelerate(network(block_out_channels=(16, 16)).train(training), dtype=dtype)
+    x = torch.zeros(0, 1, 8, 8, requires_grad=True)
+    y = model(x, torch.zeros(0, dtype=torch.long)).sample
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert not any(p.grad.any() for p in model.parameters())
+
+
 def test_a_pipeline():
     plain, x = network(), torch.zeros(2, 1, 8, 8)
     pipeline = diffusers.DDPMPipeline(network(), diffusers.DDPMScheduler(10))
