@@ -103,6 +103,17 @@ def test_tables_with_published_rows(sets, capsys):
     assert to_latex([("a_b", ["-"])]).splitlines()[4] == r"-- \\"
 
 
+def test_no_cell_is_cut(sets, capsys, monkeypatch):
+    """What is no terminal counts as 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a method with a name that is as long as those in papers are"
+    (sets / "b.csv").write_text(f"method,PSNR,LPIPS\n{name},24.7054321,.0091\n")
+    code, out, _ = run(capsys, sets / "a.npz", sets / "b.npz", "--beside", sets / "b.csv")
+    assert code == 0
+    for text in (name, "24.7054321", ".0091", "FD (fashion-mnist)"):
+        assert text in out
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -127,7 +127,7 @@ def run(options: Options, yaml: str) -> None:
             print("evaluate: a distance needs 2 images or more on both sides; it is left out.", file=sys.stderr)
     columns = columns_of([*others, row], ("PSNR", "SSIM", "LPIPS", space.metric if space is not None else "FD"))
     if options.table == "plain":
-        plain_console().print(plain_table(columns))
+        plain_console().print(plain_table(columns), soft_wrap=True)
     else:
         print((to_markdown if options.table == "markdown" else to_latex)(columns))
 
