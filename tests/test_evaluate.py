@@ -128,10 +128,27 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path, capsys, flags
     assert one_sentence(err, words)
 
 
-def test_statistics_are_of_features(sets, capsys):
-    argv = ["evaluate", sets / "a.npz", sets / "b.npz", "--statistics", "out.npz", "--features", "none"]
-    assert main([str(word) for word in argv]) == 2
-    assert one_sentence(capsys.readouterr().err, ["statistics", "--features none"])
+@pytest.mark.parametrize("option", ["weights", "samples", "reference", "statistics"])
+def test_what_belongs_to_the_distance_is_not_passed_over(sets, capsys, option):
+    code, _, err = run(capsys, sets / "a.npz", sets / "b.npz", f"--{option}", "x.npz", "--features", "none")
+    assert code == 2
+    assert one_sentence(err, [option, "--features none"])
+
+
+def test_statistics_are_written_of_images_alone(sets, capsys):
+    write_statistics(sets / "s.npz", statistics_of(torch.randn(9, 4), "a space"))
+    for words in ([sets / "s.npz"], [sets / "b.npz", "--reference", sets / "s.npz"]):
+        code, _, err = run(capsys, sets / "a.npz", *words, "--statistics", sets / "out.npz")
+        assert code == 2
+        assert one_sentence(err, ["statistics", "s.npz", "leave statistics out"])
+    assert not (sets / "out.npz").exists()
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_is_positive(sets, capsys, limit):
+    code, _, err = run(capsys, sets / "a.npz", sets / "b.npz", "--limit", limit)
+    assert code == 2
+    assert one_sentence(err, ["evaluate", "limit", "positive"])
 
 
 def test_lpips_says_how_to_install_it(tmp_path, capsys):
