@@ -196,7 +196,7 @@ def _cell(value: Any, spec: str) -> str:
         return "-"
     spec, _, unit = spec.partition(" ")
     if spec.endswith("d"):
-        value = int(value)
+        value = round(value)
     return f"{value:{spec}} {unit}".rstrip()
 
 

@@ -127,6 +127,11 @@ def test_metrics_table_fits_a_terminal(tmp_path):
     assert text.count("12345.0 s") == 4
 
 
+def test_evaluations_of_an_image_are_rounded():
+    named = dict(zip([key for _, key, _ in reporting.COLUMNS], reporting.cells({"network_evaluations": 3.67}), strict=True))
+    assert named["network_evaluations"] == "4"
+
+
 def test_read_metrics_names_the_damaged_line(tmp_path):
     write_run(tmp_path)
     with open(tmp_path / "metrics.jsonl", "a") as file:
