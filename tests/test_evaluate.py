@@ -12,7 +12,7 @@ from tiny_run import one_sentence, train
 from emfast.cli import main
 from emfast.evaluation import frechet_distance
 from emfast.evaluation.statistics import distance_to, read_statistics, statistics_of, write_statistics
-from emfast.reporting.tables import to_latex, to_markdown
+from emfast.reporting.tables import read_rows, to_latex, to_markdown
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -101,6 +101,13 @@ def test_tables_with_published_rows(sets, capsys):
     assert out.count(r"\\") == 7
     assert to_markdown([("a", ["1|2"]), ("b", ["-"])]) == "| a | b |\n| --- | ---: |\n| 1\\|2 | - |"
     assert to_latex([("a_b", ["-"])]).splitlines()[4] == r"-- \\"
+    assert to_latex([("a", ["x^2~\\y"])]).splitlines()[4] == r"x\textasciicircum{}2\textasciitilde{}\textbackslash{}y \\"
+
+
+def test_rows_from_a_spreadsheet(tmp_path):
+    """Spreadsheets put a mark of the encoding before the first name."""
+    (tmp_path / "b.csv").write_text("method,PSNR\nthe paper's,24.7\n", encoding="utf-8-sig")
+    assert read_rows(str(tmp_path / "b.csv")) == [{"method": "the paper's", "PSNR": "24.7"}]
 
 
 def test_no_cell_is_cut(sets, capsys, monkeypatch):
