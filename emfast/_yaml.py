@@ -20,6 +20,9 @@ CLASS = ("class_path", "init_args")
 VALUES, DEPTH = 10_000, 50  # more than any config needs
 NUMBER = r"\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.[\d_]+([eE][-+]?\d+)?|\.(inf|Inf|INF)"
 FLOAT = re.compile(rf"^([-+]?({NUMBER})|\.(nan|NaN|NAN))$")
+# YAML 1.1 takes 010 for 8, which nobody means: it is a text.
+INT = re.compile(r"^[-+]?(0|[1-9][\d_]*(:[0-5]?\d)*|0x[\da-fA-F_]+|0b[01_]+)$")
+RESOLVERS = {"float": (FLOAT, "-+0123456789."), "int": (INT, "-+0123456789")}
 
 
 class NotYaml(ValueError):
@@ -81,7 +84,7 @@ def to_yaml(settings: Any) -> str:
     only_in_python: list[str] = []
     tree = _tree_of(settings, "", only_in_python)
     lines = [f"# {name} is given in Python: this file alone does not make the run again.\n" for name in only_in_python]
-    return "".join(lines) + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return "".join(lines) + yaml.dump(tree, Dumper=_dumper(), sort_keys=False, allow_unicode=True)
 
 
 def defaults(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -105,17 +108,33 @@ def defaults(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 @cache
 def _loader() -> Any:
-    """Returns PyYAML's safe loader with numbers as YAML 1.2 has them, and without dates."""
+    """Returns PyYAML's safe loader with numbers as YAML 1.2 has them, without octal ones and without dates."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         pass
 
     known = yaml.SafeLoader.yaml_implicit_resolvers.items()
-    other = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
+    other = [f"tag:yaml.org,2002:{name}" for name in ("timestamp", *RESOLVERS)]
     Loader.yaml_implicit_resolvers = {first: [pair for pair in pairs if pair[0] not in other] for first, pairs in known}
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
-    return Loader
+    return _resolving(Loader)
+
+
+@cache
+def _dumper() -> Any:
+    """Returns PyYAML's safe dumper, which quotes the texts that any reader, ours too, would take for something else."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    return _resolving(Dumper)
+
+
+def _resolving(kind: Any) -> Any:
+    for name, (pattern, first) in RESOLVERS.items():
+        kind.add_implicit_resolver(f"tag:yaml.org,2002:{name}", pattern, list(first))
+    return kind
 
 
 def _measure(text: str) -> None:

@@ -12,7 +12,7 @@ from tiny_run import one_sentence, train
 from emfast.cli import main
 from emfast.evaluation import frechet_distance
 from emfast.evaluation.statistics import distance_to, read_statistics, statistics_of, write_statistics
-from emfast.reporting.tables import to_latex, to_markdown
+from emfast.reporting.tables import read_rows, to_latex, to_markdown
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -101,6 +101,25 @@ def test_tables_with_published_rows(sets, capsys):
     assert out.count(r"\\") == 7
     assert to_markdown([("a", ["1|2"]), ("b", ["-"])]) == "| a | b |\n| --- | ---: |\n| 1\\|2 | - |"
     assert to_latex([("a_b", ["-"])]).splitlines()[4] == r"-- \\"
+    special = to_latex([("a", ["x^2", "~", "\\y"])]).splitlines()[4:7]
+    assert special == [r"x\textasciicircum{}2 \\", r"\textasciitilde{} \\", r"\textbackslash{}y \\"]
+
+
+def test_rows_from_a_spreadsheet(tmp_path):
+    """Spreadsheets put a mark of the encoding before the first name."""
+    (tmp_path / "b.csv").write_text("method,PSNR\nthe paper's,24.7\n", encoding="utf-8-sig")
+    assert read_rows(str(tmp_path / "b.csv")) == [{"method": "the paper's", "PSNR": "24.7"}]
+
+
+def test_no_cell_is_cut(sets, capsys, monkeypatch):
+    """What is no terminal counts as 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a method with a name that is as long as those in papers are"
+    (sets / "b.csv").write_text(f"method,PSNR,LPIPS\n{name},24.7054321,.0091\n")
+    code, out, _ = run(capsys, sets / "a.npz", sets / "b.npz", "--beside", sets / "b.csv")
+    assert code == 0
+    for text in (name, "24.7054321", ".0091", "FD (fashion-mnist)"):
+        assert text in out
 
 
 @pytest.mark.parametrize(
@@ -117,10 +136,27 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path, capsys, flags
     assert one_sentence(err, words)
 
 
-def test_statistics_are_of_features(sets, capsys):
-    argv = ["evaluate", sets / "a.npz", sets / "b.npz", "--statistics", "out.npz", "--features", "none"]
-    assert main([str(word) for word in argv]) == 2
-    assert one_sentence(capsys.readouterr().err, ["statistics", "--features none"])
+@pytest.mark.parametrize("option", ["weights", "samples", "reference", "statistics"])
+def test_what_belongs_to_the_distance_is_not_passed_over(sets, capsys, option):
+    code, _, err = run(capsys, sets / "a.npz", sets / "b.npz", f"--{option}", "x.npz", "--features", "none")
+    assert code == 2
+    assert one_sentence(err, [option, "--features none"])
+
+
+def test_statistics_are_written_of_images_alone(sets, capsys):
+    write_statistics(sets / "s.npz", statistics_of(torch.randn(9, 4), "a space"))
+    for words in ([sets / "s.npz"], [sets / "b.npz", "--reference", sets / "s.npz"]):
+        code, _, err = run(capsys, sets / "a.npz", *words, "--statistics", sets / "out.npz")
+        assert code == 2
+        assert one_sentence(err, ["statistics", "s.npz", "leave statistics out"])
+    assert not (sets / "out.npz").exists()
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_is_positive(sets, capsys, limit):
+    code, _, err = run(capsys, sets / "a.npz", sets / "b.npz", "--limit", limit)
+    assert code == 2
+    assert one_sentence(err, ["evaluate", "limit", "positive"])
 
 
 def test_lpips_says_how_to_install_it(tmp_path, capsys):

@@ -1,10 +1,12 @@
 """What a YAML loader takes without a word, and a run must not."""
 
 import pytest
+import yaml
 from tiny_run import one_sentence
 
-from emfast._yaml import check_yaml
+from emfast._yaml import check_yaml, load_yaml
 from emfast.cli import main
+from emfast.config import Config
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,26 @@ def test_the_rest_is_left_to_the_loader(text, tmp_path):
     path.write_text(text)
     check_yaml(path, "train")
     check_yaml(tmp_path / "none.yaml", "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1e-3", 0.001), ("-1.5e+2", -150.0), ("1_000", 1000), ("0x10", 16), ("0", 0), ("-7", -7), (".5", 0.5)),
+        *(("010", "010"), ("0_7", "0_7"), ("-012", "-012"), ("2026-01-01", "2026-01-01"), ("08", "08")),
+    ],
+)
+def test_numbers_are_what_people_mean(text, value):
+    found = load_yaml(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["1e3", "010", "08", "1:30", "0x1", "2026-01-01", "yes", "null", ".5", "1_0", "a: b"])
+def test_texts_stay_texts(text):
+    written = Config(output=text).to_yaml()
+    assert load_yaml(written)["output"] == text
+    assert yaml.safe_load(written)["output"] == text
 
 
 def test_the_command_line_looks_at_its_config(tmp_path, capsys):

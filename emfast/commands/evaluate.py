@@ -81,6 +81,13 @@ class Options:
     name: str | None = None
     beside: str | None = None
 
+    def __post_init__(self) -> None:
+        good = self.limit is None or self.limit > 0
+        check(good, "evaluate", "limit", "to be positive", self.limit)
+        for name in ("weights", "samples", "reference", "statistics") if self.features == "none" else ():
+            fix = f"Name a feature space, or leave {name} out"
+            check(getattr(self, name) is None, "evaluate", name, "to be of features", "--features none", fix)
+
 
 def run(options: Options, yaml: str) -> None:
     """Prints the comparison.
@@ -93,10 +100,11 @@ def run(options: Options, yaml: str) -> None:
         lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), weights=options.lpips)
     if options.statistics is not None:
         check_output("evaluate", options.statistics)
-        fix = "Name a feature space, or leave statistics out"
-        check(options.features != "none", "evaluate", "statistics", "to be of features", "--features none", fix)
     others = read_rows(options.beside) if options.beside is not None else []
     reference = read_statistics(options.reference or options.b)
+    fix = "They are in that file: leave statistics out"
+    good = options.statistics is None or reference is None
+    check(good, "evaluate", "statistics", "to be of images", options.reference or options.b, fix)
     space = _named_space(options, reference)
     a, ids = _read(options.a, options)
     if options.lpips is not None:
@@ -127,7 +135,7 @@ def run(options: Options, yaml: str) -> None:
             print("evaluate: a distance needs 2 images or more on both sides; it is left out.", file=sys.stderr)
     columns = columns_of([*others, row], ("PSNR", "SSIM", "LPIPS", space.metric if space is not None else "FD"))
     if options.table == "plain":
-        plain_console().print(plain_table(columns))
+        plain_console().print(plain_table(columns), soft_wrap=True)
     else:
         print((to_markdown if options.table == "markdown" else to_latex)(columns))
 

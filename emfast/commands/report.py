@@ -38,7 +38,7 @@ def run(options: Options, yaml: str) -> None:
         if (Path(folder) / "metrics.json").is_file() and not (Path(folder) / "metrics.jsonl").is_file():
             continue  # of `emfast restore`, which has drawn its picture
         rows = read_metrics(folder)
-        console.print(metrics_table(rows))
+        console.print(metrics_table(rows), soft_wrap=True)
         console.print("\n".join([first_and_last(rows), *filter(None, [advice(rows)])]), soft_wrap=True)
         console.print(f"Picture: {draw_run(folder)}", soft_wrap=True)
     console.print(f"Report:  {write_report(options.runs, options.output)}", soft_wrap=True)

@@ -286,7 +286,10 @@ def _show(display: Display, row: Mapping[str, Any]) -> None:
     for name, key in (("PSNR", "psnr"), ("SSIM", "ssim"), ("misfit", "misfit")):
         values = [row.get(f"{key}_observations"), row.get(key), row.get(f"{key}_mean")][: len(names)]
         columns.append((name, ["-" if value is None else format(value, formats[key]) for value in values]))
-    display.console.print(plain_table(columns))
+    display.console.print(plain_table(columns), soft_wrap=True)
     if "coverage" in row:
-        text = f"{row['coverage']:.0%} of the uncertain pixels, {row['coverage_expected']:.0%} if they were exact"
-        display.console.print(f"Coverage: the {row['samples']} samples enclose the truth in {text}", soft_wrap=True)
+        text = "leave no pixel uncertain"
+        if row["coverage"] is not None:
+            text = f"enclose the truth in {row['coverage']:.0%} of the uncertain pixels, "
+            text += f"{row['coverage_expected']:.0%} if they were exact"
+        display.console.print(f"Coverage: the {row['samples']} samples {text}", soft_wrap=True)

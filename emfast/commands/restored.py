@@ -206,6 +206,6 @@ def _spread(found: Mapping[str, Rows], truth: Tensor | Rows | None) -> dict[str,
         for first, part in pieces(samples):
             some = covered(truth[first : first + len(part)], part.transpose(0, 1))
             inside, uncertain = inside + some[0], uncertain + some[1]
-        row["coverage"] = inside / uncertain if uncertain else math.nan
+        row["coverage"] = inside / uncertain if uncertain else None
         row["coverage_expected"] = (count - 1) / (count + 1)
     return row

@@ -48,9 +48,9 @@ def attend(qkv: Tensor, heads: int, order: str = "3hd") -> Tensor:
         heads: H.
         order: What the channels hold, outermost first: 3 (query, key, value), h (heads) and d (size of a head).
     """
-    batch, channels, *shape = qkv.shape
+    (batch, channels), shape = qkv.shape[:2], qkv.shape[2:]
     sizes = {"3": 3, "h": heads, "d": channels // (3 * heads)}
-    x = qkv.permute(0, 2, 3, 1).reshape(batch, -1, *[sizes[axis] for axis in order])  # (B, N, *order)
+    x = qkv.permute(0, 2, 3, 1).reshape(batch, shape.numel(), *[sizes[axis] for axis in order])  # (B, N, *order)
     three, head, size = (2 + order.index(axis) for axis in "3hd")
     packed = x.permute(three, 0, head, 1, size)  # (3, B, H, N, D)
     way = pick("attention layer", device_type(qkv), packed)

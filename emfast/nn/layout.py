@@ -57,7 +57,7 @@ def as_image(rows: Tensor, like: Tensor) -> Tensor:
         like: (B, ..., H, W) an image of the height and width.
     """
     batch, _, height, width = like.shape
-    return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+    return rows.reshape(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def sorted_rows(x: Tensor, groups: int) -> Tensor:

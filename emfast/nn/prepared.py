@@ -29,6 +29,7 @@ class Stamp(NamedTuple):
     """What changes with a weight. Its version misses writes through `.data`; its checksum misses none."""
 
     address: int
+    strides: tuple[int, ...]  # a transposed weight has the bytes of before
     version: int
     checksum: int | None  # None on a GPU
 
@@ -162,7 +163,7 @@ def _is_current(entry: Prepared, weights: Sequence[Tensor], *, look: bool) -> bo
     if len(stamps) != len(weights):
         return False
     pairs = list(zip(weights, stamps, strict=True))
-    same = all(weight.data_ptr() == stamp.address and _version(weight) == stamp.version for weight, stamp in pairs)
+    same = all((w.data_ptr(), w.stride(), _version(w)) == stamp[:3] for w, stamp in pairs)
     return same and (not look or all(_checksum(weight) == stamp.checksum for weight, stamp in pairs))
 
 
@@ -174,7 +175,7 @@ def _make(key: tuple[Any, ...], weights: Sequence[Tensor]) -> Tensor:
 
 
 def _stamp(weight: Tensor) -> Stamp:
-    return Stamp(weight.data_ptr(), _version(weight), _checksum(weight))
+    return Stamp(weight.data_ptr(), weight.stride(), _version(weight), _checksum(weight))
 
 
 def _version(weight: Tensor) -> int:

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -114,7 +115,7 @@ def _run(folder: Path, name: str, pictures: _Pictures) -> dict[str, Any]:
     restored = (folder / "metrics.json").is_file() and not (folder / "metrics.jsonl").is_file()
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-    command = f"emfast {'restore' if restored else 'train'} --config {config}"
+    command = f"emfast {'restore' if restored else 'train'} --config {shlex.quote(str(config))}"
     known: dict[str, Any] = {"name": name, "command": command, "config": text, "rows": [], "log": [], "final": {}}
     if restored:
         metrics = read_json(folder / "metrics.json")

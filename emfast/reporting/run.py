@@ -90,11 +90,17 @@ def metrics_table(rows: Sequence[Metrics]) -> Table:
 
 
 def plain_table(columns: Sequence[tuple[str, Sequence[str]]]) -> Table:
-    """Returns a table of the given (heading, cells) columns, for a terminal."""
+    """Returns a table of the given (heading, cells) columns, for a terminal.
+
+    A number that is cut is another one: print it with `soft_wrap=True`, and a narrow terminal breaks its lines.
+    """
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    widths = [max(map(cell_len, (heading, *texts))) for heading, texts in columns]
+    whole = sum(widths) + len(widths) + 1  # a space between two columns, and at both ends
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, width=whole)
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for line in zip(*(values for _, values in columns), strict=True):
@@ -228,7 +234,7 @@ def _cell(value: Any, spec: str) -> str:
         return "-"
     spec, _, unit = spec.partition(" ")
     if spec.endswith("d"):
-        value = int(value)
+        value = round(value)
     return f"{value:{spec}} {unit}".rstrip()
 
 

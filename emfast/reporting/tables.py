@@ -11,6 +11,7 @@ from emfast._check import check, message
 ALWAYS = ("PSNR", "SSIM")  # columns of every table
 Columns = Sequence[tuple[str, Sequence[str]]]
 SPECIAL = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
+SPECIAL |= {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "\\": r"\textbackslash{}"}
 
 
 def read_rows(path: str) -> list[dict[str, str]]:
@@ -25,7 +26,7 @@ def read_rows(path: str) -> list[dict[str, str]]:
     """
     check(Path(path).is_file(), "evaluate", path, "to be a CSV file", "nothing there")
     try:
-        rows = list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.DictReader(Path(path).read_text(encoding="utf-8-sig").splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(message("evaluate", path, "to be a CSV file", type(error).__name__)) from error
     good = bool(rows) and all(None not in row and "method" in row for row in rows)
@@ -76,5 +77,4 @@ def to_latex(columns: Columns) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = text.replace("\\", r"\textbackslash ")
     return "--" if text == "-" else "".join(SPECIAL.get(letter, letter) for letter in text)

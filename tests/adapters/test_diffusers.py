@@ -186,6 +186,40 @@ def test_a_replaced_part_is_used():
     assert len(calls) == 2
 
 
+def unbiased(*names):
+    """Takes the biases of some projections away."""
+    return lambda attention: [attention.get_submodule(name).register_parameter("bias", None) for name in names]
+
+
+PROJECTIONS = {
+    "no bias": unbiased("to_q", "to_k", "to_v", "to_out.0"),
+    "a query without a bias": unbiased("to_q"),
+    "a key without a bias": unbiased("to_k"),
+    "a layer that is not called": lambda attention: attention.to_out.append(torch.nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("change", PROJECTIONS)
+def test_other_projections_of_attention(change):
+    model, twin = accelerate(network()), network()
+    for each in (model, twin):
+        torch.nn.init.constant_(each.mid_block.attentions[0].to_v.bias, 0.3)
+        PROJECTIONS[change](each.mid_block.attentions[0])
+    x, t = inputs(model)
+    torch.testing.assert_close(model(x, t).sample, twin(x, t).sample, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_no_images(dtype, training):
+    model = accelerate(network(block_out_channels=(16, 16)).train(training), dtype=dtype)
+    x = torch.zeros(0, 1, 8, 8, requires_grad=True)
+    y = model(x, torch.zeros(0, dtype=torch.long)).sample
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert not any(p.grad.any() for p in model.parameters())
+
+
 def test_a_pipeline():
     plain, x = network(), torch.zeros(2, 1, 8, 8)
     pipeline = diffusers.DDPMPipeline(network(), diffusers.DDPMScheduler(10))

@@ -122,6 +122,17 @@ def test_coverage_is_told_where_the_truth_is_known(folder, capsys):
     assert json.loads((folder / "truth/metrics.json").read_text())["coverage"] >= 0
 
 
+def test_samples_of_no_uncertainty_have_no_coverage(folder, capsys):
+    np.save(folder / "clean.npy", np.linspace(-0.9, 0.9, 4 * 143).reshape(4, 1, *SHAPE).astype(np.float32))
+    task = ["--images", str(folder / "clean.npy"), "--operator", "Identity", "--sigma", "0.2", "--samples", "2"]
+    flow = ["--sampler", "ReverseFromObservation", "--sampler.eta", "0", "--sampler.steps", "2"]
+    assert main(["restore", str(folder / "run"), *task, *flow, "--output", str(folder / "flow")]) == 0
+    out = capsys.readouterr().out
+    assert "Coverage: the 2 samples leave no pixel uncertain" in out
+    assert "nan" not in out
+    assert json.loads((folder / "flow/metrics.json").read_text())["coverage"] is None
+
+
 def test_the_truth_may_be_given(folder, capsys):
     argv = ["import", str(folder / "raw"), "--range", str(folder / "run")]
     assert main([*argv, "--output", str(folder / "truth.npz")]) == 0

@@ -40,6 +40,11 @@ def swap_memory(weight):
     weight.data = weight.data.clone() * 3
 
 
+def transpose(weight):
+    """The same memory, read in another order."""
+    weight.data = weight.data.transpose(2, 3)
+
+
 WRITES = {
     "in place": lambda w: w.detach().mul_(3),
     "whole, through data": lambda w: w.data.mul_(3),
@@ -52,6 +57,7 @@ WRITES = {
     "foreach": lambda w: torch._foreach_mul_([w.data], 3),
     "numpy": lambda w: w.detach().numpy().__setitem__((0, 0, 0, 0), 5),
     "other memory": swap_memory,
+    "transposed": transpose,
     "last element": lambda w: w.data.view(-1)[-1].add_(1),
 }
 

@@ -120,10 +120,16 @@ def test_metrics_table_fits_a_terminal(tmp_path):
     rows[-1] |= {"scale": 1.0, "seconds_e_step": 12345.0, "seconds_m_step": 12345.0, "network_evaluations": 5_000_000}
     file = io.StringIO()
     Console(file=file, width=80).print(reporting.metrics_table(rows))
+    Console(file=file, width=30).print(reporting.metrics_table(rows), soft_wrap=True)
     text = file.getvalue()
     assert "…" not in text
-    assert "5,000,000" in text
-    assert "12345.0 s" in text
+    assert text.count("5,000,000") == 2
+    assert text.count("12345.0 s") == 4
+
+
+def test_evaluations_of_an_image_are_rounded():
+    place = [key for _, key, _ in reporting.COLUMNS].index("network_evaluations")
+    assert reporting.cells({"network_evaluations": 3.67})[place] == "4"
 
 
 def test_read_metrics_names_the_damaged_line(tmp_path):

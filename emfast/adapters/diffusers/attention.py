@@ -46,10 +46,12 @@ class Attention(Swapped):
         crossed = encoder_hidden_states is not None or attention_mask is not None
         if crossed or set(cross_attention_kwargs) - {"temb"} or hidden_states.dim() != 4:
             return NotImplemented
+        layers = (self.to_q, self.to_k, self.to_v)
+        if len({layer.bias is None for layer in layers}) > 1:  # one projection has a bias for all three, or none
+            return NotImplemented
         dtype = precision(self.settings(), hidden_states)
         x = hidden_states.to(dtype=dtype, memory_format=torch.channels_last)
         h, residual = (x, x) if self.group_norm is None else normalised_and_input(self.group_norm, x, silu=False)
-        layers = (self.to_q, self.to_k, self.to_v)
         biases = None if self.to_q.bias is None else [layer.bias for layer in layers]
         qkv = convolution(h, [layer.weight for layer in layers], biases, dtype=dtype, training=self.training)
         y = _projected(self, attend(qkv, self.heads), residual, dtype)
@@ -58,7 +60,7 @@ class Attention(Swapped):
 
 def _projected(block: Any, h: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the last projection, with what stands behind it."""
-    out, dropout = block.to_out
+    out, dropout = block.to_out[:2]  # diffusers' own way calls no other
     options: dict[str, Any] = {"dtype": dtype, "training": block.training}
     scale = 1 / block.rescale_output_factor
     idle = not (dropout.training and getattr(dropout, "p", 1))
