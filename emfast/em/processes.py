@@ -84,7 +84,6 @@ class Processes:
         parts = flat.div_(self.world).split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
-
     @torch.no_grad()
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Replaces tensors, of any dtype and on any device, by those of the first process, in place."""
