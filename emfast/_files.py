@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,10 +17,9 @@ from torch import Tensor
 from emfast import _safetensors
 from emfast._check import message
 from emfast._json import to_json
-from emfast._process import identity, is_gone
+from emfast._leftovers import TEMPORARY, remove_leftovers, remove_tree, temporary_name
 from emfast._safetensors import CHECKSUM
 
-TEMPORARY = ".tmp-"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,7 +37,7 @@ def write_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], 
     with _sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        temporary = _temporary(path)
+        temporary = temporary_name(path)
         try:
             with open(temporary, "x+b") as file:
                 write(file)
@@ -128,7 +126,7 @@ def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> 
     with _sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        temporary = _temporary(path)
+        temporary = temporary_name(path)
         temporary.mkdir()
         try:
             fill(temporary)
@@ -153,34 +151,22 @@ def settle_folder(path: str | os.PathLike[str]) -> None:
     if not aside.exists():
         return
     if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_tree(aside)
     else:
         os.replace(aside, path)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
-    """Removes a folder: its name is gone at once. What a kill leaves of it goes with the next call for that name."""
+    """Removes a folder: its name is gone at once. What a kill leaves of it goes with the next call for that name.
+
+    Of a link to a folder it is the link that goes.
+    """
     path = Path(path)
     gone = path.parent / f".gone-{path.name}"
-    shutil.rmtree(gone, ignore_errors=True)
+    remove_tree(gone)
     if path.exists():
         os.replace(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Removes the temporaries of writers on this machine that were killed.
-
-    Whose they are is in their names. Those of other machines stay: a lock that would tell whether their writers live
-    holds on one machine only, on many shared file systems.
-    """
-    for entry in Path(folder).glob(TEMPORARY + "*"):
-        if is_gone(entry.name.removeprefix(TEMPORARY).split("-")[0].rpartition(".")[0]):
-            with suppress(OSError):
-                if entry.is_dir():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink()
+        remove_tree(gone)
 
 
 def is_unused(folder: str | os.PathLike[str], *others: str) -> bool:
@@ -253,11 +239,6 @@ def _present(function: str, path: str | os.PathLike[str]) -> None:
 
 def _aside(path: Path) -> Path:
     return path.parent / f".old-{path.name}"
-
-
-def _temporary(path: Path) -> Path:
-    """A new name beside the path, with this process in it: a leftover is known by that its process is gone."""
-    return path.parent / f"{TEMPORARY}{identity()}.{secrets.token_hex(4)}-{path.name}"
 
 
 def _place(temporary: Path, path: Path) -> None:

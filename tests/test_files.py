@@ -20,6 +20,7 @@ from emfast import _files
 from emfast._files import (
     read_json,
     read_tensors,
+    remove_folder,
     settle_folder,
     write_bytes,
     write_file,
@@ -279,3 +280,28 @@ def test_the_first_of_two_writers_wins(tmp_path: Path, monkeypatch: pytest.Monke
     for text in (b"first", b"second"):
         _files.write_bytes(tmp_path / "a", text, replace=False)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"first")]
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 251 + ".tif", "图" * 83 + ".png", "😀" * 63], ids=["ascii", "3 bytes", "4 bytes"]
+)
+def test_names_as_long_as_a_file_may_have(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_somebody_has_moved_and_linked_to(tmp_path: Path) -> None:
+    path, far = tmp_path / "run" / "model", tmp_path / "far"
+    far.mkdir()
+    path.parent.mkdir()
+    path.symlink_to(far)
+    for text in ("one", "two"):
+        write_folder(path, lambda folder, text=text: (folder / "x").write_text(text))  # type: ignore[misc]
+        assert (path / "x").read_text() == text
+    remove_folder(path)
+    path.symlink_to(far)
+    for _ in range(2):
+        remove_folder(path)
+        assert list(path.parent.iterdir()) == []
+        path.mkdir()
+    assert list(far.iterdir()) == []

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "emfast"
 
 LAYERS = (
     ("_check", "_json", "_process", "_safetensors"),
-    ("dispatch", "_classes"),
+    ("dispatch", "_classes", "_leftovers"),
     ("_files", "_library", "_memory", "_yaml"),
     ("random", "graph", "_records", "_settings", "_e_step_config", "_m_step_config"),
     ("ops", "data", "evaluation"),

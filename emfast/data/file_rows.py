@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ class FileRows(Rows):
         self.open: OrderedDict[Path, IO[bytes]] = OrderedDict()
         self.lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FileRows, (self.parts, self.shape[1:], self.dtype)  # a process that is spawned opens them itself
+
     def read(self, ids: Tensor) -> Tensor:
         """Returns rows; those that follow each other in a file are read at once."""
         rows = torch.empty(len(ids), *self.shape[1:], dtype=self.dtype)
@@ -63,9 +67,8 @@ class FileRows(Rows):
     def _read(self, part: int, offset: int, memory: memoryview) -> None:
         """Fills memory with what lies at an offset."""
         file, done = self._opened(self.parts[part].file), 0
-        file.seek(offset)
         while done < len(memory):
-            count = file.readinto(memory[done:])  # type: ignore[attr-defined]
+            count = _read_at(file, offset + done, memory[done:])
             if not count:
                 fix = "The file has changed since it was opened: restore it, and run again"
                 raise ValueError(message("read", str(self.parts[part].file), "to be whole", "its end", fix))
@@ -81,6 +84,14 @@ class FileRows(Rows):
                 self.open.popitem(last=False)[1].close()
         self.open.move_to_end(file)
         return self.open[file]
+
+
+def _read_at(file: IO[bytes], offset: int, memory: memoryview) -> int:
+    """Reads into memory; returns how many bytes. Forked processes have one place in a file together: it is not used."""
+    if hasattr(os, "preadv"):  # not on Windows, where nothing is forked
+        return os.preadv(file.fileno(), [memory], offset)
+    file.seek(offset)
+    return int(file.readinto(memory))  # type: ignore[attr-defined]
 
 
 def collect(parts: Iterable[Tensor]) -> Tensor | Rows:

@@ -115,9 +115,13 @@ class Store:
         Raises:
             TypeError: If a dtype is another: reconstructions are never rounded to 8 bits.
             ValueError: If the number of rows is wrong or a value is not finite (the first such row is named).
+            FileNotFoundError: If the folder is not there any more.
             OSError: If the file cannot be written; nothing partial is left.
         """
         path, (_, start, stop) = self.path(index), self.shards[index]
+        if not self.folder.is_dir():  # the run has dropped it: a shard alone would be no store
+            fix = "Run the command that made it again"
+            raise FileNotFoundError(message("Store.write", str(self.folder), "to be a store", "nothing there", fix))
         for name, tensor in tensors.items():
             good = tensor.dtype in (torch.float32, torch.int64)
             check(good, "Store.write", f"{name!r}", "to be float32 or int64", tensor, error=TypeError)

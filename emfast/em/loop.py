@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +70,13 @@ def train(
     on = torch.is_inference_mode_enabled()
     check(not on, "train", "torch.inference_mode", "to be off", "on", "Call it outside of that", RuntimeError)
     free = Path(config.output).is_dir() or not Path(config.output).exists()  # a file is refused by the run itself
-    config, given = take(config, images=images, observations=observations, clean=clean, model=model, network=network)
+    device = resolve_device(config.device)
+    with _plain(device):
+        config, given = take(
+            config, images=images, observations=observations, clean=clean, model=model, network=network
+        )
     holding = held(config.output) if is_main() and free else nullcontext()
-    with holding, join(device := resolve_device(config.device), config.output) as processes:
+    with _plain(device), holding, join(device, config.output) as processes:
         run = Run(config, callback, device, processes, given)
         while step := processes.agree(_next(run.folder.rows(), config)):
             number, phase = step.split()
@@ -84,6 +88,14 @@ def train(
                 run.round(int(number), phase)
         run.publish()
     return run.folder.model
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """A block without what else the caller has set, which would change the results, or where new tensors lie."""
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.autocast(device.type, enabled=False), torch.device("cpu") if elsewhere else nullcontext():
+        yield
 
 
 def _next(rows: list[dict[str, Any]], config: Config) -> str:

@@ -147,6 +147,9 @@ class Training:
                 if writes and self.processes.main:
                     trainer.save(self.checkpoint)
                 callback(trainer.step)
+        # What a network counts or averages as it is trained, such as batch normalisation, each process has from its own
+        # part of the batches: all go on with those of the one that writes them.
+        self.processes.share(trainer.network.buffers())
 
     def finish(self) -> None:
         """Ends with the averaged weights in the network, in evaluation mode; what the last update led to is looked at.

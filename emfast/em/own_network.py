@@ -12,6 +12,8 @@ from torch import Tensor
 from emfast._check import check, message
 from emfast._files import read_tensors, write_tensors
 from emfast.diffusion import Denoiser
+from emfast.diffusion.condition import NAME as FIRST
+from emfast.diffusion.condition import conditioned
 
 WEIGHTS = "network.safetensors"
 
@@ -50,6 +52,10 @@ def read_own(folder: Path, like: Denoiser) -> Denoiser:
     """
     denoiser, path = copy.deepcopy(like), folder / WEIGHTS
     weights = read_tensors(path)
+    if type(denoiser.network).__name__ == "UNet2DModel" and not denoiser.condition and FIRST in weights:
+        network: Any = denoiser.network
+        if (shown := weights[FIRST].shape[1] - network.conv_in.in_channels) > 0:  # for the sampler Conditional
+            conditioned(denoiser, shown)
     own = {name: tuple(value.shape) for name, value in denoiser.network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     bad = next((name for name in sorted(own.keys() | found.keys()) if own.get(name) != found.get(name)), None)

@@ -6,6 +6,8 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -77,12 +79,31 @@ class Processes:
         if self.world == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message
-        try:
+        with _connected():
             torch.distributed.all_reduce(flat)
-        except RuntimeError as error:  # the connection broke, or nothing came
-            raise RuntimeError(broken(f"{type(error).__name__}: {error}")) from error
         parts = flat.div_(self.world).split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
+    @torch.no_grad()
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces tensors, of any dtype and on any device, by those of the first process, in place."""
+        if self.world == 1:
+            return
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        for tensor in tensors:
+            sent = tensor.to(device).contiguous()
+            with _connected():
+                torch.distributed.broadcast(sent.reshape(-1).view(torch.uint8), 0)  # some backends know few dtypes
+            tensor.copy_(sent)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Turns the errors of a collective into a sentence: the connection broke, or nothing came."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(broken(f"{type(error).__name__}: {error}")) from error
 
 
 def is_main() -> bool:

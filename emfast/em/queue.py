@@ -46,6 +46,7 @@ class Queue:
         lease: That of this process, in the same folder.
         watch: Judges the others.
         place: The share of the shards, in 0 ... 1, that this process begins behind.
+        guest: Whether it has only joined: it waits no longer where the folder is gone, for the run has gone on.
         clock, sleep: As in `time`.
     """
 
@@ -58,12 +59,13 @@ class Queue:
         watch: Watch,
         *,
         place: float = 0.0,
+        guest: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.shards, self.first = shards, shards[0][0]
         self.finished, self.files, self.lease, self.watch = finished, files, lease, watch
-        self.clock, self.sleep = clock, sleep
+        self.guest, self.clock, self.sleep = guest, clock, sleep
         self.random = random.Random(lease.name)
         self.known = bytearray([FREE]) * len(shards)
         self.left = len(shards)  # not made, as far as is known
@@ -137,7 +139,7 @@ class Queue:
         return None
 
     def rest(self) -> Shard | None:
-        """Waits for what others make; returns a shard of one that failed, or None as soon as all are made.
+        """Waits for what others make; returns a shard of one that failed, or None as soon as all are made, or lost.
 
         To be called with nothing else to do: all that this process has claimed is made.
         """
@@ -147,6 +149,8 @@ class Queue:
             self._look_for_shards()
             if self.clock() - judged > min(LONGEST, self.watch.patience / 4):
                 judged = self.clock()
+                if self.guest and self.files.read(self.lease.name) is None:
+                    return None
                 self._judge()
             if (shard := self.take()) is not None:
                 return shard
@@ -227,8 +231,9 @@ def shared(
     with Lease(files) as lease:
         start = random.Random(lease.name).random() if place is None else place
         finished = _finished(store)
-        queue = Queue(shards, finished, files, lease, Watch(files), place=start, sleep=sleep)
-        if place is None:
+        guest = place is None
+        queue = Queue(shards, finished, files, lease, Watch(files), place=start, guest=guest, sleep=sleep)
+        if guest:
             queue.look()
         else:
             queue.recover()

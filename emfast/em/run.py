@@ -71,11 +71,9 @@ class Run:
         self.inputs = read_inputs(config, given)
         self.observations = self.inputs.observations
         shape = self.observations.shape
-        self.own: Denoiser | None = None  # where only the user's code can build the network
         if given.model is not None:
             self.denoiser, self.scheduler = given.model
             check_network(self.denoiser, shape)
-            self.own = copy.deepcopy(self.denoiser) if is_own(*given.model) else None
         elif config.model is not None:
             self.denoiser, self.scheduler, model_shape = load_pipeline(config.model)
             check(model_shape[0] == shape[0], "train", "model", f"to have {shape[0]} channels", model_shape[0])
@@ -84,13 +82,19 @@ class Run:
         self.conditions = conditions_of(config, self.denoiser, self.observations)
         self.evaluator = Evaluator(config.evaluation, self.inputs.reference, shape, self.device, processes)
         self.folder = RunFolder(config.output)
+        data = self.inputs.fingerprints
+        if config.model is not None:
+            data["initial model"] = checksum(self.denoiser.state_dict())
         if self.processes.main:
-            data = self.inputs.fingerprints
-            if config.model is not None:
-                data["initial model"] = checksum(self.denoiser.state_dict())
             self.folder.claim(config.to_yaml(), data, defaults(config))
             self.folder.write_metrics()  # a kill, or somebody, may have left it behind the rows
         self.processes.wait()
+        self.folder.check_data(data)  # other machines may have other files at the same paths
+        if given.model is not None:  # the weights of a network that is not trained yet are each process's own
+            self.processes.share((*self.denoiser.network.parameters(), *self.denoiser.network.buffers()))
+        # Where only the user's code can build the network.
+        own = given.model is not None and is_own(self.denoiser, self.scheduler)
+        self.own = copy.deepcopy(self.denoiser) if own else None
         self.log, self.e_steps = RunLog(self), ESteps(self)
         self.continuous = Continuous(self)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,7 +155,7 @@ class RunFolder:
             if any(self.path.glob("rounds/*/row.json")):
                 raise
             for path in (self.path / "rounds", self.path / "model"):
-                shutil.rmtree(path, ignore_errors=True)
+                remove_folder(path)
             for name in ("data.json", "batch_size.json", ANNOUNCEMENT):
                 (self.path / name).unlink(missing_ok=True)
         noted = read_record(path) if (path := self.path / "data.json").exists() else {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emfast import random
 from emfast._check import check
-from emfast.data.store import Store
+from emfast.data.store import MANIFEST, Store
 from emfast.diffusion import Denoiser
 from emfast.em.announcement import Announcement, read_weights
 from emfast.em.device import prepare, resolve_device
@@ -64,9 +64,16 @@ def work(
 
     path, done, idle = Path(run), 0, time.monotonic()
     guest: Guest | None = None
+    begun: list[bytes] | None = None
     while True:
-        if guest is None and all((path / name).is_file() for name in ("config.yaml", "data.json")):
-            guest = Guest(Config.from_yaml(path / "config.yaml"), path, device, accelerate, batch_size, callback)
+        if (now := _begun(path)) is not None and now != begun:  # it may begin anew, or go on with more rounds
+            try:
+                guest = Guest(Config.from_yaml(path / "config.yaml"), path, device, accelerate, batch_size, callback)
+            except ValueError:
+                if _begun(path) == now:
+                    raise
+                continue  # it has read the old half of what was just written
+            begun = now
         if guest is not None:
             made = guest.join()
             done, idle = done + made, time.monotonic() if made else idle
@@ -77,6 +84,14 @@ def work(
             check(guest is not None, "work", str(path), "to be the folder of a run", "no config.yaml there", fix)
             return done
         time.sleep(min(POLL, wait))
+
+
+def _begun(run: Path) -> list[bytes] | None:
+    """Returns what the folder of a run says of its settings and its data; None if it is none yet."""
+    try:
+        return [(run / name).read_bytes() for name in ("config.yaml", "data.json")]
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
 
 
 class Stranger(Processes):
@@ -163,7 +178,7 @@ class Guest:
 
     def _is_open(self, now: Announcement) -> bool:
         """Returns whether an E-step goes on."""
-        if not self._store(now).is_dir():
+        if not (self._store(now) / MANIFEST).is_file():
             return False
         store = Store.open(self._store(now))
         return is_open(store, store.shards[now.first : now.stop])

@@ -3,6 +3,7 @@
 import gzip
 import multiprocessing
 import os
+import pickle
 import resource
 
 import numpy as np
@@ -126,6 +127,32 @@ def test_a_file_that_shrinks_is_named(tmp_path):
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"a\.npy to be whole"):
         images[19]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "packed.npz"])
+def test_processes_that_are_forked_read_each_their_own_rows(name, tmp_path):
+    """They have one open file together, and one place in it."""
+    write(tmp_path / name)
+    images = load(tmp_path / name)
+    images[0]  # opens it
+
+    def read():
+        for turn in range(500):
+            assert torch.equal(images[[turn % 20]], VALUES[[turn % 20]])
+
+    processes = [multiprocessing.get_context("fork").Process(target=read) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_images_in_a_file_go_to_a_process_that_is_spawned(tmp_path):
+    write(tmp_path / "a.npy")
+    images = load(tmp_path / "a.npy")
+    images[0]
+    assert torch.equal(pickle.loads(pickle.dumps(images))[:], VALUES)
 
 
 @pytest.mark.parametrize("packed", [False, True])

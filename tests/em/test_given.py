@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -15,7 +16,7 @@ from emfast.data import save_observations
 from emfast.diffusion import Denoiser, EDMSchedule, VPSchedule
 from emfast.em import Observations, RoundFinished, load_network
 from emfast.operators import Identity, Linear, Mask, MotionBlur, Operator
-from emfast.samplers import MMPS
+from emfast.samplers import MMPS, Conditional
 
 IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
 
@@ -320,3 +321,24 @@ def test_images_in_other_units_are_refused(tmp_path):
     for images in ((IMAGES + 1) / 2, 255 * IMAGES):
         with pytest.raises(ValueError, match=r"images to be in \[-1, 1\], got values from .* Scale them"):
             emfast.train(small(tmp_path), images=images)
+
+
+def test_a_unet_with_a_schedule_of_its_own_is_shown_observations(tmp_path):
+    """Further channels are made for that, in training, after every round, and when it is loaded again."""
+    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    sizes = {"sample_size": 8, "block_out_channels": (8,), "norm_num_groups": 4, "layers_per_block": 1}
+    unet = UNet2DModel(in_channels=1, out_channels=1, add_attention=False, **kinds, **sizes)
+    own = Denoiser(unet, VPSchedule.linear())
+    config = small(tmp_path, sampler=Conditional(steps=2), operator=Mask(missing=0.5), final_rounds=1)
+    folder = emfast.train(config, images=IMAGES, network=own)
+    assert own.condition == 0
+    assert load_network(folder, own).condition > 0
+
+
+@pytest.mark.parametrize("block", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")])
+def test_what_the_caller_has_set_changes_nothing(block, tmp_path):
+    plain = emfast.train(small(tmp_path / "plain"), images=IMAGES)
+    with block:
+        folder = emfast.train(small(tmp_path / "inside"), images=IMAGES)
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert (folder / file).read_bytes() == (plain / file).read_bytes()

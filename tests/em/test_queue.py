@@ -5,10 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import scale
+import torch
 
+from emfast._files import remove_folder
 from emfast._process import machine
+from emfast.data.store import Store
+from emfast.em import queue as module
 from emfast.em.lease import ENDED, LEFT, Lease, Shared, Watch
-from emfast.em.queue import Queue
+from emfast.em.queue import Queue, shared
 
 SHARDS = [(index, 10 * index, 10 * index + 10) for index in range(4, 24)]
 
@@ -135,3 +139,16 @@ def test_a_folder_that_is_gone_ends_nothing(tmp_path):
     mine.made(shard[0])
     mine.lease.renew()
     assert mine.rest() is None
+
+
+def test_one_that_joined_is_so_slow_that_the_run_has_gone_on(tmp_path, monkeypatch):
+    """Others have made its shard, and the reconstructions of that round are dropped by now."""
+    store = Store(tmp_path / "store", count=6, shard_size=2, identity={})
+    with shared(store, place=0.0), shared(store) as guest:
+        index, *_ = guest.take()
+        remove_folder(store.folder)
+        with pytest.raises(FileNotFoundError, match=r"Store.write: expected .* to be a store, got nothing there"):
+            store.write(index, {"images": torch.zeros(2, 1, 4, 4)})
+        assert not store.folder.exists()
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: pytest.fail("it waits for ever")))
+        assert guest.rest() is None
