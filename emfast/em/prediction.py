@@ -114,7 +114,8 @@ def rate(seconds: Callable[[int], float], whole: int, first: int = BATCH) -> Rat
     """Returns what a step takes for an image in a batch as large as the run has it.
 
     A larger batch than the first is timed if that will not take too long; if it will, the network is so large that an
-    image takes as long in either.
+    image takes as long in either. Where a GPU has no memory for the first, half of it is timed: the E-step halves its
+    batches too.
 
     Arguments:
         seconds: Returns the seconds of a step of so many images.
@@ -122,7 +123,14 @@ def rate(seconds: Callable[[int], float], whole: int, first: int = BATCH) -> Rat
         first: Images that are timed first.
     """
     size = min(whole, first)
-    taken = seconds(size)
+    while True:
+        try:
+            taken = seconds(size)
+            break
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            whole = size = size // 2
     if size < whole and taken * whole / size <= LONG:
         size, taken = whole, seconds(whole)
     return Rate(taken / size, size)

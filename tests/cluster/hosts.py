@@ -112,7 +112,7 @@ def hurry(patience=2.0):
     lease.Lease.__init__.__kwdefaults__["beat"] = 0.2
     lease.Watch.__init__.__kwdefaults__["patience"] = patience
     lock.held.__wrapped__.__kwdefaults__.update(beat=0.2, patience=patience)
-    work.POLL = 0.05
+    sys.modules["emfast.em.work"].POLL = 0.05  # the package has a function of that name
     meeting.GRACE = 1.0
     # A sampler that waits for company in its first batch would wait while its steps are timed.
     loop.predict = lambda run: Predicted(0, 0, "cpu", {}, 0, 0.0, "nothing")

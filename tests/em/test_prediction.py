@@ -93,6 +93,17 @@ def test_a_batch_that_takes_too_long_is_not_timed():
         assert found == (each, sizes[-1])
 
 
+def test_a_batch_for_which_there_is_no_memory_is_halved():
+    def seconds(size):
+        if size > 20:
+            raise torch.OutOfMemoryError
+        return size * 0.01
+
+    assert rate(seconds, 64, 64) == (0.01, 16)
+    with pytest.raises(torch.OutOfMemoryError):
+        rate(lambda size: seconds(size + 20), 64, 64)
+
+
 def test_the_line_says_what_to_lower():
     seconds = {"e-step": 7200.0, "m-step": 120.0, "evaluation": 0.3}
     text = str(Predicted(35_700_000, 2_300_000_000, "cpu", seconds, 8, 90000.0, "sampler.steps"))
