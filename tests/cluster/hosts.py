@@ -15,7 +15,7 @@ from tiny_run import CONFIG, blank_pictures, write_config
 
 from emfast import _process, cli
 from emfast._files import read_tensors
-from emfast.em import Predicted, lease, lock, loop, meeting, work
+from emfast.em import Predicted, lease, lock, loop, meeting
 
 TINY = {  # 8 batches in round 1, 12 in the last; steps that move the weights
     "e_step": {"batch_size": 2, "shard_size": 2, "subset": 16},
