@@ -105,9 +105,11 @@ def _said(options: Options, found: Imported, whole: bool) -> str:
     share = float(found.mask.float().mean())
     command = f"emfast train --data.observations {shlex.quote(options.output)} --sigma SIGMA --preset tiny"
     command += (" --operator Identity" if whole else "") + " --output runs/mine"
+    arrays = f"Arrays:   {' and '.join(found.read)} read, {', '.join(found.unread)} not; FILE:KEY reads another"
     return "\n".join(
         [
             f"Read:     {len(files)} files, {count} images of {height} x {width}{colours} ({kinds}){left}",
+            *([arrays] if found.unread else []),
             f"Range:    {found.origin.range} for [-1, 1]{how}; {found.outside:.2%} of the values lie outside",
             f"Observed: {share:.1%} of the pixels",
             f"Written:  {options.output}",

@@ -34,6 +34,8 @@ class Imported(NamedTuple):
         origin: Their files and their range.
         outside: The share of the observed values that lies outside the range.
         left_out: How many files of a folder were of no kind that is read.
+        read: The names of the arrays of files that were read, as `y` and `mask`.
+        unread: The names of the others in the same files.
     """
 
     y: Tensor
@@ -41,6 +43,8 @@ class Imported(NamedTuple):
     origin: Origin
     outside: float
     left_out: int
+    read: list[str]
+    unread: list[str]
 
 
 def import_observations(
@@ -101,7 +105,7 @@ def import_observations(
     ]
     mask = torch.from_numpy(seen.astype(np.uint8))
     y = torch.where(mask != 0, range.to_data(y), 0)
-    return Imported(y, mask, Origin(range, files), outside, left_out)
+    return Imported(y, mask, Origin(range, files), outside, left_out, *_arrays(raws, masks is not None))
 
 
 def _files(sources: str | Sequence[str]) -> tuple[list[tuple[Path, str | None]], int]:
@@ -130,6 +134,15 @@ def _files(sources: str | Sequence[str]) -> tuple[list[tuple[Path, str | None]],
     fix = "Name the files that it was made of"
     check(again is None, "import", str(again), "to hold values in their own units", "what was imported before", fix)
     return found, left_out
+
+
+def _arrays(raws: list[Raw], masked: bool) -> tuple[list[str], list[str]]:
+    """Returns the names of the arrays in files that are read and of those that are not, as a mask beside others is."""
+    read = {raw.layout["key"] for raw in raws if "key" in raw.layout}
+    unread = {name for raw in raws for name in raw.unread}
+    if any(raw.mask is not None for raw in raws):
+        (unread if masked else read).add("mask")
+    return sorted(read, key=lambda name: (name == "mask", name)), sorted(unread)
 
 
 def _imported(path: Path) -> bool:

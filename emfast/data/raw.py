@@ -34,11 +34,13 @@ class Raw(NamedTuple):
         layout: What is needed to write others alike, as JSON has it: `kind`, `dtype`, `shape`, `last` (whether the
             channels are the last axis), and what the kind has beside.
         mask: (n, H, W) of 0 and 1 if the file brings one along.
+        unread: The names of the other arrays in the file.
     """
 
     values: NDArray[Any]
     layout: dict[str, Any]
     mask: NDArray[Any] | None = None
+    unread: tuple[str, ...] = ()
 
 
 def read_raw(path: Path, key: str | None = None) -> Raw:
@@ -218,7 +220,8 @@ def _read_array(path: Path, key: str | None) -> Raw:
         channels_first(tensor, shape, label)
     raw = _raw(tensor.numpy(), (-1 if last else -3) if tensor.dim() == 4 else None, {"kind": arrays.format}, path)
     mask = arrays.read("mask").numpy() if "mask" in arrays.names and key != "mask" else None
-    return Raw(raw.values, {**raw.layout, "key": key}, mask)
+    unread = tuple(name for name in arrays.names if name not in (key, "mask"))
+    return Raw(raw.values, {**raw.layout, "key": key}, mask, unread)
 
 
 def _write_npy(file: BinaryIO, array: NDArray[Any], layout: dict[str, Any]) -> None:

@@ -227,6 +227,22 @@ def test_what_was_imported_is_no_observation_of_the_next_import(tmp_path, capsys
         assert f"1 images of 5 x 7 (npy float32){left_out}\n" in capsys.readouterr().out
 
 
+def test_the_arrays_that_were_not_read_are_named(tmp_path, capsys):
+    output, arrays = ["--output", str(tmp_path / "obs.npz")], {"y": values("float32"), "mask": np.eye(*SHAPE)}
+    np.savez(tmp_path / "a.npz", **arrays, x=values("float32", seed=1), kernel=np.eye(3))
+    np.save(tmp_path / "masks.npy", np.eye(*SHAPE))
+    for words, line in [
+        (["a.npz"], "y and mask read, kernel, x not; FILE:KEY reads another"),
+        (["a.npz:x"], "x and mask read, kernel, y not; FILE:KEY reads another"),
+        (["a.npz", "--masks", str(tmp_path / "masks.npy")], "y read, kernel, mask, x not; FILE:KEY reads another"),
+    ]:
+        assert main(["import", str(tmp_path / words[0]), *words[1:], *output]) == 0
+        assert f"\nArrays:   {line}\n" in capsys.readouterr().out
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert main(["import", str(tmp_path / "a.npz"), *output]) == 0
+    assert "Arrays:" not in capsys.readouterr().out
+
+
 def test_a_source_is_not_overwritten(tmp_path, capsys):
     path = tmp_path / "mine.npz"
     np.savez(path, frames=values("float32"))
