@@ -163,9 +163,12 @@ def _read_tiff(path: Path) -> Raw:
             raise _Refusal(ValueError(message("import", str(path), "to have pages of one shape", found, fix)))
         axes, array, page = file.series[0].axes, file.series[0].asarray(), file.pages[0]
         kind, fix = getattr(page.photometric, "name", ""), "Store grey or RGB values"
-        if kind in ("PALETTE", "SEPARATED"):
-            found = "numbers of colours" if kind == "PALETTE" else "inks"
+        palettes = {each.colormap.tobytes() for each in file.series[0].pages} if kind == "PALETTE" else set()
+        if kind == "SEPARATED" or len(palettes) > 1 or (palettes and axes.endswith("S")):
+            found = "numbers of colours" if palettes else "inks"
             raise _Refusal(ValueError(message("import", str(path), "to hold intensities", found, fix)))
+        if palettes:  # the colours have 16 bits each, of which the first 8 count, as in a PNG file
+            array, axes = np.moveaxis(page.colormap[:, array] >> 8, 0, -1).astype(np.uint8), f"{axes}S"
         text = str(page.description or "")
         layout: dict[str, Any] = {"kind": "tiff", "description": text if text.isascii() else ""}
         layout["negative"] = kind == "MINISWHITE"

@@ -324,10 +324,27 @@ def test_channels_and_kinds_of_tiffs(tmp_path):
     for name in ("negative", "out"):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"{name}.tif")), 255 - pixels[..., 0])
     tifffile.imwrite(tmp_path / "inks.tif", pixels, photometric="separated")
-    tifffile.imwrite(tmp_path / "palette.tif", pixels[..., 0], photometric="palette", colormap=np.zeros((3, 256), "u2"))
-    for name, words in (("inks", "got inks"), ("palette", "got numbers of colours")):
+    with tifffile.TiffWriter(tmp_path / "palettes.tif") as file:
+        for colours in np.arange(2 * 3 * 256, dtype="u2").reshape(2, 3, 256):
+            file.write(pixels[..., 0], photometric="palette", colormap=colours, metadata=None)
+    for name, words in (("inks", "got inks"), ("palettes", "got numbers of colours")):
         with pytest.raises(ValueError, match=f"{name}.tif to hold intensities, {words}"):
             read_raw(tmp_path / f"{name}.tif", None)
+
+
+def test_a_palette_stands_for_colours(tmp_path):
+    """Whatever the format is; what is restored has too many colours for a palette."""
+    pytest.importorskip("tifffile", reason="tifffile is not installed")
+    picture = Image.fromarray(values("uint8", (*SHAPE, 3))).quantize(9)
+    for name in ("a.png", "a.tif"):
+        picture.save(tmp_path / name)
+    png, tiff = read_raw(tmp_path / "a.png"), read_raw(tmp_path / "a.tif")
+    assert np.array_equal(tiff.values, png.values)
+    assert tiff.values.shape == (1, 3, *SHAPE)
+    write_raw(tmp_path / "b.tif", tiff.values.astype(float), tiff.layout)
+    assert np.array_equal(read_raw(tmp_path / "b.tif").values, png.values)
+    picture.save(tmp_path / "pages.tif", save_all=True, append_images=[picture.rotate(180)])
+    assert np.array_equal(read_raw(tmp_path / "pages.tif").values[1], png.values[0, :, ::-1, ::-1])
 
 
 def test_true_and_false_are_rounded(tmp_path):
