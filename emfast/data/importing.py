@@ -19,7 +19,7 @@ from emfast.data.arrays import split_key
 from emfast.data.files import distinct, files_below
 from emfast.data.observations import SUFFIXES as IMPORTED
 from emfast.data.origin import Origin, Range, read_origin
-from emfast.data.raw import SUFFIXES, Raw, common_folder, read_raw
+from emfast.data.raw import SUFFIXES, Planes, Raw, common_folder, read_raw
 
 PERCENTILES = (0.1, 99.9)
 SAMPLE = 10_000_000  # values that percentiles are taken of, at most
@@ -54,6 +54,7 @@ def import_observations(
     missing: float | None = None,
     range: Range | None = None,
     limit: int | None = None,
+    planes: Planes = "auto",
 ) -> Imported:
     """Returns the observations of files: pictures, TIFF, FITS, NumPy or HDF5, all of one size.
 
@@ -68,6 +69,8 @@ def import_observations(
         missing: The value of missing pixels.
         range: The range that stands for [-1, 1]; None takes percentiles 0.1 and 99.9 of what is observed.
         limit: Only the first so many files.
+        planes: What the pages of a TIFF file, the planes of a FITS cube and the rows of an array (N, H, W) are: images,
+            or bands of one image. auto: images, unless an array may be one image in colours, which is refused.
     Raises:
         ValueError: If there is nothing to read, a file is damaged, sizes differ, masks do not fit, or the range is not
             one of the values.
@@ -76,7 +79,7 @@ def import_observations(
     named, left_out = _files(sources)
     named = named[:limit]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        raws = list(pool.map(lambda each: read_raw(*each), named))
+        raws = list(pool.map(lambda each: read_raw(each[0], each[1], planes), named))
     paths = [path for path, _ in named]
     _check_shapes(paths, raws)
     if range is None:
@@ -86,7 +89,7 @@ def import_observations(
     if missing is not None:
         observed &= np.concatenate([raw.values != _of_kind(missing, raw.values) for raw in raws])
     seen = observed.all(1, keepdims=True)
-    seen &= _masks(masks, paths, raws)[:, None]
+    seen &= _masks(masks, paths, raws, planes)[:, None]
     empty = np.flatnonzero(~seen.any((1, 2, 3)))
     if len(empty):
         file = np.repeat(np.arange(len(paths)), [len(raw.values) for raw in raws])[empty[0]]
@@ -186,7 +189,7 @@ def _robust(known: NDArray[np.generic]) -> Range:
     return Range(low, high)
 
 
-def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np.bool_]:
+def _masks(source: str | None, paths: list[Path], raws: list[Raw], planes: Planes) -> NDArray[np.bool_]:
     """Returns what masks let be seen, (N, H, W)."""
     shape = raws[0].values.shape[2:]
     parts = []
@@ -197,7 +200,7 @@ def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np
         if files is not None:
             name = str(files[index][0])
             if files[index] not in cache:
-                cache = {files[index]: read_raw(*files[index]).values}
+                cache = {files[index]: read_raw(*files[index], planes=planes).values}
             mask = cache[files[index]]
         if mask is None:
             parts.append(np.ones((len(raw.values), *shape), dtype=bool))

@@ -243,6 +243,50 @@ def test_the_arrays_that_were_not_read_are_named(tmp_path, capsys):
     assert "Arrays:" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("suffix", "shape"),
+    [
+        *((suffix, (5, *SHAPE)) for suffix in (".tif", ".fits", ".npz", ".h5")),
+        (".npy", (3, *SHAPE)),
+        (".npy", (*SHAPE, 4)),
+    ],
+)
+def test_planes_are_images_or_bands(tmp_path, capsys, suffix, shape):
+    (tmp_path / "raw").mkdir()
+    array, count = values("float32", shape), min(shape)
+    save(tmp_path / f"raw/a{suffix}", array)
+    argv = ["import", str(tmp_path / "raw"), "--output", str(tmp_path / "obs.npz")]
+    assert main([*argv, "--planes", "bands"]) == 0
+    assert f"1 images of 5 x 7 in {count} channels" in capsys.readouterr().out
+    found = import_observations(str(tmp_path / "raw"), planes="bands")
+    assert found.y.shape == (1, count, *SHAPE)
+    write_files(tmp_path / "out", found.origin, {"images": found.y})
+    np.testing.assert_allclose(read(tmp_path / f"out/images/a{suffix}"), array, atol=1e-6)
+    if suffix == ".npy":  # it may be in colours
+        assert main(argv) == 2
+        assert "may be one image with its channels. Say --planes bands if it is" in capsys.readouterr().err
+    else:
+        assert main(argv) == 0
+        assert "5 images of 5 x 7" in (out := capsys.readouterr().out)
+        assert "each plane of a file is an image, unless you say --planes bands\n" in out
+    if shape[1:] == SHAPE:
+        assert import_observations(str(tmp_path / "raw"), planes="images").y.shape == (count, 1, *SHAPE)
+
+
+def test_masks_of_bands(tmp_path):
+    y, mask = values("float32", (3, *SHAPE)), np.ones((3, *SHAPE), np.uint8)
+    mask[2, 1, 1] = 0
+    for last in (False, True):
+        arrays = {key: np.moveaxis(each, 0, -1) if last else each for key, each in (("y", y), ("mask", mask))}
+        np.savez(tmp_path / "obs.npz", **arrays)
+        np.save(tmp_path / "mask.npy", arrays["mask"])
+        for masks in (None, str(tmp_path / "mask.npy")):
+            found = import_observations(str(tmp_path / "obs.npz"), masks=masks, planes="bands")
+            assert found.y.shape == (1, 3, *SHAPE)
+            assert found.mask.flatten().argmin() == 8
+            assert found.mask.sum() == 34
+
+
 def test_a_source_is_not_overwritten(tmp_path, capsys):
     path = tmp_path / "mine.npz"
     np.savez(path, frames=values("float32"))
