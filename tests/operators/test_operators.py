@@ -453,3 +453,23 @@ def test_methods_that_leave_out_the_parameters():
         class Short(Operator):
             def apply(self, x):
                 return x
+
+
+def test_what_a_coarse_observation_shows():
+    """Its own brightness; a network is shown what networks were trained on, A^T y."""
+    operator, x = Downsample(2), torch.full((2, 3, 4, 6), 0.8)
+    y = operator.observe(x)
+    assert torch.equal(operator.as_image(y, {}), x)
+    assert torch.equal(operator.condition(y, {})[:, :3], operator.adjoint(y, {}))
+
+    class Corner(Downsample):
+        def apply(self, x, parameters):
+            return x[..., ::2, ::2]
+
+        def adjoint(self, y, parameters):
+            x = y.new_zeros(*y.shape[:2], 2 * y.shape[2], 2 * y.shape[3])
+            x[..., ::2, ::2] = y
+            return x
+
+    corner = Corner(2)
+    assert torch.equal(corner.as_image(y, {}), corner.adjoint(y, {}))  # of another A
