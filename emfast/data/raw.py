@@ -182,7 +182,10 @@ def _read_tiff(path: Path, planes: Planes) -> Raw:
     if axes.endswith("S"):
         array = array[..., : array.shape[-1] - 1] if transparent else array
         return _raw(array, -1, layout, path)
-    bands = axes[-3:] in ("CYX", "SYX") or (planes == "bands" and array.ndim > 2)
+    fix = "Store it with the axes ...CYX, or say --planes images if each plane is one"
+    if "C" in axes[:-3] and planes != "images":
+        raise _Refusal(ValueError(message("import", str(path), "to have its channels beside its rows", axes, fix)))
+    bands = planes != "images" and (axes[-3:] in ("CYX", "SYX") or (planes == "bands" and array.ndim > 2))
     return _raw(array, -3 if bands else None, layout, path)
 
 

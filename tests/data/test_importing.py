@@ -273,6 +273,19 @@ def test_planes_are_images_or_bands(tmp_path, capsys, suffix, shape):
         assert import_observations(str(tmp_path / "raw"), planes="images").y.shape == (count, 1, *SHAPE)
 
 
+def test_what_a_tiff_says_of_its_axes(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, values("uint16", (4, *SHAPE)), photometric="minisblack", metadata={"axes": "CYX"})
+    for planes, shape in (("auto", (1, 4)), ("bands", (1, 4)), ("images", (4, 1))):
+        assert read_raw(path, None, planes).values.shape == (*shape, *SHAPE)
+    tifffile.imwrite(path, values("uint16", (4, 2, *SHAPE)), photometric="minisblack", metadata={"axes": "CZYX"})
+    for planes in ("auto", "bands"):
+        with pytest.raises(ValueError, match=r"channels beside its rows, got CZYX\. Store it with the axes"):
+            read_raw(path, None, planes)
+    assert read_raw(path, None, "images").values.shape == (8, 1, *SHAPE)
+
+
 def test_masks_of_bands(tmp_path):
     y, mask = values("float32", (3, *SHAPE)), np.ones((3, *SHAPE), np.uint8)
     mask[2, 1, 1] = 0
