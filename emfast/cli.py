@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _terminations(), _quiet():
+        with _terminations(), _quiet(), _printable():
             return _dispatch(argv)
     except SystemExit as stop:  # --help, --print_config
         if not isinstance(stop.code, str):
@@ -200,6 +201,22 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    """Has standard output show another character for what its encoding has not, as for the name of a file."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper) or stream.errors not in ("strict", "surrogateescape"):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        with suppress(ValueError, OSError):  # it is closed, or its reader has gone
+            stream.reconfigure(errors=before)
 
 
 def _enter() -> None:

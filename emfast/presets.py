@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from emfast._check import check
+from emfast._yaml import NotYaml, load_yaml
 
 Settings = dict[str, Any]
 NAMES = ("tiny", "small", "paper")
@@ -142,4 +145,35 @@ def expanded(tree: Settings) -> dict[str, Any]:
     if name in (None, "null"):
         return {}
     check(name in NAMES, "config", "preset", f"to be one of {', '.join(NAMES)}", repr(str(name)))
-    return preset(str(name), shape_of(tree.get("data") or {}))
+    found = preset(str(name), shape_of(tree.get("data") or {}))
+    given = tree.get("network")
+    return {**found, "network": _following(found["network"], given if isinstance(given, Mapping) else {})}
+
+
+def _following(network: Settings, given: Mapping[str, Any]) -> Settings:
+    """Returns the network of a preset, with groups, attention and heads that fit other widths, if such are given.
+
+    Arguments:
+        network: That of the preset; what fits the widths stays as it is.
+        given: What a config gives of it, which goes before all of this.
+    """
+    widths = _numbers(given.get("channels"))
+    if not widths or min(widths) < 1:
+        return network
+    last, groups = len(widths) - 1, network.get("groups", 32)
+    if any(width % groups for width in widths):
+        most = max(1, min(widths) // 4)  # a group of fewer channels has hardly a mean to normalise by
+        common = math.gcd(*widths)
+        groups = max(divisor for divisor in range(1, min(groups, most) + 1) if common % divisor == 0)
+    attention = [min(level, last) for level in network["attention"]]
+    levels = {last, *(_numbers(given.get("attention")) or attention)}  # the middle has attention, too
+    head = math.gcd(network["head_dim"], *(widths[level] for level in levels if -last <= level <= last))
+    return {**network, "groups": groups, "attention": attention, "head_dim": head}
+
+
+def _numbers(value: Any) -> list[int] | None:
+    """Returns a setting that is a list of whole numbers, perhaps as text; None for others."""
+    with suppress(NotYaml):
+        value = load_yaml(str(value)) if isinstance(value, str) else value
+    good = isinstance(value, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in value)
+    return value if good else None

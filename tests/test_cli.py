@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -305,3 +306,16 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
     )
     assert config.operator.mask.shape == (1, 1, 4, 4)
     assert "~" not in text
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path, monkeypatch):
+    """One stands for characters that its encoding has not: the file is written all the same."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    np.save(tmp_path / "a.npy", np.arange(20.0).reshape(4, 5))
+    output = tmp_path / "caf\xe9.npz"
+    assert main(["import", str(tmp_path / "a.npy"), "--output", str(output)]) == 0
+    assert sys.stdout.errors == "strict"
+    sys.stdout.flush()
+    assert b"caf?.npz" in raw.getvalue()
+    assert output.is_file()

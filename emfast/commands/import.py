@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from emfast._check import check, message
 from emfast.commands.display import plain_console
@@ -32,6 +33,9 @@ class Options:
             the observed pixels; or a run, or an imported file, whose range is taken: what a model is to restore must
             have the range of its training.
         limit: Use only the first so many files.
+        planes: What the pages of a TIFF file, the planes of a FITS cube and the rows of an array (N, H, W) are: images,
+            or bands, the channels of one image. auto: images, unless an array may be one image in colours, which is
+            refused.
     """
 
     sources: list[str]
@@ -40,6 +44,7 @@ class Options:
     missing: float | None = None
     range: str = "auto"
     limit: int | None = None
+    planes: Literal["auto", "images", "bands"] = "auto"
 
     def __post_init__(self) -> None:
         suffix = Path(self.output).suffix.lower()
@@ -67,6 +72,7 @@ def run(options: Options, yaml: str) -> None:
         missing=options.missing,
         range=_range(options.range),
         limit=options.limit,
+        planes=options.planes,
     )
     whole = bool(found.mask.all())
     save_observations(options.output, found.y, {} if whole else {"mask": found.mask}, found.origin)
@@ -105,9 +111,13 @@ def _said(options: Options, found: Imported, whole: bool) -> str:
     share = float(found.mask.float().mean())
     command = f"emfast train --data.observations {shlex.quote(options.output)} --sigma SIGMA --preset tiny"
     command += (" --operator Identity" if whole else "") + " --output runs/mine"
+    if options.planes == "auto" and any(file["images"] > 1 and len(file["shape"]) == 3 for file in files):
+        left += "; each plane of a file is an image, unless you say --planes bands"
+    arrays = f"Arrays:   {' and '.join(found.read)} read, {', '.join(found.unread)} not; FILE:KEY reads another"
     return "\n".join(
         [
             f"Read:     {len(files)} files, {count} images of {height} x {width}{colours} ({kinds}){left}",
+            *([arrays] if found.unread else []),
             f"Range:    {found.origin.range} for [-1, 1]{how}; {found.outside:.2%} of the values lie outside",
             f"Observed: {share:.1%} of the pixels",
             f"Written:  {options.output}",

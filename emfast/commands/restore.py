@@ -55,7 +55,8 @@ class Options:
             units ([-1, 1]); by default that of the run.
         sampler: The posterior sampler; by default the best one for the operator.
         truth: The clean images of the observations, where they are known: for PSNR, SSIM and coverage. Import them in
-            the range of the observations, from files of the same names; what has no names is taken row for row.
+            the range of the observations, from files of the same names, or with the same
+            numbers in them; what has no names is taken row for row.
         samples: Posterior samples of each observation; of 2 or more their mean and standard deviation are written too.
         tile: Restore images larger than those of the model by overlapping tiles of this side; by default that of the
             patches that it was trained on.
@@ -203,12 +204,14 @@ def _truth(options: Options, observations: Observations) -> Tensor | Rows | None
     origins = read_origin(options.truth), observations.origin
     ranges = [getattr(each, "range", None) for each in origins]
     check_range("restore", options.truth, ranges[0], ranges[1], "the observations")
-    rows = rows_by_name("restore", options.truth, *origins, len(observations))
+    rows, example = rows_by_name("restore", options.truth, *origins, len(observations))
     images = load(options.truth, limit=options.limit if rows is None else None)
     images = images if rows is None else images.subset(rows)
     found, wanted = (len(images), *images.shape), (len(observations), *observations.shape)
     check(found == wanted, "restore", "truth", f"to have the shape of the observed images, {wanted}", found)
-    if rows is None and not agree(images.floats, observations):
+    if example is not None:
+        print(f"Truth:    by the numbers in the names, as in {example}")
+    if (rows is None or example is not None) and not agree(images.floats, observations):
         requirement, fix = "to be nearer to their observations than to others", "Check that they have one order"
         print(message("restore", "the images of truth", requirement, "no difference", fix), file=sys.stderr)
     return images.floats

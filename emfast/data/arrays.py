@@ -213,16 +213,18 @@ def require_h5py(path: Path) -> Any:
     return h5py
 
 
-def channels_first(array: Tensor | Rows, shape: tuple[int, ...], label: str) -> Tensor | Rows:
+def channels_first(
+    array: Tensor | Rows, shape: tuple[int, ...], label: str, fix: str = "Store it as (N, C, H, W)"
+) -> Tensor | Rows:
     """Returns (N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W): the channel axis is the smaller one.
 
     Arguments:
         array: The first rows of the array.
         shape: That of the whole array.
         label: Where it is from.
+        fix: What to do where it may be one image with its channels.
     """
     if array.ndim == 3:
-        fix = "Store it as (N, C, H, W)"
         stack = shape[0] not in COLOURS and shape[2] > max(COLOURS)
         found = f"{shape}, which may be one image with its channels"
         check(stack, "load", label, "to be a stack (N, H, W)", found, fix)

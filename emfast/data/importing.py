@@ -19,7 +19,7 @@ from emfast.data.arrays import split_key
 from emfast.data.files import distinct, files_below
 from emfast.data.observations import SUFFIXES as IMPORTED
 from emfast.data.origin import Origin, Range, read_origin
-from emfast.data.raw import SUFFIXES, Raw, common_folder, read_raw
+from emfast.data.raw import SUFFIXES, Planes, Raw, common_folder, read_raw
 
 PERCENTILES = (0.1, 99.9)
 SAMPLE = 10_000_000  # values that percentiles are taken of, at most
@@ -34,6 +34,8 @@ class Imported(NamedTuple):
         origin: Their files and their range.
         outside: The share of the observed values that lies outside the range.
         left_out: How many files of a folder were of no kind that is read.
+        read: The names of the arrays of files that were read, as `y` and `mask`.
+        unread: The names of the others in the same files.
     """
 
     y: Tensor
@@ -41,6 +43,8 @@ class Imported(NamedTuple):
     origin: Origin
     outside: float
     left_out: int
+    read: list[str]
+    unread: list[str]
 
 
 def import_observations(
@@ -50,6 +54,7 @@ def import_observations(
     missing: float | None = None,
     range: Range | None = None,
     limit: int | None = None,
+    planes: Planes = "auto",
 ) -> Imported:
     """Returns the observations of files: pictures, TIFF, FITS, NumPy or HDF5, all of one size.
 
@@ -64,6 +69,8 @@ def import_observations(
         missing: The value of missing pixels.
         range: The range that stands for [-1, 1]; None takes percentiles 0.1 and 99.9 of what is observed.
         limit: Only the first so many files.
+        planes: What the pages of a TIFF file, the planes of a FITS cube and the rows of an array (N, H, W) are: images,
+            or bands of one image. auto: images, unless an array may be one image in colours, which is refused.
     Raises:
         ValueError: If there is nothing to read, a file is damaged, sizes differ, masks do not fit, or the range is not
             one of the values.
@@ -72,7 +79,7 @@ def import_observations(
     named, left_out = _files(sources)
     named = named[:limit]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        raws = list(pool.map(lambda each: read_raw(*each), named))
+        raws = list(pool.map(lambda each: read_raw(each[0], each[1], planes), named))
     paths = [path for path, _ in named]
     _check_shapes(paths, raws)
     if range is None:
@@ -82,7 +89,7 @@ def import_observations(
     if missing is not None:
         observed &= np.concatenate([raw.values != _of_kind(missing, raw.values) for raw in raws])
     seen = observed.all(1, keepdims=True)
-    seen &= _masks(masks, paths, raws)[:, None]
+    seen &= _masks(masks, paths, raws, planes)[:, None]
     empty = np.flatnonzero(~seen.any((1, 2, 3)))
     if len(empty):
         file = np.repeat(np.arange(len(paths)), [len(raw.values) for raw in raws])[empty[0]]
@@ -101,7 +108,7 @@ def import_observations(
     ]
     mask = torch.from_numpy(seen.astype(np.uint8))
     y = torch.where(mask != 0, range.to_data(y), 0)
-    return Imported(y, mask, Origin(range, files), outside, left_out)
+    return Imported(y, mask, Origin(range, files), outside, left_out, *_arrays(raws, masks is not None))
 
 
 def _files(sources: str | Sequence[str]) -> tuple[list[tuple[Path, str | None]], int]:
@@ -130,6 +137,15 @@ def _files(sources: str | Sequence[str]) -> tuple[list[tuple[Path, str | None]],
     fix = "Name the files that it was made of"
     check(again is None, "import", str(again), "to hold values in their own units", "what was imported before", fix)
     return found, left_out
+
+
+def _arrays(raws: list[Raw], masked: bool) -> tuple[list[str], list[str]]:
+    """Returns the names of the arrays in files that are read and of those that are not, as a mask beside others is."""
+    read = {raw.layout["key"] for raw in raws if "key" in raw.layout}
+    unread = {name for raw in raws for name in raw.unread}
+    if any(raw.mask is not None for raw in raws):
+        (unread if masked else read).add("mask")
+    return sorted(read, key=lambda name: (name == "mask", name)), sorted(unread)
 
 
 def _imported(path: Path) -> bool:
@@ -173,7 +189,7 @@ def _robust(known: NDArray[np.generic]) -> Range:
     return Range(low, high)
 
 
-def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np.bool_]:
+def _masks(source: str | None, paths: list[Path], raws: list[Raw], planes: Planes) -> NDArray[np.bool_]:
     """Returns what masks let be seen, (N, H, W)."""
     shape = raws[0].values.shape[2:]
     parts = []
@@ -184,7 +200,7 @@ def _masks(source: str | None, paths: list[Path], raws: list[Raw]) -> NDArray[np
         if files is not None:
             name = str(files[index][0])
             if files[index] not in cache:
-                cache = {files[index]: read_raw(*files[index]).values}
+                cache = {files[index]: read_raw(*files[index], planes=planes).values}
             mask = cache[files[index]]
         if mask is None:
             parts.append(np.ones((len(raw.values), *shape), dtype=bool))

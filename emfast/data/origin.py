@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -133,8 +134,10 @@ def check_range(
 
 def rows_by_name(
     function: str, path: str | os.PathLike[str], found: Origin | None, wanted: Origin | None, count: int
-) -> list[int] | None:
+) -> tuple[list[int] | None, str | None]:
     """Returns which rows of a file belong to those of another, by the names of the files that both were imported from.
+
+    Of as many files whose names have other words, such as obs_01 and gt_01, the numbers in the names count.
 
     Arguments:
         function: The public function the caller used.
@@ -143,18 +146,22 @@ def rows_by_name(
         wanted: That of the others.
         count: How many of the others are looked up, from the first.
     Returns:
-        A row for each of them; None if names tell nothing: of what was not imported, or came from a single file.
+        A row for each of them; None if names tell nothing: of what was not imported, or came from a single file. And an
+        example of a pair, where it is by numbers that they were found.
     Raises:
         ValueError: If there is none for one of them; the sentence names it.
     """
     if found is None or wanted is None or min(len(found.files), len(wanted.files)) < 2:
-        return None
+        return None, None
     for naming in NAMINGS:
         names, others = found.names(naming), wanted.names(naming)
         if len(set(names)) == len(names) and len(set(others)) == len(others):
             break
     else:
-        return None
+        return None, None
+    example, own, their = None, _by_number(names), _by_number(others)
+    if own is not None and their is not None and not set(names) & set(others) and set(own) == set(their):
+        example, names, others = f"{names[own.index(their[0])][0]} for {others[0][0]}", own, their
     place = {name: row for row, name in enumerate(names)}
     absent = next(((name, row) for row, name in enumerate(others[:count]) if name not in place), None)
     if absent is not None:
@@ -163,4 +170,15 @@ def rows_by_name(
         there = f"{names[row][0]} in its place" if row < len(names) else "none of that name"
         fix = "Give the files of both the same names, and import them again"
         raise ValueError(message(function, str(path), f"to hold one for {image}", there, fix))
-    return [place[name] for name in others[:count]]
+    return [place[name] for name in others[:count]], example
+
+
+def _by_number(names: list[Name]) -> list[Name] | None:
+    """Returns names by their numbers alone, digit for digit; None unless that tells all of them apart.
+
+    The words around the numbers must be the same in all names: where these differ too, a number may mean another thing.
+    """
+    parts = [re.split(r"(\d+)", name) for name, _ in names]
+    found = [("-".join(part[1::2]), place) for part, (_, place) in zip(parts, names, strict=True)]
+    good = len({tuple(part[::2]) for part in parts}) == 1 and len(set(found)) == len(found)
+    return found if good else None

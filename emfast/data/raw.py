@@ -8,7 +8,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from emfast.data.picture import read_picture
 FITS = (".fits", ".fit", ".fts")
 SUFFIXES = (*PICTURES, *ARRAYS, *FITS)
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+Planes = Literal["auto", "images", "bands"]
 OPTIONAL = {"tifffile": "TIFF", "astropy.io.fits": "FITS"}
 
 
@@ -34,19 +35,22 @@ class Raw(NamedTuple):
         layout: What is needed to write others alike, as JSON has it: `kind`, `dtype`, `shape`, `last` (whether the
             channels are the last axis), and what the kind has beside.
         mask: (n, H, W) of 0 and 1 if the file brings one along.
+        unread: The names of the other arrays in the file.
     """
 
     values: NDArray[Any]
     layout: dict[str, Any]
     mask: NDArray[Any] | None = None
+    unread: tuple[str, ...] = ()
 
 
-def read_raw(path: Path, key: str | None = None) -> Raw:
+def read_raw(path: Path, key: str | None = None, planes: Planes = "auto") -> Raw:
     """Returns the images of a file: pages of a TIFF file, planes of a FITS cube and rows of an array are images each.
 
     Arguments:
         path: The file.
         key: The array in it, where there are several.
+        planes: What these are instead: bands make one image. auto: images, unless an array may be one in colours.
     Raises:
         ValueError: If it is damaged, or holds no images.
         RuntimeError: If the package that reads it is not installed; the sentence says how to install it.
@@ -54,10 +58,10 @@ def read_raw(path: Path, key: str | None = None) -> Raw:
     kind = _kind(path)
     try:
         if kind == "tiff":
-            return _read_tiff(path)
+            return _read_tiff(path, planes)
         if kind == "fits":
-            return _read_fits(path)
-        return _read_array(path, key) if kind in ARRAYS.values() else _read_picture(path)
+            return _read_fits(path, planes)
+        return _read_array(path, key, planes) if kind in ARRAYS.values() else _read_picture(path)
     except _Refusal as refusal:
         raise refusal.error from None
     except Exception as error:  # tifffile and astropy raise a dozen kinds for damaged files
@@ -154,16 +158,19 @@ def _raw(array: NDArray[Any], channels: int | None, layout: dict[str, Any], path
     return Raw(values, {**layout, **known})
 
 
-def _read_tiff(path: Path) -> Raw:
+def _read_tiff(path: Path, planes: Planes) -> Raw:
     with _require("tifffile").TiffFile(path) as file:
         if len(file.series) != 1:
             found, fix = f"{len(file.series)} shapes", "It is damaged, or store them as files of their own"
             raise _Refusal(ValueError(message("import", str(path), "to have pages of one shape", found, fix)))
         axes, array, page = file.series[0].axes, file.series[0].asarray(), file.pages[0]
         kind, fix = getattr(page.photometric, "name", ""), "Store grey or RGB values"
-        if kind in ("PALETTE", "SEPARATED"):
-            found = "numbers of colours" if kind == "PALETTE" else "inks"
+        palettes = {each.colormap.tobytes() for each in file.series[0].pages} if kind == "PALETTE" else set()
+        if kind == "SEPARATED" or len(palettes) > 1 or (palettes and axes.endswith("S")):
+            found = "numbers of colours" if palettes else "inks"
             raise _Refusal(ValueError(message("import", str(path), "to hold intensities", found, fix)))
+        if palettes:  # the colours have 16 bits each, of which the first 8 count, as in a PNG file
+            array, axes = np.moveaxis(page.colormap[:, array] >> 8, 0, -1).astype(np.uint8), f"{axes}S"
         text = str(page.description or "")
         layout: dict[str, Any] = {"kind": "tiff", "description": text if text.isascii() else ""}
         layout["negative"] = kind == "MINISWHITE"
@@ -175,7 +182,11 @@ def _read_tiff(path: Path) -> Raw:
     if axes.endswith("S"):
         array = array[..., : array.shape[-1] - 1] if transparent else array
         return _raw(array, -1, layout, path)
-    return _raw(array, -3 if axes[-3:] in ("CYX", "SYX") else None, layout, path)
+    fix = "Store it with the axes ...CYX, or say --planes images if each plane is one"
+    if "C" in axes[:-3] and planes != "images":
+        raise _Refusal(ValueError(message("import", str(path), "to have its channels beside its rows", axes, fix)))
+    bands = planes != "images" and (axes[-3:] in ("CYX", "SYX") or (planes == "bands" and array.ndim > 2))
+    return _raw(array, -3 if bands else None, layout, path)
 
 
 def _write_tiff(file: BinaryIO, array: NDArray[Any], layout: dict[str, Any]) -> None:
@@ -189,12 +200,13 @@ def _write_tiff(file: BinaryIO, array: NDArray[Any], layout: dict[str, Any]) -> 
     tifffile.imwrite(file, array, description=layout["description"] or None, metadata=None, **options)
 
 
-def _read_fits(path: Path) -> Raw:
+def _read_fits(path: Path, planes: Planes) -> Raw:
     with _require("astropy.io.fits").open(path, memmap=False) as units:
         for index, unit in enumerate(units):
             if unit.is_image and unit.header.get("NAXIS", 0) >= 2:
                 header = unit.header.tostring(sep="\n")
-                return _raw(np.asarray(unit.data), None, {"kind": "fits", "header": header, "unit": index}, path)
+                array, layout = np.asarray(unit.data), {"kind": "fits", "header": header, "unit": index}
+                return _raw(array, -3 if planes == "bands" and array.ndim > 2 else None, layout, path)
     raise _Refusal(ValueError(message("import", str(path), "to hold an image", "none", "Leave the file out")))
 
 
@@ -206,19 +218,24 @@ def _write_fits(file: BinaryIO, array: NDArray[Any], layout: dict[str, Any]) -> 
     fits.PrimaryHDU(array, header).writeto(file, output_verify="silentfix")
 
 
-def _read_array(path: Path, key: str | None) -> Raw:
+def _read_array(path: Path, key: str | None, planes: Planes) -> Raw:
     arrays = ArrayFile(path)
     key = arrays.choose(key, "y" if "y" in arrays.names else "images")
     tensor = arrays.read(key)
-    shape, label = tuple(tensor.shape), f"{path}:{key}"
+    label, one = f"{path}:{key}", planes == "bands" and tensor.ndim == 3
+    whole = tensor[None] if one else tensor
     last = False
-    if tensor.dim() == 4:
-        last = channels_first(tensor, shape, label).shape != shape
-    elif tensor.dim() == 3:
-        channels_first(tensor, shape, label)
-    raw = _raw(tensor.numpy(), (-1 if last else -3) if tensor.dim() == 4 else None, {"kind": arrays.format}, path)
+    if whole.ndim == 4:
+        last = channels_first(whole, tuple(whole.shape), label).shape != whole.shape
+    elif whole.ndim == 3 and planes == "auto":
+        fix = "Say --planes bands if it is, else --planes images"
+        channels_first(whole, tuple(whole.shape), label, fix)
+    raw = _raw(tensor.numpy(), (-1 if last else -3) if whole.ndim == 4 else None, {"kind": arrays.format}, path)
     mask = arrays.read("mask").numpy() if "mask" in arrays.names and key != "mask" else None
-    return Raw(raw.values, {**raw.layout, "key": key}, mask)
+    if mask is not None and one and mask.ndim == 3:  # of one image, as y is
+        mask = np.moveaxis(mask, -1, 0)[None] if last else mask[None]
+    unread = tuple(name for name in arrays.names if name not in (key, "mask"))
+    return Raw(raw.values, {**raw.layout, "key": key}, mask, unread)
 
 
 def _write_npy(file: BinaryIO, array: NDArray[Any], layout: dict[str, Any]) -> None:

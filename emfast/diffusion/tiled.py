@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfast._check import check
+from emfast._check import check, message
 from emfast._library import first_order
 from emfast.diffusion.denoiser import Denoiser
+
+MULTIPLES = (2, 4, 8, 16, 32, 64)  # that the sides of images may have to be, for a network that halves them
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)  # what a network raises for images it does not take
 
 
 class TiledDenoiser(Denoiser):
@@ -64,8 +67,42 @@ class TiledDenoiser(Denoiser):
             weight[cut] += window
         shown = () if condition is None else (condition,)
         blended = (x, time.expand(len(x)), cuts, window / weight.max(), self.batch, *shown)
-        output: Tensor = _Blend.apply(super().raw, *blended)
+        try:
+            output: Tensor = _Blend.apply(super().raw, *blended)
+        except REFUSALS as error:
+            if not isinstance(error, torch.OutOfMemoryError) and max(height, width) == self.tile:
+                self._explain(error, x, time)
+            raise
         return output / (weight / weight.max())
+
+    @torch.no_grad()
+    def _explain(self, error: Exception, x: Tensor, time: Tensor) -> None:
+        """Raises a sentence if an error is of the side of the tiles, which the network cannot halve so often.
+
+        Nothing is asked of the network but other tiles: of this side, and of odd multiples of 2, 4, ...
+
+        Arguments:
+            error: What the network raised.
+            x: (B, C, H, W) what it was given, in tiles.
+            time: (B,) times, as the network takes them.
+        """
+
+        def takes(side: int) -> bool:
+            try:
+                super(TiledDenoiser, self).raw(x.new_zeros(*x.shape[:2], side, side), time.expand(len(x)))
+            except REFUSALS:
+                return False
+            return True
+
+        if takes(self.tile):
+            return
+        for multiple in MULTIPLES:
+            below = self.tile // multiple * multiple
+            if self.tile % multiple and takes((self.tile // multiple | 1) * multiple):
+                sizes = " or ".join(str(side) for side in (below, below + multiple) if side > 1)
+                requirement = f"to be a multiple of {multiple}, for the network halves its images"
+                sentence = message("TiledDenoiser", "tile", requirement, self.tile, f"Take {sizes}")
+                raise ValueError(sentence) from error
 
 
 class _Blend(torch.autograd.Function):

@@ -13,7 +13,6 @@ from emfast import random
 from emfast._check import check
 from emfast.em.observations import Observations
 from emfast.em.spectrum import inverse, natural_spectrum, spectrum_of, transform
-from emfast.operators.base import Operator, Parameters
 from emfast.operators.conjugate_gradient import conjugate_gradient
 
 # The variance to begin with, less than that of images: what no observation shows (detail under a blur) keeps it.
@@ -96,16 +95,23 @@ class GaussianPrior:
         sigma = max(observations.sigma, 1e-2)  # with no noise at all the system may be singular
         x = self.sample(ids, seed)
         z = random.normal(tuple(y.shape[1:]), ids=ids, seed=random.derive(seed, "noise")).to(y)
-        residual = y - operator.apply(x, parameters) - sigma * operator.noise(z, parameters)
+
+        def apply(x: Tensor) -> Tensor:  # an operator, or its parameters, may be in another precision
+            return operator.apply(x, parameters).to(y)
+
+        def spread(u: Tensor) -> Tensor:
+            return self.covariance(operator.adjoint(u, parameters).to(y))
 
         def system(u: Tensor) -> Tensor:
-            return sigma**2 * u + operator.apply(self.covariance(operator.adjoint(u, parameters)), parameters)
+            return sigma**2 * u + apply(spread(u))
 
-        u = conjugate_gradient(system, residual, iterations, self._precondition(operator, parameters, len(ids), sigma))
-        return x + self.covariance(operator.adjoint(u, parameters))
+        residual = y - apply(x) - sigma * operator.noise(z, parameters).to(y)
+        shared = all(len(values) == 1 for values in parameters.values())
+        u = conjugate_gradient(system, residual, iterations, self._precondition(apply, shared, len(ids), sigma))
+        return x + spread(u)
 
     def _precondition(
-        self, operator: Operator, parameters: Parameters, count: int, sigma: float
+        self, apply: Callable[[Tensor], Tensor], shared: bool, count: int, sigma: float
     ) -> Callable[[Tensor], Tensor]:
         r"""Returns close to the inverse of the system of `posterior`; few iterations and float32 do with it.
 
@@ -115,13 +121,18 @@ class GaussianPrior:
         .. math::
             (G G^\top + B)^{-1} = B^{-1/2} (I - W^\top W) B^{-1/2}, \quad W = R^{-1} G^\top B^{-1/2},
             \quad R R^\top = I + G^\top B^{-1} G
+
+        Arguments:
+            apply: A, in the precision of the prior.
+            shared: Whether all images have one A.
+            count: How many images there are.
+            sigma: The standard deviation of the noise.
         """
-        shared = all(len(values) == 1 for values in parameters.values())
         count, columns = (1, self.factor) if shared else (count, self.factor[:LEADING])
         ids, others = torch.arange(PROBES if shared else 1, device=self.mean.device), self.factor[len(columns) :]
         z = random.normal((len(others),), ids=ids, seed=0).to(self.mean)
         probes = self._rest(ids, 0) + torch.einsum("br,rchw->bchw", z, others)
-        probes = operator.apply(probes if shared else probes.expand(count, *self.mean.shape), parameters)
+        probes = apply(probes if shared else probes.expand(count, *self.mean.shape))
         there: Callable[[Tensor], Tensor] = _same
         back: Callable[[Tensor], Tensor] = _same
         if shared and probes.shape[2:] == self.mean.shape[1:]:
@@ -129,7 +140,7 @@ class GaussianPrior:
         else:
             power = probes.reshape(count, -1).square().mean(1).reshape(-1, *[1] * (probes.ndim - 1))
         scale = (sigma**2 + power).rsqrt()
-        seen = [scale * there(operator.apply(x.expand(count, *x.shape), parameters)) for x in columns]
+        seen = [scale * there(apply(x.expand(count, *x.shape))) for x in columns]
         g = torch.stack([x.flatten(1) for x in seen], 1)  # (count, R, M)
         identity = torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
         root = torch.linalg.cholesky(g @ g.mT + identity)

@@ -19,10 +19,10 @@ from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
 from emfast.data.patches import cut_patches
 from emfast.data.rows import Rows, picked, pieces
-from emfast.em.observing_operator import MEANT, check_known, operator_of, shows_pixels
+from emfast.em.observing_operator import check_known, operator_of, shows_pixels
 from emfast.em.units import check_files, check_values
 from emfast.operators import Given, Operator
-from emfast.operators.given import checked
+from emfast.operators.given import MEANT, checked
 from emfast.operators.linearity import check_linear, check_simulated
 from emfast.random import Generator
 

@@ -16,9 +16,6 @@ from emfast.operators.identity import is_identity
 # The operators that a parameter in a file stands for.
 BY_PARAMETER: dict[str, Callable[[], Operator]] = {"mask": Mask, "kernel": partial(MotionBlur, size=1)}
 
-# What is meant for the operator wherever it stands in a file; others, such as labels, may stand beside y.
-MEANT = {*BY_PARAMETER, "masks", "kernels", "sigma", "sigmas", "noise"}
-
 
 def operator_of(
     y: Tensor | Rows, given: Mapping[str, Tensor | Rows], name: str, *, usual: Operator | None = None

@@ -27,8 +27,8 @@ class Operator:
     hyper-parameters only.
 
     A subclass of another operator that gives `apply` or `adjoint` anew is another A: what it inherits that follows from
-    that of the other (`project`, `gain`, `misfit`, `regularised_inverse` and `closed_form`, `noise`, `reads`) is that
-    of this class again, unless it gives it too.
+    that of the other (`project`, `gain`, `misfit`, `regularised_inverse` and `closed_form`, `noise`, `as_image`,
+    `reads`) is that of this class again, unless it gives it too.
 
     A detector that is not linear, or whose noise is not Gaussian, has `simulate` in their place, and `as_image` unless
     its observations are images in data units: that is enough for the sampler `Conditional`.
@@ -162,7 +162,10 @@ class Operator:
         return y
 
     def as_image(self, y: Tensor, parameters: Parameters) -> Tensor:
-        """Returns what observations show as images in data units, (B, C, H, W): A^T y, or y if there is no adjoint."""
+        """Returns what observations show as images in data units, (B, C, H, W): A^T y, or y if there is no adjoint.
+
+        An operator gives it where A^T y has another contrast than the image.
+        """
         return self.adjoint(y, parameters) if type(self).adjoint is not Operator.adjoint else y
 
     def condition(self, y: Tensor, parameters: Parameters) -> Tensor:
@@ -170,14 +173,7 @@ class Operator:
 
         The observation as an image, each parameter that is as large as an image or broadcasts to one, and ones.
         """
-        image = self.as_image(y, parameters)
-        sides = image.shape[-2:]
-        fitting = [
-            value.to(image).expand(len(image), -1, *sides)
-            for value in parameters.values()
-            if value.ndim == 4 and all(own in (1, side) for own, side in zip(value.shape[-2:], sides, strict=True))
-        ]
-        return torch.cat((image, *fitting, torch.ones_like(image[:, :1])), 1)
+        return with_parameters(self.as_image(y, parameters), parameters)
 
     def observe(self, x: Tensor, sigma: float = 0.0, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
         """Returns simulated observations, y = A x + n.
@@ -242,3 +238,19 @@ def default_ids(x: Tensor, ids: Tensor | None) -> Tensor:
     good = ids.shape == (len(x),) and not ids.is_floating_point()
     check(good, "observe", "ids", f"to be ({len(x)},) whole numbers, one id per image", ids)
     return ids.to(x.device, torch.int64)
+
+
+def with_parameters(image: Tensor, parameters: Parameters) -> Tensor:
+    """Returns what a network is shown: an image, (B, C, H, W), the parameters as large as it, and ones.
+
+    Arguments:
+        image: What observations show.
+        parameters: The parameters of the operator, of which those count that are images or broadcast to one.
+    """
+    sides = image.shape[-2:]
+    fitting = [
+        value.to(image).expand(len(image), -1, *sides)
+        for value in parameters.values()
+        if value.ndim == 4 and all(own in (1, side) for own, side in zip(value.shape[-2:], sides, strict=True))
+    ]
+    return torch.cat((image, *fitting, torch.ones_like(image[:, :1])), 1)

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emfast._check import check, check_whole
-from emfast.operators.base import Operator, Parameters
+from emfast.operators.base import Operator, Parameters, with_parameters
 
 
 class Downsample(Operator):
@@ -34,6 +34,14 @@ class Downsample(Operator):
     def adjoint(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns each pixel spread evenly over its square, (B, C, f H, f W)."""
         return functional.interpolate(y, scale_factor=self.factor, mode="nearest") / self.factor**2
+
+    def as_image(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns each pixel over its square, (B, C, f H, f W), as bright as it is: A^T y is 1 / f^2 of that."""
+        return functional.interpolate(y, scale_factor=self.factor, mode="nearest")
+
+    def condition(self, y: Tensor, parameters: Parameters) -> Tensor:
+        """Returns A^T y rather than `as_image`: networks have been trained on it."""
+        return with_parameters(self.adjoint(y, parameters), parameters)
 
     def gain(self, parameters: Parameters) -> float:
         """Returns 1: means stay in the range of what they are taken of."""

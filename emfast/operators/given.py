@@ -1,10 +1,15 @@
 """Observations that bring the parameters of their operator along."""
 
+import inspect
+
 from torch import Tensor
 
 from emfast._check import check
 from emfast.operators.base import GivenParameters, Operator, Parameters, rows_of
 from emfast.random import Generator
+
+# What is meant for the operator, wherever it stands; others, such as labels, may stand beside y.
+MEANT = {"mask", "masks", "kernel", "kernels", "sigma", "sigmas", "noise"}
 
 
 class Given(Operator):
@@ -15,14 +20,18 @@ class Given(Operator):
             `kernel` of a `MotionBlur`, which have to be given: they are drawn at random otherwise.
         given: (N, ...) tensors, or such rows in a file, e.g. {"mask": (N, 1, H, W)}; the masks of a
             `Mask` may be (N, H, W) too, the kernels of a `MotionBlur` (N, K, K).
+    Raises:
+        ValueError: If one is missing, is not what it is called, or is meant for another operator.
     """
 
     checks_rows = True
 
     def __init__(self, operator: Operator, given: GivenParameters) -> None:
+        kind, requirement = type(operator).__name__, "to be parameters that it reads"
         found, fix = " and ".join(given) or "none", f"Name them {' and '.join(operator.reads)}"
-        good = set(operator.reads) <= given.keys()
-        check(good, type(operator).__name__, "what is given", "to be parameters that it reads", found, fix)
+        check(set(operator.reads) <= given.keys(), kind, "what is given", requirement, found, fix)
+        found, fix = " and ".join(_unread(operator, given)), "Name the operator that reads it, or leave it out"
+        check(not found, kind, "what is given", requirement, found, fix)
         given = checked(operator, given)
         rows = {name: len(value) for name, value in given.items()}
         check(len(set(rows.values())) == 1, "Given", "the parameters", "to have one row per observation", rows)
@@ -86,6 +95,19 @@ class Given(Operator):
     def condition(self, y: Tensor, parameters: Parameters) -> Tensor:
         """Returns that of the operator."""
         return self.operator.condition(y, parameters)
+
+
+def _unread(operator: Operator, given: GivenParameters) -> list[str]:
+    """Returns the names of what is given and has a meaning, of which an operator of emfast is known to read nothing.
+
+    One of a user's may read anything, and what stands for another operator or a physics reads what that does.
+    """
+    kind = type(operator)
+    if not kind.__module__.startswith("emfast.operators.") or kind.__name__.startswith("_") or kind is Given:
+        return []
+    # Without parameters of its own it has one setting for all observations, such as the std of a blur.
+    settings = set() if operator.reads else set(inspect.signature(kind).parameters)
+    return sorted((MEANT | settings) & given.keys() - set(operator.reads))
 
 
 def checked(operator: Operator, given: GivenParameters) -> GivenParameters:

@@ -10,7 +10,7 @@ from torch import Tensor
 from emfast._check import check, message
 
 # What follows from A; closed_form says of regularised_inverse that it is exact, reads are the parameters of apply.
-DERIVED = ("project", "gain", "misfit", "regularised_inverse", "noise", "closed_form", "reads")
+DERIVED = ("project", "gain", "misfit", "regularised_inverse", "noise", "closed_form", "as_image", "reads")
 
 
 def _is_batch(x: Tensor, y: object) -> bool:

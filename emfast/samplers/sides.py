@@ -7,10 +7,9 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.diffusion import Denoiser
+from emfast.diffusion.tiled import MULTIPLES, REFUSALS
 
-MULTIPLES = (2, 4, 8, 16, 32, 64)
 CHANNELS = (1, 3, 2, 4)
-REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)  # what a network raises for images it does not take
 
 
 def explain_refused_images(error: Exception, denoiser: Denoiser, x: Tensor, t: Tensor, function: str) -> NoReturn:

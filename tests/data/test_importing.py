@@ -227,6 +227,79 @@ def test_what_was_imported_is_no_observation_of_the_next_import(tmp_path, capsys
         assert f"1 images of 5 x 7 (npy float32){left_out}\n" in capsys.readouterr().out
 
 
+def test_the_arrays_that_were_not_read_are_named(tmp_path, capsys):
+    output, arrays = ["--output", str(tmp_path / "obs.npz")], {"y": values("float32"), "mask": np.eye(*SHAPE)}
+    np.savez(tmp_path / "a.npz", **arrays, x=values("float32", seed=1), kernel=np.eye(3))
+    np.save(tmp_path / "masks.npy", np.eye(*SHAPE))
+    for words, line in [
+        (["a.npz"], "y and mask read, kernel, x not; FILE:KEY reads another"),
+        (["a.npz:x"], "x and mask read, kernel, y not; FILE:KEY reads another"),
+        (["a.npz", "--masks", str(tmp_path / "masks.npy")], "y read, kernel, mask, x not; FILE:KEY reads another"),
+    ]:
+        assert main(["import", str(tmp_path / words[0]), *words[1:], *output]) == 0
+        assert f"\nArrays:   {line}\n" in capsys.readouterr().out
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert main(["import", str(tmp_path / "a.npz"), *output]) == 0
+    assert "Arrays:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shape"),
+    [
+        *((suffix, (5, *SHAPE)) for suffix in (".tif", ".fits", ".npz", ".h5")),
+        (".npy", (3, *SHAPE)),
+        (".npy", (*SHAPE, 4)),
+    ],
+)
+def test_planes_are_images_or_bands(tmp_path, capsys, suffix, shape):
+    (tmp_path / "raw").mkdir()
+    array, count = values("float32", shape), min(shape)
+    save(tmp_path / f"raw/a{suffix}", array)
+    argv = ["import", str(tmp_path / "raw"), "--output", str(tmp_path / "obs.npz")]
+    assert main([*argv, "--planes", "bands"]) == 0
+    assert f"1 images of 5 x 7 in {count} channels" in capsys.readouterr().out
+    found = import_observations(str(tmp_path / "raw"), planes="bands")
+    assert found.y.shape == (1, count, *SHAPE)
+    write_files(tmp_path / "out", found.origin, {"images": found.y})
+    np.testing.assert_allclose(read(tmp_path / f"out/images/a{suffix}"), array, atol=1e-6)
+    if suffix == ".npy":  # it may be in colours
+        assert main(argv) == 2
+        assert "may be one image with its channels. Say --planes bands if it is" in capsys.readouterr().err
+    else:
+        assert main(argv) == 0
+        assert "5 images of 5 x 7" in (out := capsys.readouterr().out)
+        assert "each plane of a file is an image, unless you say --planes bands\n" in out
+    if shape[1:] == SHAPE:
+        assert import_observations(str(tmp_path / "raw"), planes="images").y.shape == (count, 1, *SHAPE)
+
+
+def test_what_a_tiff_says_of_its_axes(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, values("uint16", (4, *SHAPE)), photometric="minisblack", metadata={"axes": "CYX"})
+    for planes, shape in (("auto", (1, 4)), ("bands", (1, 4)), ("images", (4, 1))):
+        assert read_raw(path, None, planes).values.shape == (*shape, *SHAPE)
+    tifffile.imwrite(path, values("uint16", (4, 2, *SHAPE)), photometric="minisblack", metadata={"axes": "CZYX"})
+    for planes in ("auto", "bands"):
+        with pytest.raises(ValueError, match=r"channels beside its rows, got CZYX\. Store it with the axes"):
+            read_raw(path, None, planes)
+    assert read_raw(path, None, "images").values.shape == (8, 1, *SHAPE)
+
+
+def test_masks_of_bands(tmp_path):
+    y, mask = values("float32", (3, *SHAPE)), np.ones((3, *SHAPE), np.uint8)
+    mask[2, 1, 1] = 0
+    for last in (False, True):
+        arrays = {key: np.moveaxis(each, 0, -1) if last else each for key, each in (("y", y), ("mask", mask))}
+        np.savez(tmp_path / "obs.npz", **arrays)
+        np.save(tmp_path / "mask.npy", arrays["mask"])
+        for masks in (None, str(tmp_path / "mask.npy")):
+            found = import_observations(str(tmp_path / "obs.npz"), masks=masks, planes="bands")
+            assert found.y.shape == (1, 3, *SHAPE)
+            assert found.mask.flatten().argmin() == 8
+            assert found.mask.sum() == 34
+
+
 def test_a_source_is_not_overwritten(tmp_path, capsys):
     path = tmp_path / "mine.npz"
     np.savez(path, frames=values("float32"))
@@ -308,10 +381,27 @@ def test_channels_and_kinds_of_tiffs(tmp_path):
     for name in ("negative", "out"):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"{name}.tif")), 255 - pixels[..., 0])
     tifffile.imwrite(tmp_path / "inks.tif", pixels, photometric="separated")
-    tifffile.imwrite(tmp_path / "palette.tif", pixels[..., 0], photometric="palette", colormap=np.zeros((3, 256), "u2"))
-    for name, words in (("inks", "got inks"), ("palette", "got numbers of colours")):
+    with tifffile.TiffWriter(tmp_path / "palettes.tif") as file:
+        for colours in np.arange(2 * 3 * 256, dtype="u2").reshape(2, 3, 256):
+            file.write(pixels[..., 0], photometric="palette", colormap=colours, metadata=None)
+    for name, words in (("inks", "got inks"), ("palettes", "got numbers of colours")):
         with pytest.raises(ValueError, match=f"{name}.tif to hold intensities, {words}"):
             read_raw(tmp_path / f"{name}.tif", None)
+
+
+def test_a_palette_stands_for_colours(tmp_path):
+    """Whatever the format is; what is restored has too many colours for a palette."""
+    pytest.importorskip("tifffile", reason="tifffile is not installed")
+    picture = Image.fromarray(values("uint8", (*SHAPE, 3))).quantize(9)
+    for name in ("a.png", "a.tif"):
+        picture.save(tmp_path / name)
+    png, tiff = read_raw(tmp_path / "a.png"), read_raw(tmp_path / "a.tif")
+    assert np.array_equal(tiff.values, png.values)
+    assert tiff.values.shape == (1, 3, *SHAPE)
+    write_raw(tmp_path / "b.tif", tiff.values.astype(float), tiff.layout)
+    assert np.array_equal(read_raw(tmp_path / "b.tif").values, png.values)
+    picture.save(tmp_path / "pages.tif", save_all=True, append_images=[picture.rotate(180)])
+    assert np.array_equal(read_raw(tmp_path / "pages.tif").values[1], png.values[0, :, ::-1, ::-1])
 
 
 def test_true_and_false_are_rounded(tmp_path):

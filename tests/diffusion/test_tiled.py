@@ -90,3 +90,32 @@ def test_tiles_have_the_labels_of_their_images():
 def test_what_is_refused(wrong):
     with pytest.raises(ValueError, match="TiledDenoiser: expected"):
         TiledDenoiser(denoiser(), **wrong)
+
+
+class Halving(Local):
+    """A network that halves its images so many times, and joins what it doubles with what was there."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def forward(self, x, t, times=None):
+        times = self.times if times is None else times
+        if times == 0:
+            return self.convolution(x)
+        inner = self(nn.functional.avg_pool2d(x, 2, ceil_mode=True), t, times - 1)
+        return x + nn.functional.interpolate(inner, scale_factor=2)
+
+
+@pytest.mark.parametrize(
+    ("times", "tile", "words"),
+    [(2, 18, "multiple of 4, .* got 18. Take 16 or 20[.]$"), (3, 5, "multiple of 8, .* got 5. Take 8[.]$")],
+)
+def test_a_tile_that_the_network_cannot_halve(times, tile, words):
+    tiled = TiledDenoiser(Denoiser(Halving(times), VPSchedule.linear()), tile)
+    with pytest.raises(ValueError, match=f"^TiledDenoiser: expected tile to be a {words}"):
+        tiled(torch.zeros(2, 1, 32, 32), 300)
+    with pytest.raises(ValueError, match=f"^TiledDenoiser: expected tile to be a {words}"):
+        MMPS(steps=2)(tiled, torch.zeros(2, 1, 32, 32), Mask(0.5), sigma=0.1)
+    good = TiledDenoiser(tiled, 16)
+    assert good(torch.zeros(2, 1, 32, 32), 300).shape == (2, 1, 32, 32)

@@ -11,6 +11,7 @@ from tiny_run import CONFIG, one_sentence, train
 
 from emfast.cli import main
 from emfast.config import Config
+from emfast.data.origin import Origin, Range, rows_by_name
 from emfast.diffusion import Denoiser
 from emfast.em import Observations
 from emfast.em.inputs import read_inputs
@@ -166,6 +167,54 @@ def test_the_truth_is_found_by_its_names(folder, capsys):
     identity = ("--operator", "Identity")
     assert restore(folder, "short-long", *identity, *flags, str(folder / "long.npz"), observations="short.npz") == 2
     assert one_sentence(capsys.readouterr().err, ["long.npz to hold one for 0", "00 in its place", "the same names"])
+
+
+def test_the_truth_is_found_by_the_numbers_in_its_names(folder, capsys):
+    """Where its names have another prefix, in whatever order, and no other number."""
+    frames = sorted((folder / "raw").iterdir())
+    (folder / "truths").mkdir()
+    for index, frame in enumerate(frames):
+        shutil.copy(frame, folder / f"truths/gt_{index:02d}.png")
+    paths = sorted((folder / "truths").iterdir(), reverse=True)
+    sets = {"truth": frames, "numbered": paths, "shifted": [*paths[:-1], frames[0]], "few": paths[2:]}
+    for name, chosen in sets.items():
+        argv = ["import", *map(str, chosen), "--range", str(folder / "run")]
+        assert main([*argv, "--output", str(folder / f"{name}.npz")]) == 0
+    for name in ("truth", "numbered"):
+        capsys.readouterr()
+        assert restore(folder, f"judged by {name}", "--truth", str(folder / f"{name}.npz")) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert ("Truth:    by the numbers in the names, as in gt_00 for frame 00\n" in out) == (name == "numbered")
+    found = [json.loads((folder / f"judged by {name}/metrics.json").read_text()) for name in ("truth", "numbered")]
+    assert found[0] == found[1]
+    for name in ("shifted", "few"):  # one is called otherwise; two are not there
+        assert restore(folder, name, "--truth", str(folder / f"{name}.npz")) == 2
+        assert one_sentence(capsys.readouterr().err, [f"{name}.npz to hold one for frame 0"])
+
+
+@pytest.mark.parametrize(
+    ("truths", "observed", "rows"),
+    [
+        (["gt_02", "gt_01"], ["obs_01", "obs_02"], [1, 0]),
+        (["01_gt_7", "02_gt_7"], ["01-a-7", "02-a-7"], [0, 1]),
+        (["gt_1", "gt_2"], ["obs_01", "obs_02"], None),  # digit for digit
+        (["gt_1", "gt_2"], ["obs_2", "obs_3"], None),
+        (["gt_1", "gt_2", "gt_3"], ["obs_1", "obs_2"], None),
+        (["cat_1", "dog_2"], ["obs_1", "obs_2"], None),
+        (["a1", "b1"], ["c1", "d1"], None),
+        (["gt_1", "gt_2"], ["gt_2", "obs_1"], None),
+    ],
+)
+def test_names_with_the_same_numbers(truths, observed, rows):
+    found, wanted = (
+        Origin(Range(0, 1), [{"path": f"{name}.png", "images": 1} for name in names]) for names in (truths, observed)
+    )
+    if rows is None:
+        with pytest.raises(ValueError, match="to hold one for"):
+            rows_by_name("restore", "truth.npz", found, wanted, 2)
+    else:
+        assert rows_by_name("restore", "truth.npz", found, wanted, 2)[0] == rows
 
 
 def test_a_truth_without_names_is_looked_at(folder, capsys):

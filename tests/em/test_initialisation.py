@@ -13,7 +13,7 @@ from emfast.em import Observations
 from emfast.em.initialisation import GaussianPrior, _leading, fit_gaussian, usual_rank
 from emfast.em.spectrum import inverse, natural_spectrum
 from emfast.em.state import RunFolder
-from emfast.operators import GaussianBlur, Identity, Linear, Mask
+from emfast.operators import GaussianBlur, Identity, Linear, Mask, Operator
 
 SHAPE = (1, 3, 4)
 COUNT = 4000
@@ -54,6 +54,27 @@ def test_posterior_is_the_closed_form(operator, sigma):
     std = expected.diagonal().sqrt()
     assert ((x.mean(0) - mean).abs() <= 5 * std / COUNT**0.5).all()
     assert ((torch.cov(x.T) - expected).abs() <= 5 * (2 / COUNT) ** 0.5 * torch.outer(std, std)).all()
+
+
+class Weighted(Operator):
+    """Pixels times weights of their own."""
+
+    def apply(self, x, parameters):
+        return x * parameters["weight"]
+
+    def adjoint(self, y, parameters):
+        return y * parameters["weight"]
+
+
+@pytest.mark.parametrize("rows", [(1, *SHAPE[1:]), (1, 1, 1)])
+def test_an_operator_in_another_precision(rows):
+    weight = torch.rand(20, *rows, generator=torch.Generator().manual_seed(5)) + 0.5
+    y, ids, found = truth().sample(torch.arange(20), seed=6).float(), torch.arange(20), []
+    for given in (weight, weight.double()):
+        data = Observations(Weighted(), sigma=0.1, y=y, given={"weight": given})
+        found.append(fit_gaussian(data, ids, rounds=2).posterior(data, ids, seed=7))
+        assert found[-1].dtype == torch.float32
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize(("operator", "sigma"), [(Mask(missing=0.5), 0.05), (GaussianBlur(size=9, std=2.0), 0.01)])

@@ -158,6 +158,27 @@ def test_what_is_given_goes_before_a_preset(tmp_path):
     assert Config.from_yaml(tmp_path / "short.yaml").m_step == config.m_step
 
 
+@pytest.mark.parametrize(
+    ("name", "widths", "others"),
+    [
+        ("small", [16, 16], (4, [0], 16)),
+        ("small", [48, 96, 144], (12, [0], 16)),
+        ("small", [64, 128], (32, [0], 64)),  # what fits stays as it is
+        ("tiny", [12], (3, [0], 4)),
+        ("tiny", [30, 64], (2, [1], 32)),
+    ],
+)
+def test_a_preset_follows_the_widths_that_are_given(name, widths, others):
+    words = ["--preset", name, "--data.size", "16", "--network.channels", str(widths)]
+    network = parse("train", Config, words)[0].network
+    assert network.channels == widths
+    assert (network.groups, network.attention, network.head_dim) == others
+    build_model(network, (1, 16, 16), 0)
+    assert parse("train", Config, [*words, "--network.groups", "1"])[0].network.groups == 1
+    chosen = parse("train", Config, [*words, "--network.attention", "[-1]"])[0].network
+    build_model(chosen, (1, 16, 16), 0)
+
+
 def test_the_shape_is_that_of_the_data(tmp_path):
     path = tmp_path / "y.npz"
     emfast.data.save_observations(path, torch.zeros(4, 1, 9, 13), {"mask": torch.ones(4, 1, 9, 13)})

@@ -13,6 +13,7 @@ from emfast.operators import (
     GaussianBlur,
     Given,
     Identity,
+    Linear,
     Mask,
     MotionBlur,
     Operator,
@@ -288,6 +289,37 @@ def test_a_name_that_the_operator_does_not_read_is_not_passed_over(operator, nam
         Given(operator, {f"{name}s": given[name]})
 
 
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [
+        *((operator, "mask") for operator in (Identity(), GaussianBlur(3), Downsample(2), PoissonCounts(4.0))),
+        (Linear(lambda x: x, shape=(1, 4, 4)), "mask"),
+        (GaussianBlur(3), "std"),
+        (Identity(), "sigma"),
+        (Mask(), "kernel"),
+        (MotionBlur(3), "mask"),
+    ],
+)
+def test_what_no_operator_of_ours_reads_is_refused(operator, name):
+    given = {name: torch.ones(2, 1, 4, 4), **{read: torch.ones(2, 3, 3) for read in operator.reads}}
+    kind = type(operator).__name__
+    with pytest.raises(ValueError, match=f"^{kind}: expected what is given to be parameters that it reads, got {name}"):
+        Given(operator, given)
+
+
+def test_an_operator_of_a_user_reads_what_it_likes():
+    class Sharp(Identity):
+        def apply(self, x, parameters):
+            return x * parameters["sigma"]
+
+        def adjoint(self, y, parameters):
+            return y * parameters["sigma"]
+
+    given = {"sigma": torch.full((2, 1, 1, 1), 3.0)}
+    for operator in (Given(Sharp(), given), Given(Given(Sharp(), given), given)):
+        assert operator.observe(torch.ones(2, 1, 4, 4)).unique() == 3
+
+
 def test_given_kernels():
     kernels = torch.rand(3, 5, 5)
     x = torch.rand(3, 3, 8, 8)
@@ -421,3 +453,23 @@ def test_methods_that_leave_out_the_parameters():
         class Short(Operator):
             def apply(self, x):
                 return x
+
+
+def test_what_a_coarse_observation_shows():
+    """Its own brightness; a network is shown what networks were trained on, A^T y."""
+    operator, x = Downsample(2), torch.full((2, 3, 4, 6), 0.8)
+    y = operator.observe(x)
+    assert torch.equal(operator.as_image(y, {}), x)
+    assert torch.equal(operator.condition(y, {})[:, :3], operator.adjoint(y, {}))
+
+    class Corner(Downsample):
+        def apply(self, x, parameters):
+            return x[..., ::2, ::2]
+
+        def adjoint(self, y, parameters):
+            x = y.new_zeros(*y.shape[:2], 2 * y.shape[2], 2 * y.shape[3])
+            x[..., ::2, ::2] = y
+            return x
+
+    corner = Corner(2)
+    assert torch.equal(corner.as_image(y, {}), corner.adjoint(y, {}))  # of another A
