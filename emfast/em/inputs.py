@@ -16,7 +16,7 @@ from emfast._check import check
 from emfast.data import Images, load
 from emfast.data.file_rows import collect
 from emfast.data.origin import Range, check_range, read_origin
-from emfast.data.patches import cut_patches
+from emfast.data.patches import cut_patches, patch_places
 from emfast.data.rows import pieces
 from emfast.em.given import GIVEN, Given
 from emfast.em.held_out import check_held_out
@@ -83,8 +83,11 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
         )
         clean = clean.subset(slice(len(clean) - data.clean_count, None))
         images = images and _without(images, clean)
+    places = _places(images, data.patch)
     images, clean = (_cut(each, data.patch) for each in (images, clean))
     observations = _observations(config, images, given.observations)
+    if places is not None:
+        observations.places = places[: len(observations)]
     if data.held_out:
         check_held_out(observations, config.first_sigma)
         observations = observations.holding_out(data.held_out)
@@ -196,6 +199,11 @@ def _cut(images: Images | None, patch: int | None) -> Images | None:
     if images is None or patch is None:
         return images
     return Images(collect(cut_patches(part, patch, "train") for _, part in pieces(images.tensor)))
+
+
+def _places(images: Images | None, patch: int | None) -> Tensor | None:
+    """Returns where the patches of images are from."""
+    return None if images is None or patch is None else patch_places(len(images), images.shape[1:], patch)
 
 
 def _check_size(size: int | None, shape: tuple[int, int, int]) -> None:
