@@ -44,7 +44,11 @@ class ReverseFromObservation(Sampler):
     def times(self, schedule: Schedule, sigma: float) -> Tensor:
         """Returns evenly spaced times from t* (a fraction, the noise levels match exactly) down to `CLEANEST`."""
         check(sigma > 0, "ReverseFromObservation", "sigma", "to be > 0: it starts at the noise level of y", sigma)
-        start = schedule.time_of(sigma)
+        # Noise fainter than the schedule has is taken for the faintest that it has: a network knows no other, and the
+        # search for an unknown level may pass there.
+        end = schedule.times(2)[-1]
+        faint = sigma <= float(schedule.sigma(end) / schedule.alpha(end))
+        start = float(end) if faint else schedule.time_of(sigma)
         last = float(schedule.times_by_noise(2)[-1])
         return torch.linspace(start, min(last, start), self.steps, dtype=torch.float64)
 

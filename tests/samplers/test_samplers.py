@@ -69,6 +69,15 @@ def test_reverse_from_observation_is_exact(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_noise_fainter_than_the_schedule_has_is_denoised_too(schedule):
+    """A sigma of one grey level of 8 bits is 0.008 in data units, a linear schedule begins at 0.01."""
+    prior = Gaussian(schedule)
+    y = torch.rand(4, *prior.shape) - 0.5
+    x = ReverseFromObservation(clip=False)(prior.denoiser, y, Identity(), sigma=1e-3)
+    torch.testing.assert_close(x, y, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_flow_from_observations_is_exact(schedule):
     """Without fresh noise, observations distributed as the prior's become images distributed as the prior.
 
