@@ -139,9 +139,11 @@ def advice(rows: Sequence[Metrics]) -> str | None:
             "help."
         )
     if last.get(variance) is not None and last[variance] < UNSURE:
+        # Samples may agree altogether, where no number says by how much.
+        factor = f", by a factor of {last[variance] ** -0.5:.1f}" if last[variance] >= 0.005 else ""
         said.append(
             f"Posterior samples vary {last[variance]:.2f} times as much as their error asks for: the spread of samples "
-            f"tells too small an error, by a factor of {last[variance] ** -0.5:.1f}."
+            f"tells too small an error{factor}."
         )
     return " ".join(said) or None
 

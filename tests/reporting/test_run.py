@@ -182,6 +182,10 @@ def test_held_out_observations_say_what_is_wrong_with_the_last_model():
     assert "best in round 1, 22.00 dB" in reporting.advice(rows)
     assert "rounds/001/model" in reporting.advice(rows)
     assert "by a factor of 2.0" in reporting.advice(rows)
+    rows[2]["held_out_variance"] = 0.0  # samples that are all the same
+    assert reporting.advice(rows).endswith(
+        "vary 0.00 times as much as their error asks for: the spread of samples tells too small an error."
+    )
     assert reporting.advice([{"round": 0, "psnr": 20.0}]) is None
 
 
