@@ -189,6 +189,15 @@ def test_held_out_observations_say_what_is_wrong_with_the_last_model():
     assert reporting.advice([{"round": 0, "psnr": 20.0}]) is None
 
 
+def test_held_out_observations_are_compared_under_one_noise_only():
+    rows = [{"round": k, "held_out_psnr": 34.0 - k, "sigma": sigma} for k, sigma in enumerate((0.05, 0.1, 0.101))]
+    rows[1]["held_out_psnr"] = 32.1
+    assert reporting.advice(rows) is None
+    assert "held out: 32.10 -> 32.00 dB" in reporting.first_and_last(rows)
+    rows[1]["held_out_psnr"] = 32.4
+    assert "best in round 1, 32.40 dB" in reporting.advice(rows)
+
+
 def test_the_columns_of_held_out_observations_are_there_where_there_are_some():
     heads = [[column[0] for column in reporting.columns_of_run([row])] for row in ({}, {"held_out_psnr": None})]
     assert "held out" not in heads[0]
