@@ -17,11 +17,12 @@ from emfast.data import Images, load
 from emfast.data.file_rows import collect
 from emfast.data.origin import Range, check_range, read_origin
 from emfast.data.patches import cut_patches, patch_places
-from emfast.data.rows import pieces
+from emfast.data.rows import Rows, pieces
 from emfast.em.given import GIVEN, Given
 from emfast.em.held_out import check_held_out
-from emfast.em.observations import Observations
+from emfast.em.observations import Observations, patches_of
 from emfast.em.observing_operator import BY_PARAMETER, check_known, drawn, operator_of
+from emfast.operators.given import checked
 
 if TYPE_CHECKING:
     from emfast.config import Config, DataConfig
@@ -167,15 +168,21 @@ def _observations(config: Config, images: Images | None, given: dict[str, Tensor
     """Returns the observations of images, or without any those of the file."""
     data, operator, sigma = config.data, config.operator, config.first_sigma
     if given is not None:
-        parameters = {name: value[: data.limit] for name, value in given.items()}
-        y = parameters.pop("y")
+        parameters: dict[str, Tensor | Rows] = {n: value[: data.limit] for n, value in given.items() if n != "y"}
+        y = given["y"][: data.limit]
         others = operator is not None and drawn(operator, y) - parameters.keys()
         if operator is None or (others and BY_PARAMETER.keys() & parameters.keys()):  # not what observed them
             operator = operator_of(y, parameters, "observations")
         check_known(operator, y, parameters, "observations")
-        return Observations(
-            operator, sigma=sigma, y=y, given=parameters, name="observations", guessed=config.sigma == "auto"
+        rows: Tensor | Rows = y
+        places = None
+        if data.patch is not None:
+            rows, parameters, places = patches_of(y, checked(operator, parameters), operator, data.patch)
+        observations = Observations(
+            operator, sigma=sigma, y=rows, given=parameters, name="observations", guessed=config.sigma == "auto"
         )
+        observations.places = places
+        return observations
     if images is None or operator is None:
         observations = Observations.from_file(
             data.observations or "",

@@ -134,7 +134,7 @@ class Observations:
         y, given = picked(y, first), {name: picked(value, first) for name, value in given.items()}
         places = None
         if patch is not None:
-            y, given, places = _patches(y, checked(operator, given), operator, patch)
+            y, given, places = patches_of(y, checked(operator, given), operator, patch)
         found = cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", guessed=guessed, origin=origin)
         found.places = places
         check_known(operator, y, given, str(path))
@@ -273,10 +273,17 @@ class Observations:
         return " ".join([hashlib.blake2b(text, digest_size=8).hexdigest(), *numbers])
 
 
-def _patches(
+def patches_of(
     y: Tensor | Rows, given: Mapping[str, Tensor | Rows], operator: Operator, size: int
 ) -> tuple[Tensor | Rows, dict[str, Tensor | Rows], Tensor]:
-    """Returns observations and their masks, cut into patches, and where these are from."""
+    """Returns observations and their masks, cut into patches, and where these are from; none that show nothing.
+
+    Arguments:
+        y: (N, C, H, W) observations.
+        given: The parameters that came with them, checked.
+        operator: The operator.
+        size: The side of the patches.
+    """
     fix = "Cut the images before they are observed"
     alone = shows_pixels(operator) and given.keys() <= {"mask"} and y.ndim == 4
     check(alone, "train", "data.patch", "to stand beside Mask or Identity", type(operator), fix)

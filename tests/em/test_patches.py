@@ -11,8 +11,9 @@ from emfast.cli import main
 from emfast.config import Config, DataConfig, EvaluationConfig
 from emfast.data.patches import cut_patches
 from emfast.em import Observations
+from emfast.em.given import take
 from emfast.em.inputs import read_inputs
-from emfast.operators import Identity
+from emfast.operators import Identity, Mask
 
 
 def test_patches_cover_an_image():
@@ -85,3 +86,13 @@ def test_patches_that_all_overlap_those_held_out_leave_nothing_to_learn_from(tmp
     data = Observations.from_file(tmp_path / "y.npz", Identity(), sigma=0.1, patch=8)
     with pytest.raises(ValueError, match="none of which shares pixels with those held out"):
         data.holding_out(8)
+
+
+def test_observations_given_in_python_are_cut_too(tmp_path):
+    y, mask = torch.zeros(4, 1, 16, 20), torch.ones(4, 1, 16, 20)
+    mask[0, :, :8, :8] = 0
+    config = Config(operator=Mask(), data=DataConfig(patch=8, held_out=2, limit=3), output=str(tmp_path))
+    config, given = take(config, observations={"y": y, "mask": mask})
+    found = read_inputs(config, given).observations
+    assert found.shape == (1, 8, 8)
+    assert len(found.y) == 3 * 2 * 3 - 1
