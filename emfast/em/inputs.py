@@ -16,12 +16,13 @@ from emfast._check import check
 from emfast.data import Images, load
 from emfast.data.file_rows import collect
 from emfast.data.origin import Range, check_range, read_origin
-from emfast.data.patches import cut_patches
-from emfast.data.rows import pieces
+from emfast.data.patches import cut_patches, patch_places
+from emfast.data.rows import Rows, pieces
 from emfast.em.given import GIVEN, Given
 from emfast.em.held_out import check_held_out
-from emfast.em.observations import Observations
+from emfast.em.observations import Observations, patches_of
 from emfast.em.observing_operator import BY_PARAMETER, check_known, drawn, operator_of
+from emfast.operators.given import checked
 
 if TYPE_CHECKING:
     from emfast.config import Config, DataConfig
@@ -83,8 +84,11 @@ def read_inputs(config: Config, given: Given | None = None) -> Inputs:
         )
         clean = clean.subset(slice(len(clean) - data.clean_count, None))
         images = images and _without(images, clean)
+    places = _places(images, data.patch)
     images, clean = (_cut(each, data.patch) for each in (images, clean))
     observations = _observations(config, images, given.observations)
+    if places is not None:
+        observations.places = places[: len(observations)]
     if data.held_out:
         check_held_out(observations, config.first_sigma)
         observations = observations.holding_out(data.held_out)
@@ -164,15 +168,21 @@ def _observations(config: Config, images: Images | None, given: dict[str, Tensor
     """Returns the observations of images, or without any those of the file."""
     data, operator, sigma = config.data, config.operator, config.first_sigma
     if given is not None:
-        parameters = {name: value[: data.limit] for name, value in given.items()}
-        y = parameters.pop("y")
+        parameters: dict[str, Tensor | Rows] = {n: value[: data.limit] for n, value in given.items() if n != "y"}
+        y = given["y"][: data.limit]
         others = operator is not None and drawn(operator, y) - parameters.keys()
         if operator is None or (others and BY_PARAMETER.keys() & parameters.keys()):  # not what observed them
             operator = operator_of(y, parameters, "observations")
         check_known(operator, y, parameters, "observations")
-        return Observations(
-            operator, sigma=sigma, y=y, given=parameters, name="observations", guessed=config.sigma == "auto"
+        rows: Tensor | Rows = y
+        places = None
+        if data.patch is not None:
+            rows, parameters, places = patches_of(y, checked(operator, parameters), operator, data.patch)
+        observations = Observations(
+            operator, sigma=sigma, y=rows, given=parameters, name="observations", guessed=config.sigma == "auto"
         )
+        observations.places = places
+        return observations
     if images is None or operator is None:
         observations = Observations.from_file(
             data.observations or "",
@@ -196,6 +206,11 @@ def _cut(images: Images | None, patch: int | None) -> Images | None:
     if images is None or patch is None:
         return images
     return Images(collect(cut_patches(part, patch, "train") for _, part in pieces(images.tensor)))
+
+
+def _places(images: Images | None, patch: int | None) -> Tensor | None:
+    """Returns where the patches of images are from."""
+    return None if images is None or patch is None else patch_places(len(images), images.shape[1:], patch)
 
 
 def _check_size(size: int | None, shape: tuple[int, int, int]) -> None:

@@ -17,7 +17,7 @@ from emfast.data.file_rows import collect
 from emfast.data.images import fingerprint
 from emfast.data.observations import open_observations
 from emfast.data.origin import Origin, read_origin
-from emfast.data.patches import cut_patches
+from emfast.data.patches import cut_patches, patch_places, sharing_pixels
 from emfast.data.rows import Rows, picked, pieces
 from emfast.em.observing_operator import check_known, operator_of, shows_pixels
 from emfast.em.units import check_files, check_values
@@ -87,6 +87,7 @@ class Observations:
         source = images if images is not None else y
         # (N,) and (M,) int64: the ids of those that are learned from, and of those that are not, ascending.
         self.ids, self.held_out = torch.arange(0 if source is None else len(source)), torch.empty(0, dtype=torch.int64)
+        self.places: Tensor | None = None  # (N, 3), where each is a patch of a larger one: see `patch_places`
         rows = {key: len(value) for key, value in (given or {}).items()}
         requirement = f"to have a row for each of the {len(self)} observations"
         check(set(rows.values()) <= {len(self)}, "Observations", "given", requirement, rows)
@@ -131,9 +132,11 @@ class Observations:
             operator = operator_of(y, given, str(path), usual=usual)
         first = slice(0, limit)
         y, given = picked(y, first), {name: picked(value, first) for name, value in given.items()}
+        places = None
         if patch is not None:
-            y, given = _patches(y, checked(operator, given), operator, patch)
+            y, given, places = patches_of(y, checked(operator, given), operator, patch)
         found = cls(operator, sigma=sigma, y=y, given=given, name=f"{path}:y", guessed=guessed, origin=origin)
+        found.places = places
         check_known(operator, y, given, str(path))
         return found
 
@@ -157,6 +160,10 @@ class Observations:
         other.held_out = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()
         learned = torch.ones(len(self), dtype=torch.bool)
         learned[other.held_out] = False
+        if self.places is not None:  # the last patches of an image may overlap, and would be known in part
+            learned &= ~sharing_pixels(self.places, self.places[other.held_out], self.shape[-1])
+            requirement = "to leave as many patches to learn from, none of which shares pixels with those held out"
+            check(int(learned.sum()) >= count, "train", "data.held_out", requirement, count, fix)
         other.ids = learned.nonzero()[:, 0]
         return other
 
@@ -266,19 +273,27 @@ class Observations:
         return " ".join([hashlib.blake2b(text, digest_size=8).hexdigest(), *numbers])
 
 
-def _patches(
+def patches_of(
     y: Tensor | Rows, given: Mapping[str, Tensor | Rows], operator: Operator, size: int
-) -> tuple[Tensor | Rows, dict[str, Tensor | Rows]]:
-    """Returns observations and their masks, cut into patches."""
+) -> tuple[Tensor | Rows, dict[str, Tensor | Rows], Tensor]:
+    """Returns observations and their masks, cut into patches, and where these are from; none that show nothing.
+
+    Arguments:
+        y: (N, C, H, W) observations.
+        given: The parameters that came with them, checked.
+        operator: The operator.
+        size: The side of the patches.
+    """
     fix = "Cut the images before they are observed"
     alone = shows_pixels(operator) and given.keys() <= {"mask"} and y.ndim == 4
     check(alone, "train", "data.patch", "to stand beside Mask or Identity", type(operator), fix)
+    places = patch_places(len(y), (y.shape[-2], y.shape[-1]), size)
     cut = {
         name: collect(cut_patches(part, size, "train") for _, part in pieces(rows))
         for name, rows in {"y": y, **given}.items()
     }
     y = cut.pop("y")
     if not cut:
-        return y, {}
+        return y, {}, places
     shown = torch.cat([part.flatten(1).any(1) for _, part in pieces(cut["mask"])]).nonzero()[:, 0]
-    return picked(y, shown), {"mask": picked(cut["mask"], shown)}
+    return picked(y, shown), {"mask": picked(cut["mask"], shown)}, places[shown]

@@ -25,7 +25,7 @@ from emfast.em.evaluation import Evaluator
 from emfast.em.events import Event, Progress, RoundFinished
 from emfast.em.first_images import begins_with_images, first_images
 from emfast.em.given import Given
-from emfast.em.held_out import measure_held_out
+from emfast.em.held_out import NAMES, measure_held_out
 from emfast.em.inputs import read_inputs
 from emfast.em.m_step import m_step
 from emfast.em.model import build_model, load_pipeline, load_whole, publish_model, reinitialise, save_model
@@ -241,6 +241,8 @@ class Run:
         ids = self.observations.held_out
         if not len(ids):
             return {}
+        if self.config.sigma == "auto" and number == 0:
+            return dict.fromkeys(NAMES)  # of a noise that is a guess still, they would say how far off that is
         size = self.config.e_step.batch_size
         return measure_held_out(
             denoiser,

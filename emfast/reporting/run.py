@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, Any]
 HELD_OUT = ("held_out_psnr", "held_out_variance")
 NOTABLE = 0.3  # dB that a fall has to have to be told
+SAME = 0.03  # by which share estimates of the noise may differ, or held-out PSNRs cannot be compared
 UNSURE = 0.5  # of the variance: an error twice the spread's square is told
 PREVIEW = "preview.safetensors"
 SUMMARY = "summary.png"
@@ -119,7 +120,7 @@ def first_and_last(rows: Sequence[Metrics]) -> str:
     if distances:
         first, last = distances[0], distances[-1]
         parts.append(f"FD of the samples ({last.get('features')}): {first['fd']:.2f} -> {last['fd']:.2f}")
-    held = [row for row in rows if row.get(HELD_OUT[0]) is not None]
+    held = _comparable(rows)
     if held:
         parts.append(f"held out: {held[0][HELD_OUT[0]]:.2f} -> {held[-1][HELD_OUT[0]]:.2f} dB")
     return "; ".join(parts) or "No metrics: neither the truth nor a reference is known; data.held_out tells without"
@@ -128,7 +129,7 @@ def first_and_last(rows: Sequence[Metrics]) -> str:
 def advice(rows: Sequence[Metrics]) -> str | None:
     """Returns what held-out observations say against the last model, in a sentence or two; None if nothing."""
     psnr, variance = HELD_OUT
-    known = [row for row in rows if row.get(psnr) is not None]
+    known = _comparable(rows)
     if not known:
         return None
     best, last, said = max(known, key=lambda row: row[psnr]), known[-1], []
@@ -139,11 +140,23 @@ def advice(rows: Sequence[Metrics]) -> str | None:
             "help."
         )
     if last.get(variance) is not None and last[variance] < UNSURE:
+        # Samples may agree altogether, where no number says by how much.
+        factor = f", by a factor of {last[variance] ** -0.5:.1f}" if last[variance] >= 0.005 else ""
         said.append(
             f"Posterior samples vary {last[variance]:.2f} times as much as their error asks for: the spread of samples "
-            f"tells too small an error, by a factor of {last[variance] ** -0.5:.1f}."
+            f"tells too small an error{factor}."
         )
     return " ".join(said) or None
+
+
+def _comparable(rows: Sequence[Metrics]) -> list[Metrics]:
+    """Returns the rows with a held-out PSNR, of an unknown noise those that take it to be that of the last one.
+
+    What noise adds to the error is subtracted: where it is thought to be less, the same model seems to be better.
+    """
+    known = [row for row in rows if row.get(HELD_OUT[0]) is not None]
+    last = known[-1].get("sigma") if known else None
+    return [row for row in known if last is None or abs(row.get("sigma", 0.0) - last) <= SAME * last]
 
 
 def draw_round(folder: str | os.PathLike[str]) -> list[Path]:

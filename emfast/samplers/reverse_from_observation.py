@@ -8,6 +8,7 @@ from torch import Tensor
 
 from emfast._check import check
 from emfast.diffusion import Schedule
+from emfast.diffusion.schedule import CLEANEST
 from emfast.operators.identity import is_identity
 from emfast.samplers.base import Sampler
 from emfast.samplers.problem import Problem, clip_values
@@ -42,11 +43,18 @@ class ReverseFromObservation(Sampler):
     eta: float = 1.0
 
     def times(self, schedule: Schedule, sigma: float) -> Tensor:
-        """Returns evenly spaced times from t* (a fraction, the noise levels match exactly) down to `CLEANEST`."""
+        """Returns evenly spaced times from t* (a fraction, the noise levels match exactly) down to `CLEANEST`.
+
+        Or to a fifth of sigma, if that is less: the noise of the last time is no more in the samples, whose variance it
+        would miss.
+        """
         check(sigma > 0, "ReverseFromObservation", "sigma", "to be > 0: it starts at the noise level of y", sigma)
-        start = schedule.time_of(sigma)
-        last = float(schedule.times_by_noise(2)[-1])
-        return torch.linspace(start, min(last, start), self.steps, dtype=torch.float64)
+        end = schedule.times(2)[-1]
+        least = float(schedule.sigma(end) / schedule.alpha(end))
+        # Noise fainter than the schedule has is taken for the faintest that it has: a network knows no other, and the
+        # search for an unknown level may pass there.
+        start, last = (schedule.time_of(s) if s > least else float(end) for s in (sigma, min(CLEANEST, sigma / 5)))
+        return torch.linspace(start, last, self.steps, dtype=torch.float64)
 
     def initial(self, problem: Problem) -> Tensor:
         """Returns alpha_t y."""

@@ -99,6 +99,15 @@ def test_a_run_measures_them_and_neither_reconstructs_nor_trains_on_them(tmp_pat
     assert read_inputs(Config.from_yaml(folder / "config.yaml")).observations.held_out.tolist() == [5, 9, 14, 18]
 
 
+def test_a_guess_of_the_noise_measures_nothing(tmp_path):
+    flags = ("--sigma=auto", "--sigma_start=0.3", "--data.sigma=0.1", "--operator=Identity", "--final_rounds=0")
+    sampler = ("--sampler=ReverseFromObservation", "--sampler.steps=2", "--evaluation.samples=0")
+    assert train(tmp_path, "--data.held_out=4", *flags, *sampler) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["held_out_psnr"] is rows[0]["held_out_variance"] is None
+    assert rows[1]["held_out_psnr"] > 0
+
+
 def test_what_they_measure_does_not_depend_on_the_batch():
     prior = prior_of(1.0)
     y = Identity().observe(images_of(prior)[:12], SIGMA, ids=torch.arange(12), seed=2)

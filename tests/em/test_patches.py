@@ -8,8 +8,12 @@ import torch
 from tiny_run import CONFIG, one_sentence
 
 from emfast.cli import main
+from emfast.config import Config, DataConfig, EvaluationConfig
 from emfast.data.patches import cut_patches
 from emfast.em import Observations
+from emfast.em.given import take
+from emfast.em.inputs import read_inputs
+from emfast.operators import Identity, Mask
 
 
 def test_patches_cover_an_image():
@@ -56,3 +60,39 @@ def test_operators_that_mix_pixels_are_refused(folder, capsys):
         np.savez(folder / "blurred.npz", y=arrays["y"])
     assert main([*argv, "--data.observations", str(folder / "blurred.npz"), "--operator", "GaussianBlur"]) == 2
     assert one_sentence(capsys.readouterr().err, ["data.patch", "GaussianBlur"])
+
+
+def test_no_pixel_of_a_patch_that_is_held_out_is_learned_from(tmp_path):
+    y = (torch.arange(12 * 20 * 28) / 6720 - 0.5).reshape(12, 1, 20, 28)
+    mask = torch.ones(12, 1, 20, 28)
+    mask[0, :, :8, :8] = 0  # a patch that is left out
+    np.savez(tmp_path / "y.npz", y=y.numpy(), mask=mask.numpy())
+    np.save(tmp_path / "images.npy", y.numpy())
+    data = DataConfig(images=str(tmp_path / "images.npy"), patch=8, limit=100, held_out=10, clean_count=0)
+    simulated = Config(operator=Identity(), sigma=1e-4, data=data, evaluation=EvaluationConfig(samples=0))
+    for found in (
+        Observations.from_file(tmp_path / "y.npz", None, patch=8).holding_out(10),
+        read_inputs(simulated).observations,
+    ):
+        known = found.y if found.y is not None else found.images[:]
+        held = set(known[found.held_out].flatten().tolist())
+        assert len(found.held_out) == 10
+        assert len(found) > 60
+        assert not held & set(known[found.ids].flatten().tolist())
+
+
+def test_patches_that_all_overlap_those_held_out_leave_nothing_to_learn_from(tmp_path):
+    np.savez(tmp_path / "y.npz", y=np.zeros((4, 1, 12, 12), np.float32))
+    data = Observations.from_file(tmp_path / "y.npz", Identity(), sigma=0.1, patch=8)
+    with pytest.raises(ValueError, match="none of which shares pixels with those held out"):
+        data.holding_out(8)
+
+
+def test_observations_given_in_python_are_cut_too(tmp_path):
+    y, mask = torch.zeros(4, 1, 16, 20), torch.ones(4, 1, 16, 20)
+    mask[0, :, :8, :8] = 0
+    config = Config(operator=Mask(), data=DataConfig(patch=8, held_out=2, limit=3), output=str(tmp_path))
+    config, given = take(config, observations={"y": y, "mask": mask})
+    found = read_inputs(config, given).observations
+    assert found.shape == (1, 8, 8)
+    assert len(found.y) == 3 * 2 * 3 - 1

@@ -182,7 +182,20 @@ def test_held_out_observations_say_what_is_wrong_with_the_last_model():
     assert "best in round 1, 22.00 dB" in reporting.advice(rows)
     assert "rounds/001/model" in reporting.advice(rows)
     assert "by a factor of 2.0" in reporting.advice(rows)
+    rows[2]["held_out_variance"] = 0.0  # samples that are all the same
+    assert reporting.advice(rows).endswith(
+        "vary 0.00 times as much as their error asks for: the spread of samples tells too small an error."
+    )
     assert reporting.advice([{"round": 0, "psnr": 20.0}]) is None
+
+
+def test_held_out_observations_are_compared_under_one_noise_only():
+    rows = [{"round": k, "held_out_psnr": 34.0 - k, "sigma": sigma} for k, sigma in enumerate((0.05, 0.1, 0.101))]
+    rows[1]["held_out_psnr"] = 32.1
+    assert reporting.advice(rows) is None
+    assert "held out: 32.10 -> 32.00 dB" in reporting.first_and_last(rows)
+    rows[1]["held_out_psnr"] = 32.4
+    assert "best in round 1, 32.40 dB" in reporting.advice(rows)
 
 
 def test_the_columns_of_held_out_observations_are_there_where_there_are_some():

@@ -68,6 +68,25 @@ def test_reverse_from_observation_is_exact(schedule):
     check_moments(x, *prior.posterior(y, Identity(), sigma), bias=0.03)
 
 
+@pytest.mark.parametrize(("sigma", "share"), [(0.02, 0.6), (0.05, 0.9), (0.1, 0.9)])
+def test_samples_given_a_faint_noise_vary_as_the_posterior_does(sigma, share):
+    """At 0.02 what the schedule begins with, 0.01, is missing."""
+    prior, ids = Gaussian(VPSchedule.linear()), torch.arange(COUNT)
+    y = (torch.rand(1, *prior.shape) - 0.5).expand(COUNT, *prior.shape)
+    x = ReverseFromObservation(clip=False)(prior.denoiser, y, Identity(), sigma=sigma, ids=ids)
+    exact = torch.as_tensor(prior.posterior(y[:1], Identity(), sigma)[1]).diagonal().mean()
+    assert share < float(x.var(0).mean() / exact) < 1.1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_noise_fainter_than_the_schedule_has_is_denoised_too(schedule):
+    """A sigma of one grey level of 8 bits is 0.008 in data units, a linear schedule begins at 0.01."""
+    prior = Gaussian(schedule)
+    y = torch.rand(4, *prior.shape) - 0.5
+    x = ReverseFromObservation(clip=False)(prior.denoiser, y, Identity(), sigma=1e-3)
+    torch.testing.assert_close(x, y, atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_flow_from_observations_is_exact(schedule):
     """Without fresh noise, observations distributed as the prior's become images distributed as the prior.
