@@ -171,7 +171,7 @@ class Config:
         sigma: Standard deviation of the measurement noise, in data units ([-1, 1]); of observations that were imported
             (`emfast import`), in the units of their files. auto: estimated before every round, from samples under the
             model of the round before.
-        sigma_start: Where the estimate begins, in the units of sigma; three times too much or too little will do.
+        sigma_start: Where the estimate begins, in the units of sigma; rather too much than too little, up to 3 times.
         sampler: The posterior sampler of the E-step; by default the best one for the operator.
         network: The U-Net.
         gaussian: The first prior where there are no clean images.

@@ -7,6 +7,7 @@ under noise of its own. What the noise adds to that error on average is known, a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from emfast.em.observing_operator import shows_pixels
 from emfast.operators import Given, Mask, Operator
 from emfast.samplers import Sampler, default_sampler
 
-DRAWS = 4  # posterior samples of each observation
+DRAWS = 4  # posterior samples of each half
+MEASURED = 64  # halves at least: fewer observations are taken apart in several ways
 HIDDEN = 0.1  # of the observed pixels
 TAU = 0.5  # share of the noise that is added to the one half; the other gets its inverse
 NAMES = ("held_out_psnr", "held_out_variance")
@@ -82,36 +84,48 @@ def measure_held_out(
         seed: The key of what is hidden or added, and of the samples.
         sampler: The posterior sampler; by default the one for the operator. One that is made for PSNR, whose samples
             vary too little, tells nothing of the model's variance.
-        callback: Called as callback(observations sampled, in all), each as often as samples are drawn of it.
+        callback: Called as callback(batches sampled, in all).
     Returns:
         `held_out_psnr` in dB and `held_out_variance`; None where the noise drowns the error.
     References:
         | Unbiased Risk Estimation in the Normal Means Problem via Coupled Bootstrap Techniques (Oliveira et al., 2021),
           arXiv 2111.09447
     """
-    sampler = sampler or usual_sampler(observations)
-    device = next(denoiser.parameters()).device
-    halves = _hidden(observations, ids, seed) or _noised(observations, ids, seed)
-    one = mean = variance = 0.0
-    for done, rows in enumerate(parts := torch.arange(len(ids)).split(batch_size)):
-        y, where = halves.y[rows].to(device), halves.ids[rows].to(device)
-        draws = []
-        for k in range(DRAWS):
-            key = random.derive(seed, "held out", k)
-            x = sampler(denoiser, y, halves.operator, sigma=halves.sigma, ids=where, seed=key)
+    sampler, device = sampler or usual_sampler(observations), next(denoiser.parameters()).device
+    parts, splits = torch.arange(len(ids)).split(batch_size), splits_of(len(ids))
+    one = mean = variance = numbers = 0.0
+    steps = itertools.count(1)
+    for split in range(splits):
+        key = seed if split == 0 else random.derive(seed, "split", split)
+        halves = _hidden(observations, ids, key) or _noised(observations, ids, key)
+        for rows in parts:
+            y, where = halves.y[rows].to(device), halves.ids[rows].to(device)
             parameters = observations.operator.parameters(ids[rows].to(device), observations.observed)
-            draws.append(observations.operator.apply(x, parameters).double().cpu())
-            if callback is not None:
-                callback(done * DRAWS + k + 1, len(parts) * DRAWS)
-        a, other, weight = torch.stack(draws), halves.other[rows], halves.weight[rows]
-        one += float(((a - other).square() * weight).mean(0).sum())
-        mean += float(((a.mean(0) - other).square() * weight).sum())
-        variance += float((a.var(0) * weight).sum())
-    one, mean = one - halves.energy, mean - halves.energy
+            draws = []
+            for k in range(DRAWS):
+                draw = random.derive(key, "held out", k)
+                x = sampler(denoiser, y, halves.operator, sigma=halves.sigma, ids=where, seed=draw)
+                draws.append(observations.operator.apply(x, parameters).double().cpu())
+                if callback is not None:
+                    callback(next(steps), splits * len(parts) * DRAWS)
+            a, other, weight = torch.stack(draws), halves.other[rows], halves.weight[rows]
+            one += float(((a - other).square() * weight).mean(0).sum())
+            mean += float(((a.mean(0) - other).square() * weight).sum())
+            variance += float((a.var(0) * weight).sum())
+        one, mean, numbers = one - halves.energy, mean - halves.energy, numbers + halves.numbers
     return {
-        "held_out_psnr": 10 * math.log10(4 * halves.numbers / one) if one > 0 else None,
+        "held_out_psnr": 10 * math.log10(4 * numbers / one) if one > 0 else None,
         "held_out_variance": (1 + 1 / DRAWS) * variance / mean if mean > 0 else None,
     }
+
+
+def splits_of(count: int) -> int:
+    """Returns how often each observation is taken apart: where they are few chance has a say in what is compared.
+
+    Arguments:
+        count: How many observations there are.
+    """
+    return max(1, -(-MEASURED // max(1, count)))
 
 
 def usual_sampler(observations: Observations) -> Sampler:

@@ -15,7 +15,7 @@ from emfast.em import evaluation
 from emfast.em.batch_size import step_seconds, timed
 from emfast.em.events import Predicted
 from emfast.em.first_images import begins_with_images
-from emfast.em.held_out import DRAWS, usual_sampler
+from emfast.em.held_out import DRAWS, splits_of, usual_sampler
 from emfast.em.m_step import Training
 from emfast.em.trainer import Trainer
 from emfast.graph import graphs
@@ -65,8 +65,8 @@ def predict(run: Run, clock: Callable[[], float] = time.perf_counter) -> Predict
         warm = begun.evaluations_when_warm(denoiser.schedule, run.observations.sigma)
     per_step = trained * config.m_step.batch_size / run.processes.world
     measured = run.evaluator.count * config.evaluation.steps * drawn / run.processes.world
-    if held := len(run.observations.held_out) * DRAWS:
-        measured += held * sampled / evaluations * usual_sampler(run.observations).evaluations
+    if held := len(run.observations.held_out):
+        measured += held * splits_of(held) * DRAWS * sampled / evaluations * usual_sampler(run.observations).evaluations
     e_step = subset * sampled * warm / evaluations / run.processes.world
     # The first E-step has nothing to begin at but where a Gaussian gave reconstructions of all.
     begun_warm = config.rounds == 0 or (config.schedule == "continuous" and begins_with_images(run))
