@@ -69,9 +69,9 @@ def measure_held_out(
     r"""Returns the PSNR of a posterior sample, and the variance of samples over the one that their error asks for.
 
     Both are of A x, where the samples are compared: of pixels that are hidden from them if the operator is a mask,
-    else of the whole measurement, under a noise of :math:`\sigma \sqrt{1 + \tau^2}`, a tenth more than it has. The
-    variance is 1 for samples of the exact posterior and smaller for a model that is too sure: the mean of K samples
-    misses the truth by 1 + 1 / K of their variance.
+    else of the whole measurement, under a noise of :math:`\sigma \sqrt{1 + \tau^2}`, 1.12 times what it has; there both
+    rest on sigma. The variance is 1 for samples of the exact posterior and smaller for a model that is too sure: the
+    mean of K samples misses the truth by 1 + 1 / K of their variance.
 
     .. math:: y_1 = y + \tau \sigma w, \quad y_2 = y - \sigma w / \tau, \quad
         E |A x - y_2|^2 = E |A x - A x^\ast|^2 + \sigma^2 (1 + 1 / \tau^2)
