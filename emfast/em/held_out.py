@@ -24,7 +24,7 @@ from emfast.operators import Given, Mask, Operator
 from emfast.samplers import Sampler, default_sampler
 
 DRAWS = 4  # posterior samples of each half
-MEASURED = 64  # halves at least: fewer observations are taken apart in several ways
+MEASURED = 32  # halves at least: fewer observations are taken apart in several ways
 HIDDEN = 0.1  # of the observed pixels
 TAU = 0.5  # share of the noise that is added to the one half; the other gets its inverse
 NAMES = ("held_out_psnr", "held_out_variance")

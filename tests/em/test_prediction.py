@@ -66,6 +66,7 @@ def test_it_predicts_what_the_run_takes(tmp_path, monkeypatch, schedule, held_ou
 
     monkeypatch.setattr(Denoiser, "raw", slow)
     monkeypatch.setattr("emfast.em.loop.predict", lambda run: predict(run, clock))
+    monkeypatch.setattr("emfast.em.held_out.MEASURED", 1)  # in one way, which takes least
     data = {"size": 12, "limit": 96 + held_out, "held_out": held_out, "clean_count": 16, "reference": None}
     steps = {"initial_steps": 3, "steps": 8, "final_steps": 4, "batch_size": 32, "checkpoint": 100}
     changes = {"data": data, "m_step": steps, "schedule": schedule, "rounds": 2, "final_rounds": 0}
