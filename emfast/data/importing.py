@@ -69,8 +69,7 @@ def import_observations(
         missing: The value of missing pixels.
         range: The range that stands for [-1, 1]; None takes percentiles 0.1 and 99.9 of what is observed.
         limit: Only the first so many files.
-        planes: What the pages of a TIFF file, the planes of a FITS cube and the rows of an array (N, H, W) are: images,
-            or bands of one image. auto: images, unless an array may be one image in colours, which is refused.
+        planes: What the pages, planes and rows of a file are: see `read_raw`.
     Raises:
         ValueError: If there is nothing to read, a file is damaged, sizes differ, masks do not fit, or the range is not
             one of the values.

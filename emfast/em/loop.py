@@ -77,16 +77,20 @@ def train(
         )
     holding = held(config.output) if is_main() and free else nullcontext()
     with _plain(device), holding, join(device, config.output) as processes:
-        run = Run(config, callback, device, processes, given)
-        while step := processes.agree(_next(run.folder.rows(), config)):
-            number, phase = step.split()
-            if phase == INITIAL:
-                if callback is not None and processes.main and not (run.folder.round(0) / "model").exists():
-                    callback(predict(run))
-                run.initial_round()
-            else:
-                run.round(int(number), phase)
-        run.publish()
+        return _go_on(Run(config, callback, device, processes, given))
+
+
+def _go_on(run: Run) -> Path:
+    """Makes all rounds that are not finished; returns the folder of the model."""
+    while step := run.processes.agree(_next(run.folder.rows(), run.config)):
+        number, phase = step.split()
+        if phase == INITIAL:
+            if run.callback is not None and run.processes.main and not (run.folder.round(0) / "model").exists():
+                run.callback(predict(run))
+            run.initial_round()
+        else:
+            run.round(int(number), phase)
+    run.publish()
     return run.folder.model
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emfast._check import check, message
 from emfast._files import read_tensors, write_file
+from emfast.em.held_out import NAMES as HELD_OUT
 from emfast.em.state import check_row
 from emfast.reporting.pictures import Row, draw_rows, draw_summary_figure, to_grid
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Metrics = dict[str, Any]
-HELD_OUT = ("held_out_psnr", "held_out_variance")
 NOTABLE = 0.3  # dB that a fall has to have to be told
 SAME = 0.03  # by which share estimates of the noise may differ, or held-out PSNRs cannot be compared
 UNSURE = 0.5  # of the variance: an error twice the spread's square is told
